@@ -1,0 +1,416 @@
+"""The four ECR calls that are used: a narrow client, classified errors, retries."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+
+import botocore.client
+import tenacity
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    IncompleteReadError,
+    SSLError,
+)
+from botocore.parsers import ResponseParserError
+
+from ecr_parts.chunker import Part
+from ecr_parts.errors import (
+    DigestMismatchError,
+    ServiceError,
+    UnexpectedResponseError,
+    UploadLostError,
+)
+from ecr_parts.source import Blob
+
+_log = logging.getLogger("ecr_parts")
+_T = TypeVar("_T")
+
+Answer: TypeAlias = Mapping[str, object]
+
+
+class EcrApi(Protocol):
+    """The calls of a client for ``ecr`` or ``ecr-public`` that are used."""
+
+    def batch_check_layer_availability(
+        self, *, repositoryName: str, layerDigests: Sequence[str], registryId: str = ...
+    ) -> Answer: ...
+
+    def initiate_layer_upload(self, *, repositoryName: str, registryId: str = ...) -> Answer: ...
+
+    def upload_layer_part(
+        self,
+        *,
+        repositoryName: str,
+        uploadId: str,
+        partFirstByte: int,
+        partLastByte: int,
+        layerPartBlob: bytes,
+        registryId: str = ...,
+    ) -> Answer: ...
+
+    def complete_layer_upload(
+        self,
+        *,
+        repositoryName: str,
+        uploadId: str,
+        layerDigests: Sequence[str],
+        registryId: str = ...,
+    ) -> Answer: ...
+
+
+EcrClient: TypeAlias = EcrApi | botocore.client.BaseClient
+"""A botocore or boto3 client for ``ecr`` or ``ecr-public``, or anything with its four calls."""
+
+CLIENT_CONFIG = Config(
+    # One send a call, because the retrying is done here. Both are said, as botocore writes what
+    # is missing into this shared object.
+    retries={"mode": "standard", "total_max_attempts": 1},
+    connect_timeout=10,  # seconds, as is
+    read_timeout=60,
+    tcp_keepalive=True,
+)
+"""What a client made for this library is best configured with. With any other the outcome is the
+same, but botocore's own retries multiply those of this library."""
+
+
+def default_retrying() -> tenacity.Retrying:
+    """The retry policy that is used where none is given.
+
+    Ten attempts a call, with waits that grow from up to half a second to up to 30 seconds, drawn
+    at random, two minutes in all at most. ``default_retrying().copy(wait=…, stop=…, sleep=…)``
+    changes it, and ``default_retrying()(client.put_image, …)`` serves ECR calls of one's own.
+    """
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception(is_transient),
+        wait=tenacity.wait_random_exponential(multiplier=0.5, max=30),
+        stop=tenacity.stop_after_attempt(10),
+        before_sleep=tenacity.before_sleep_log(_log, logging.INFO),
+        reraise=True,
+    )
+
+
+# Sources: the ECR API reference (ServerException, LimitExceededException), the retry guide of
+# the AWS SDKs (throttling codes), and the code ECR itself is seen to use (ThrottlingException).
+_TRANSIENT_CODES = frozenset(
+    {
+        "PriorRequestNotComplete",
+        "RequestLimitExceeded",
+        "RequestThrottledException",
+        "RequestTimeout",
+        "RequestTimeoutException",
+        "ServerException",
+        "SlowDown",
+        "ThrottledException",
+        "ThrottleException",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequestsException",
+    }
+)
+# What botocore lets out when an answer is not the JSON it expects.
+_UNREADABLE = (ResponseParserError, ValueError, AttributeError, TypeError, RecursionError)
+
+
+class _BadAnswerError(Exception):
+    """An answer whose field is missing, as botocore makes of an HTML page, or makes no sense."""
+
+    def __init__(self, message: str, *, transient: bool) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+
+_FAILURES = (ClientError, BotoCoreError, _BadAnswerError, *_UNREADABLE)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same call may succeed later."""
+    if isinstance(error, ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return error_code(error) in _TRANSIENT_CODES or status in (408, 429) or status >= 500
+    if isinstance(error, _BadAnswerError):
+        return error.transient
+    if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return False
+    return isinstance(error, (HTTPClientError, IncompleteReadError, *_UNREADABLE))
+
+
+class Availability(NamedTuple):
+    """What ECR says of a layer."""
+
+    status: str
+    """``AVAILABLE``, ``UNAVAILABLE`` or ``ARCHIVED``."""
+    size: int | None
+    """Bytes."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """ECR's upload calls for one repository: with retries, and with errors of this library."""
+
+    client: EcrClient
+    repository_name: str
+    registry_id: str | None
+    retrying: tenacity.BaseRetrying
+    heartbeat: Callable[[], object] = lambda: None
+    """Called before each attempt and before each wait; what it raises ends the call."""
+
+    def available(self, digests: Sequence[str]) -> dict[str, Availability]:
+        """What ECR says of up to 100 layers; those it does not know may be left out."""
+
+        def once() -> dict[str, Availability]:
+            answer = self._send("batch_check_layer_availability", layerDigests=list(digests))
+            return {
+                _field(layer, "layerDigest", str): Availability(
+                    _field(layer, "layerAvailability", str),
+                    _field(layer, "layerSize", int) if layer.get("layerSize") is not None else None,
+                )
+                for layer in _field(answer, "layers", list)
+            }
+
+        return self._retry("BatchCheckLayerAvailability", once).answer
+
+    def initiate(self) -> tuple[str, int]:
+        """Begin an upload: its ID, and the part size (bytes) that ECR answers."""
+
+        def once() -> tuple[str, int]:
+            answer = self._send("initiate_layer_upload")
+            upload_id, part_size = _field(answer, "uploadId", str), _field(answer, "partSize", int)
+            if not upload_id or part_size < 1:
+                raise _BadAnswerError(
+                    f"it says uploadId {upload_id!r} and partSize {part_size}", transient=False
+                )
+            return upload_id, part_size
+
+        return self._retry("InitiateLayerUpload", once).answer
+
+    def upload_part(self, upload_id: str, part: Part, blob: Blob) -> Retried[int]:
+        """Send a part: the last byte of the layer that ECR then has, -1 for none.
+
+        A refusal for the part's place is such an answer too.
+        """
+
+        def once() -> int:
+            try:
+                answer = self._send(
+                    "upload_layer_part",
+                    uploadId=upload_id,
+                    partFirstByte=part.first_byte,
+                    partLastByte=part.last_byte,
+                    layerPartBlob=blob,
+                )
+            except ClientError as error:
+                if error_code(error) == "InvalidLayerPartException":
+                    return last_valid_byte(error.response)
+                raise
+            return _field(answer, "lastByteReceived", int)
+
+        return self._retry("UploadLayerPart", once, f"bytes {part.first_byte}-{part.last_byte}")
+
+    def complete(self, upload_id: str, digest: str) -> None:
+        """Complete an upload. ``DigestMismatchError`` where ECR received other bytes."""
+
+        def once() -> None:
+            try:
+                answer = self._send(
+                    "complete_layer_upload", uploadId=upload_id, layerDigests=[digest]
+                )
+            except ClientError as error:
+                if error_code(error) == "InvalidLayerException":
+                    raise self._mismatch(digest, str(error)) from error
+                raise
+            answered = _field(answer, "layerDigest", str)
+            if answered != digest:
+                raise self._mismatch(digest, f"ECR says {answered}")
+
+        self._retry("CompleteLayerUpload", once, f"upload {upload_id}")
+
+    def _send(self, method: str, **parameters: object) -> Answer:
+        call: Callable[..., Answer] = getattr(self.client, method)
+        if self.registry_id is not None:
+            parameters["registryId"] = self.registry_id
+        return call(repositoryName=self.repository_name, **parameters)
+
+    def _retry(self, operation: str, once: Callable[[], _T], where: str = "") -> Retried[_T]:
+        attempts = 0
+        failure: Exception | None = None
+        subject = f"{operation} in repository {self.repository_name!r}" + (where and f", {where}")
+
+        def attempt() -> _T:
+            nonlocal attempts, failure
+            attempts += 1
+            try:
+                return once()
+            except _FAILURES as error:
+                failure = error
+                raise
+
+        def before(_state: tenacity.RetryCallState) -> None:
+            self.heartbeat()
+
+        def before_sleep(state: tenacity.RetryCallState) -> None:
+            wait = state.next_action.sleep if state.next_action else 0
+            _log.info(
+                "%s: attempt %d failed, the next follows in %.1f s: %s",
+                subject, attempts, wait, _reason(failure),
+            )  # fmt: skip
+            self.heartbeat()
+
+        policy = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(is_transient),
+            stop=self.retrying.stop,
+            wait=self.retrying.wait,
+            sleep=self.retrying.sleep,
+            before=before,
+            before_sleep=before_sleep,
+            reraise=True,
+        )
+        try:
+            return Retried(policy(attempt), attempts)
+        except _FAILURES as error:
+            if error is not failure:  # the caller's: of the heartbeat, or of the policy
+                raise
+            raise self._error(operation, subject, attempts, error) from error
+
+    def _error(
+        self, operation: str, subject: str, attempts: int, error: Exception
+    ) -> ServiceError | UnexpectedResponseError:
+        times = f" after {attempts} attempts" if attempts > 1 else ""
+        if isinstance(error, _BadAnswerError):
+            return UnexpectedResponseError(
+                f"{subject}: ECR's answer makes no sense{times}: {error}. Check that the client's "
+                "endpoint is ECR's, with no proxy that answers for it"
+            )
+        code, request_id = type(error).__name__, None
+        if isinstance(error, ClientError):
+            code = error_code(error)
+            request_id = error.response.get("ResponseMetadata", {}).get("RequestId")
+        lost = code == "UploadNotFoundException"
+        return (UploadLostError if lost else ServiceError)(
+            f"{subject} failed{times}: {_reason(error)}. {self._remedy(operation, code)}",
+            operation=operation,
+            repository_name=self.repository_name,
+            code=code,
+            request_id=request_id,
+        )
+
+    def _remedy(self, operation: str, code: str) -> str:
+        if code in _ACCESS_DENIED:
+            prefix = "ecr-public" if service_name(self.client) == "ecr-public" else "ecr"
+            return f"Allow {prefix}:{operation} on this repository in the caller's IAM policy"
+        return _REMEDIES.get(code, "Uploading again may help once the cause is gone")
+
+    def _mismatch(self, digest: str, reason: str) -> DigestMismatchError:
+        return DigestMismatchError(
+            f"CompleteLayerUpload in repository {self.repository_name!r}: what ECR received is "
+            f"not {digest}: {reason}. Check the digest, and that nothing writes to the source "
+            "while it is uploaded"
+        )
+
+
+@dataclass(frozen=True)
+class Retried(Generic[_T]):
+    """What a call answered in the end, and in how many attempts."""
+
+    answer: _T
+    attempts: int
+
+
+_ACCESS_DENIED = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedException"})
+_CREDENTIALS = "Check the client's credentials, and this machine's clock"
+_REMEDIES = {
+    **dict.fromkeys(
+        (
+            "CredentialRetrievalError", "ExpiredToken", "ExpiredTokenException",
+            "IncompleteSignature", "IncompleteSignatureException", "InvalidClientTokenId",
+            "InvalidSignatureException", "MissingAuthenticationToken",
+            "MissingAuthenticationTokenException", "NoAuthTokenError", "NoCredentialsError",
+            "PartialCredentialsError", "RequestExpired", "RequestTimeTooSkewed",
+            "SSOTokenLoadError", "SignatureDoesNotMatch", "TokenRetrievalError",
+            "UnauthorizedSSOTokenError", "UnrecognizedClientException",
+        ),
+        _CREDENTIALS,
+    ),
+    "KmsException": "Check the KMS key that encrypts the repository, and the right to use it",
+    "LimitExceededException": "A quota of the registry is reached: retrying does not help",
+    "RegistryNotFoundException": "Check the registry ID, and that the registry exists",
+    "RepositoryNotFoundException": (
+        "Create the repository, or check its name, the registry ID and the client's region"
+    ),
+    "UploadNotFoundException": "The upload cannot go on: begin a new one",
+}  # fmt: skip
+
+
+def require_ecr_client(client: EcrClient) -> None:
+    """``TypeError`` for what lacks one of the four calls."""
+    for call in (
+        "batch_check_layer_availability",
+        "initiate_layer_upload",
+        "upload_layer_part",
+        "complete_layer_upload",
+    ):
+        if not callable(getattr(client, call, None)):
+            raise TypeError(
+                f"client is {client!r}, which has no {call}: it takes a botocore or boto3 client "
+                "for 'ecr' or 'ecr-public'"
+            )
+
+
+def service_name(client: EcrClient) -> str | None:
+    """``"ecr"`` or ``"ecr-public"``; ``None`` for a client that is none of botocore's."""
+    meta = getattr(client, "meta", None)
+    name = getattr(getattr(meta, "service_model", None), "service_name", None)
+    return name if isinstance(name, str) else None
+
+
+def error_code(error: ClientError) -> str:
+    """ECR's name of the error, e.g. ``"UploadNotFoundException"``."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def last_valid_byte(response: Mapping[str, object]) -> int:
+    """Where ECR stands, as ``InvalidLayerPartException`` tells it; -1 where nothing is stored.
+
+    What ``lastValidByteReceived`` says when nothing is stored is unknown: -1, 0 and its absence
+    are taken for that, unless the message names the byte that ECR expects ("First byte of the
+    layer part is 10485760 instead of 20971520", as seen in reports of the real service).
+    """
+    last_byte = response.get("lastValidByteReceived")
+    if last_byte is not None and _whole(last_byte) > 0:
+        return _whole(last_byte)
+    expected = re.search(r"instead of (\d{1,18})", _message(response))
+    return int(expected[1]) - 1 if expected else -1
+
+
+def _reason(error: Exception | None) -> str:
+    if not isinstance(error, ClientError):
+        return f"{type(error).__name__}: {error}"
+    message = _message(error.response)[:500]
+    kms = error.response.get("kmsError")
+    return f"{error_code(error)}: {message}" + (f" (kmsError: {kms})" if kms else "")
+
+
+def _message(response: Mapping[str, object]) -> str:
+    error = response.get("Error")
+    return str(error.get("Message", "")) if isinstance(error, Mapping) else ""
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _BadAnswerError(f"{value!r} is no byte of a layer", transient=False)
+    return value
+
+
+def _field(answer: Answer, name: str, kind: type[_T]) -> _T:
+    value = answer.get(name)
+    if value is None:
+        raise _BadAnswerError(f"it has no {name}", transient=True)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise _BadAnswerError(f"its {name} is {value!r}", transient=False)
+    return value

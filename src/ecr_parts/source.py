@@ -1,0 +1,303 @@
+"""What a layer is read from: every kind of source as bytes at a position."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeAlias, cast
+
+from typing_extensions import override
+
+from ecr_parts.errors import SourceChangedError
+from ecr_parts.limits import whole_number
+
+Blob: TypeAlias = bytes | bytearray | memoryview
+
+
+class Readable(Protocol):
+    """A binary file object, as far as one is needed. Answers may be short; empty is the end."""
+
+    def read(self, size: int, /) -> Blob: ...
+
+
+LayerSource: TypeAlias = str | os.PathLike[str] | Blob | Readable | Iterable[Blob]
+"""A path, a buffer, a binary file object (read from where it stands) or an iterable of bytes."""
+
+
+class _Seekable(Readable, Protocol):
+    def seek(self, offset: int, whence: int = ..., /) -> object: ...
+    def tell(self) -> int: ...
+    def seekable(self) -> bool: ...
+
+
+class Source(ABC):
+    """A layer's bytes, by position. Positions are the layer's, sizes are bytes."""
+
+    size: int | None
+    """The layer's size, or ``None`` until a stream has ended."""
+    replayable: bool
+    """Whether what was released can be read again."""
+    ours: bool
+    """Whether nobody else holds what is read, and reading does not block: then it may be read
+    in a thread of ours."""
+
+    @abstractmethod
+    def read(self, first_byte: int, size: int) -> bytes:
+        """The bytes from ``first_byte`` on: ``size`` of them, fewer only at the layer's end.
+
+        ``SourceChangedError`` where the source ends before its known size.
+        """
+
+    def release(self, next_byte: int) -> None:  # noqa: B027  (nothing is held by default)
+        """What lies before ``next_byte`` is not needed again."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise ``SourceChangedError`` if the source is no longer what was read."""
+
+
+class _Buffer(Source):
+    replayable = True
+    ours = True
+
+    def __init__(self, blob: Blob) -> None:
+        view = memoryview(blob)
+        self._bytes = (view if view.contiguous else memoryview(view.tobytes())).cast("B")
+        self.size: int = len(self._bytes)
+
+    @override
+    def read(self, first_byte: int, size: int) -> bytes:
+        return bytes(self._bytes[first_byte : first_byte + size])
+
+    @override
+    def check(self) -> None:
+        """A buffer keeps its size while a view of it is held."""
+
+
+class _SeekableFile(Source):
+    """A file object that can be read again from where it stood."""
+
+    replayable = True
+    ours = False
+
+    def __init__(self, file: _Seekable, size: int) -> None:
+        self._file = file
+        self._start = file.tell()
+        self.size: int = size
+
+    @override
+    def read(self, first_byte: int, size: int) -> bytes:
+        size = min(size, self.size - first_byte)
+        self._file.seek(self._start + first_byte)
+        blob = _read_all(self._file, size)
+        if len(blob) < size:
+            raise _ended_early(first_byte + len(blob), self.size)
+        return blob
+
+    @override
+    def check(self) -> None:
+        self._file.seek(0, os.SEEK_END)
+        now = self._file.tell() - self._start
+        if now != self.size:
+            raise SourceChangedError(
+                f"the file had {self.size:,} bytes when the upload began and has {now:,} now"
+            )
+
+
+class _RegularFile(_SeekableFile):
+    """A file opened here, by its path."""
+
+    ours = True
+
+    def __init__(self, path: str | os.PathLike[str], file: io.FileIO) -> None:
+        self._path = path
+        self._opened = file
+        self._stat = os.fstat(file.fileno())
+        super().__init__(file, self._stat.st_size)
+
+    @override
+    def check(self) -> None:
+        try:
+            now = os.stat(self._path)  # noqa: PTH116  (the path is the caller's, of any kind)
+        except FileNotFoundError:
+            now = os.fstat(self._opened.fileno())  # unlinked, and still whole
+        before = self._stat
+        if (now.st_dev, now.st_ino) != (before.st_dev, before.st_ino):
+            what = "was replaced"
+        elif now.st_size != before.st_size:
+            what = f"had {before.st_size:,} bytes and has {now.st_size:,} now"
+        elif now.st_mtime_ns != before.st_mtime_ns:
+            what = "was written to"
+        else:
+            return
+        raise SourceChangedError(
+            f"{os.fspath(self._path)!r} {what} during the upload: upload it again once it is done"
+        )
+
+
+class _Stream(Source):
+    """Bytes that come once. What ECR has not confirmed is held."""
+
+    replayable = False
+    ours = False
+
+    def __init__(self, pull: Callable[[int], Blob], size: int | None) -> None:
+        self.size = size
+        self._pull = pull
+        self._expected = size
+        self._held = bytearray()
+        self._first_held = 0
+        self._ended = False
+
+    @override
+    def read(self, first_byte: int, size: int) -> bytes:
+        if self._expected is not None:
+            size = min(size, self._expected - first_byte)
+        self._fill(first_byte + size)
+        start = first_byte - self._first_held
+        with memoryview(self._held) as view:
+            return bytes(view[start : start + size])
+
+    def _fill(self, until: int) -> None:
+        while not self._ended and self._pulled < until:
+            chunk = self._pull(until - self._pulled)
+            self._held += chunk
+            self._ended = not len(chunk)
+        if self._ended and self._expected is None:
+            self.size = self._pulled
+        elif self._pulled < until:
+            raise _ended_early(self._pulled, self.size)
+
+    @property
+    def _pulled(self) -> int:
+        return self._first_held + len(self._held)
+
+    @override
+    def release(self, next_byte: int) -> None:
+        del self._held[: next_byte - self._first_held]
+        self._first_held = next_byte
+
+    @override
+    def check(self) -> None:
+        if self._expected is not None and (self._pulled > self._expected or len(self._pull(1)) > 0):
+            raise SourceChangedError(
+                f"the source goes on behind the {self._expected:,} bytes that were its size"
+            )
+
+
+@contextmanager
+def open_source(source: LayerSource, size: int | None = None) -> Iterator[Source]:
+    """``source`` ready to be read; a file opened here is closed at the end.
+
+    ``size`` (bytes) is what the caller knows of it. Raises ``TypeError`` for what is no source,
+    ``SourceChangedError`` where it has another size than the caller says, and whatever opening
+    the path raises.
+    """
+    if size is not None:
+        whole_number("size", size, at_least=0)
+    if isinstance(source, str | os.PathLike):
+        with open(source, "rb", buffering=0) as file:  # noqa: PTH123  (of any kind)
+            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            yield _of_size(size, _RegularFile(source, file) if regular else _stream(file, size))
+    elif isinstance(source, bytes | bytearray | memoryview):
+        yield _of_size(size, _Buffer(source))
+    elif hasattr(source, "read"):
+        yield _of_size(size, _from_file(cast("_Seekable", source), size))
+    elif isinstance(source, Iterable):
+        yield _Stream(_from_items(iter(source)), size)
+    else:
+        raise TypeError(
+            f"a layer cannot be read from {source!r}: it takes a path, bytes, a binary file "
+            "object or an iterable of bytes"
+        )
+
+
+def _of_size(size: int | None, source: Source) -> Source:
+    if size is not None and source.size != size:
+        raise SourceChangedError(f"size is {size:,} bytes, and the source has {source.size:,}")
+    return source
+
+
+def _from_file(file: _Seekable, size: int | None) -> Source:
+    if isinstance(file, io.TextIOBase):
+        raise TypeError(f"{file!r} is open as text: open it in binary mode, 'rb'")
+    available = _size_if_seekable(file)
+    return _stream(file, size) if available is None else _SeekableFile(file, available)
+
+
+def _size_if_seekable(file: _Seekable) -> int | None:
+    try:
+        if not file.seekable():
+            return None
+        start = file.tell()
+        file.seek(0, os.SEEK_END)
+    except (AttributeError, OSError, ValueError):  # tarfile's streams have no working seekable()
+        return None
+    size = max(0, file.tell() - start)
+    file.seek(start)
+    return size
+
+
+def _stream(file: Readable, size: int | None) -> _Stream:
+    return _Stream(lambda most: _chunk(file.read(most), "read()"), size)
+
+
+def _from_items(items: Iterator[object]) -> Callable[[int], Blob]:
+    def pull(_most: int) -> Blob:
+        for item in items:
+            chunk = _chunk(item, "the iterable")
+            if len(chunk):
+                return chunk
+        return b""
+
+    return pull
+
+
+def _read_all(file: Readable, size: int) -> bytes:
+    chunks: list[Blob] = []
+    while size > 0 and len(chunk := _chunk(file.read(size), "read()")):
+        chunks.append(chunk[:size])
+        size -= len(chunk)
+    return bytes(chunks[0]) if len(chunks) == 1 else b"".join(chunks)
+
+
+def _chunk(chunk: object, giver: str) -> Blob:
+    if isinstance(chunk, bytes | bytearray):
+        return chunk
+    if isinstance(chunk, memoryview):
+        return chunk.tobytes()
+    hint = {
+        type(None): "it must not be in non-blocking mode",
+        str: "open it in binary mode, 'rb'",
+    }.get(type(chunk), "it must give bytes")
+    raise TypeError(f"{giver} of the source gave {type(chunk).__name__}: {hint}")
+
+
+def _ended_early(at: int, size: int | None) -> SourceChangedError:
+    return SourceChangedError(
+        f"the source ended after {at:,} bytes, before its size of {size:,} bytes"
+    )
+
+
+class RunningDigest:
+    """The digest of a layer whose parts come in order, some of them more than once."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._next_byte = 0
+
+    def feed(self, first_byte: int, blob: bytes) -> None:
+        """Take in the layer's bytes from ``first_byte`` on, as far as they are new."""
+        seen = self._next_byte - first_byte
+        if seen < len(blob):
+            self._hash.update(memoryview(blob)[seen:])
+            self._next_byte = first_byte + len(blob)
+
+    def digest(self) -> str:
+        """``"sha256:…"`` of everything so far."""
+        return f"sha256:{self._hash.hexdigest()}"

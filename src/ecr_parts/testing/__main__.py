@@ -1,0 +1,34 @@
+"""``python -m ecr_parts.testing``: a LocalECR for any SDK, and for the AWS CLI."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import threading
+
+from ecr_parts.testing.server import LocalECR
+
+
+def main() -> None:
+    """Serve until interrupted."""
+    parser = argparse.ArgumentParser(prog="python -m ecr_parts.testing", description=__doc__)
+    parser.add_argument("--port", type=int, default=0, help="0, the default: any free one")
+    parser.add_argument(
+        "--repository",
+        action="append",
+        metavar="NAME",
+        help="a repository that is there from the beginning; may be repeated (default: demo)",
+    )
+    options = parser.parse_args()
+    done = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: done.set())
+    with LocalECR(options.repository or ["demo"], port=options.port) as ecr:
+        print(ecr.endpoint_url, flush=True)
+        for name, value in ecr.environ().items():
+            print(f"export {name}={value}", flush=True)
+        done.wait()
+
+
+if __name__ == "__main__":
+    main()

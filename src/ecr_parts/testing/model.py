@@ -1,0 +1,421 @@
+"""ECR's rules for uploads and images, as far as they are known. Pure: no I/O, no clock."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from ecr_parts.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
+
+REGISTRY_ID = "012345678910"
+"""The account that owns the registry, as in the examples of the AWS documentation."""
+
+_REPOSITORY_NAME = re.compile(
+    r"(?=.{2,256}$)[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*"
+)
+_T = TypeVar("_T")
+_PART_SIZE = 10_485_760  # bytes, as in the examples of the AWS documentation
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_LAYER_MEDIA_TYPE = "application/vnd.docker.image.rootfs.diff.tar"
+_INDEXES = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
+
+
+@dataclass(frozen=True)
+class Unknowns:
+    """What nobody outside AWS knows of ECR's layer uploads, each as a switch.
+
+    A client should work with every value of each. The first one named is the default.
+    """
+
+    nothing_stored: Literal[-1, 0, "absent"] = -1
+    """``lastValidByteReceived`` of a refused part, when nothing of the layer is stored."""
+    completed_again: Literal["UploadNotFoundException", "LayerAlreadyExistsException"] = (
+        "UploadNotFoundException"
+    )
+    """What a second Complete of the same upload is refused with."""
+    missing_layers: Literal["failures", "layers"] = "failures"
+    """Where BatchCheckLayerAvailability lists a missing layer: among the failures, or among the
+    layers as ``UNAVAILABLE``."""
+    availability_lag: int = 0
+    """For how many questions a completed layer still counts as missing."""
+    error_namespace: str = ""
+    """What stands before the ``#`` in an error's ``__type``; without one there is no ``#``."""
+
+
+class EcrError(Exception):
+    """An error as ECR answers it."""
+
+    def __init__(self, code: str, message: str, **fields: object) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = 500 if code == "ServerException" else 400
+        self.body = {"message": message, **fields}
+
+
+@dataclass
+class Layer:
+    """A completed layer."""
+
+    blobs: list[bytes]
+    size: int
+    lag: int = 0
+    status: Literal["AVAILABLE", "ARCHIVED"] = "AVAILABLE"
+
+
+@dataclass
+class Upload:
+    """An upload that is not completed."""
+
+    blobs: list[bytes] = field(default_factory=list)
+    size: int = 0
+    hash: hashlib._Hash = field(default_factory=hashlib.sha256)
+
+    def store(self, blob: bytes) -> None:
+        """Append a part."""
+        self.blobs.append(blob)
+        self.size += len(blob)
+        self.hash.update(blob)
+
+
+@dataclass
+class Repository:
+    """What one repository holds."""
+
+    immutable_tags: bool = False
+    uploads: dict[str, Upload] = field(default_factory=dict)
+    completed: set[str] = field(default_factory=set)
+    layers: dict[str, Layer] = field(default_factory=dict)
+    manifests: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """By digest: the manifest as it was put, and its media type."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """By tag: the manifest's digest."""
+
+
+class _Request:
+    """A request's parameters, each asked for by its type."""
+
+    def __init__(self, parameters: Mapping[str, object], limits: Limits) -> None:
+        self._parameters = parameters
+        self.limits = limits
+        self.registry_id = self.text("registryId", REGISTRY_ID)
+        self.repository_name = self.text("repositoryName")
+
+    def text(self, name: str, default: str | None = None) -> str:
+        return self._get(name, str, default)
+
+    def number(self, name: str) -> int:
+        return self._get(name, int, None)
+
+    def blob(self, name: str) -> bytes:
+        return self._get(name, bytes, None)
+
+    def items(self, name: str) -> list[Any]:
+        items: list[Any] = self._get(name, list, None)
+        if not 1 <= len(items) <= 100:
+            raise _invalid(name, f"must have 1 to 100 members, not {len(items)}")
+        return items
+
+    def _get(self, name: str, kind: type[_T], default: _T | None) -> _T:
+        value = self._parameters.get(name)
+        if value is None and default is not None:
+            return default
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise _invalid(name, "is missing" if value is None else "has the wrong type")
+        return value
+
+    def echo(self, **fields: object) -> dict[str, object]:
+        """An answer that begins with what was asked about."""
+        return {
+            "registryId": self.registry_id,
+            "repositoryName": self.repository_name,
+            **fields,
+        }
+
+
+class Registry:
+    """A registry. ``call`` is its API: each operation gives an answer or an ``EcrError``.
+
+    ``limits`` are ECR's and ECR Public's own unless given; ``part_size`` (bytes) is what
+    InitiateLayerUpload answers, 10 MiB or the most the limits allow.
+    """
+
+    def __init__(
+        self,
+        repositories: Iterable[str] = (),
+        *,
+        limits: Limits | None = None,
+        part_size: int | None = None,
+        unknowns: Unknowns | None = None,
+    ) -> None:
+        self.repositories = {name: Repository() for name in repositories}
+        self._limits = limits
+        most = limits.max_part if limits else ECR_LIMITS.max_part
+        self._part_size = part_size or min(_PART_SIZE, most)
+        self._unknowns = unknowns or Unknowns()
+        self._uploads_begun = 0
+        self._operations: dict[str, Callable[[_Request], dict[str, object]]] = {
+            "BatchCheckLayerAvailability": self._check_availability,
+            "BatchGetImage": self._get_images,
+            "CompleteLayerUpload": self._complete,
+            "CreateRepository": self._create,
+            "InitiateLayerUpload": self._initiate,
+            "PutImage": self._put_image,
+            "UploadLayerPart": self._upload_part,
+        }
+
+    def call(
+        self, operation: str, parameters: Mapping[str, object], *, public: bool = False
+    ) -> dict[str, object]:
+        """What ECR (or ECR Public) answers. A blob among the parameters is ``bytes``."""
+        if operation not in self._operations or (public and operation == "BatchGetImage"):
+            raise EcrError("UnknownOperationException", f"There is no operation {operation}")
+        limits = self._limits or (ECR_PUBLIC_LIMITS if public else ECR_LIMITS)
+        request = _Request(parameters, limits)
+        if public and request.registry_id != REGISTRY_ID:
+            raise EcrError(
+                "RegistryNotFoundException",
+                f"The registry with id '{request.registry_id}' does not exist",
+            )
+        return self._operations[operation](request)
+
+    def forget_upload(self, repository_name: str, upload_id: str) -> None:
+        """Lose an upload, as ECR does after a time that nobody knows."""
+        repository = self.repositories.get(repository_name)
+        if repository is not None:
+            repository.uploads.pop(upload_id, None)
+
+    def _repository(self, request: _Request) -> Repository:
+        repository = self.repositories.get(request.repository_name)
+        if repository is None or request.registry_id != REGISTRY_ID:
+            raise EcrError(
+                "RepositoryNotFoundException",
+                f"The repository with name '{request.repository_name}' does not exist in the "
+                f"registry with id '{request.registry_id}'",
+            )
+        return repository
+
+    def _create(self, request: _Request) -> dict[str, object]:
+        name = request.repository_name
+        if not _REPOSITORY_NAME.fullmatch(name):
+            raise _invalid("repositoryName", f"must satisfy {_REPOSITORY_NAME.pattern}")
+        if name in self.repositories:
+            raise EcrError(
+                "RepositoryAlreadyExistsException",
+                f"The repository with name '{name}' already exists in the registry with id "
+                f"'{request.registry_id}'",
+            )
+        mutability = request.text("imageTagMutability", "MUTABLE")
+        self.repositories[name] = Repository(immutable_tags=mutability == "IMMUTABLE")
+        return {
+            "repository": request.echo(
+                repositoryArn=f"arn:aws:ecr:us-east-1:{REGISTRY_ID}:repository/{name}",
+                repositoryUri=f"{REGISTRY_ID}.dkr.ecr.us-east-1.amazonaws.com/{name}",
+                imageTagMutability=mutability,
+            )
+        }
+
+    def _initiate(self, request: _Request) -> dict[str, object]:
+        repository = self._repository(request)
+        self._uploads_begun += 1
+        upload_id = str(uuid.UUID(int=self._uploads_begun))
+        repository.uploads[upload_id] = Upload()
+        return {"uploadId": upload_id, "partSize": self._part_size}
+
+    def _upload(self, request: _Request) -> Upload:
+        upload_id = request.text("uploadId")
+        repository = self._repository(request)
+        if upload_id in repository.completed:
+            code = self._unknowns.completed_again
+            if code == "LayerAlreadyExistsException":
+                raise EcrError(code, f"The layer of upload '{upload_id}' already exists")
+        if upload_id not in repository.uploads:
+            raise EcrError(
+                "UploadNotFoundException",
+                f"The upload with id '{upload_id}' could not be found in the repository with name "
+                f"'{request.repository_name}' in the registry with id '{request.registry_id}'",
+            )
+        return repository.uploads[upload_id]
+
+    def _upload_part(self, request: _Request) -> dict[str, object]:
+        upload = self._upload(request)
+        first, last = request.number("partFirstByte"), request.number("partLastByte")
+        blob = request.blob("layerPartBlob")
+        if first != upload.size:
+            raise EcrError(
+                "InvalidLayerPartException",
+                f"First byte of the layer part is {first} instead of {upload.size}",
+                **request.echo(uploadId=request.text("uploadId"), **self._last_valid(upload)),
+            )
+        if not 1 <= len(blob) <= request.limits.max_part:
+            raise _invalid("layerPartBlob", f"must have 1 to {request.limits.max_part} bytes")
+        if last - first + 1 != len(blob):
+            raise _invalid("partLastByte", f"is {last}, and the part has {len(blob)} bytes")
+        if len(upload.blobs) == request.limits.max_parts:
+            raise EcrError("LimitExceededException", "The layer has too many parts")
+        if last >= request.limits.max_layer:
+            raise EcrError("LimitExceededException", "The layer is too large")
+        upload.store(blob)
+        return request.echo(uploadId=request.text("uploadId"), lastByteReceived=last)
+
+    def _last_valid(self, upload: Upload) -> dict[str, object]:
+        if upload.size:
+            return {"lastValidByteReceived": upload.size - 1}
+        nothing = self._unknowns.nothing_stored
+        return {} if nothing == "absent" else {"lastValidByteReceived": nothing}
+
+    def _complete(self, request: _Request) -> dict[str, object]:
+        repository, upload = self._repository(request), self._upload(request)
+        upload_id, digests = request.text("uploadId"), request.items("layerDigests")
+        if not upload.blobs:
+            raise EcrError(
+                "EmptyUploadException",
+                f"The upload with id '{upload_id}' cannot be completed because it does not have "
+                "any parts",
+            )
+        if any(len(blob) < request.limits.min_part for blob in upload.blobs[:-1]):
+            raise EcrError(
+                "LayerPartTooSmallException",
+                "All layer parts except the last part should be at least 5MB",
+            )
+        digest = f"sha256:{upload.hash.hexdigest()}"
+        if digest not in digests:
+            raise EcrError(
+                "InvalidLayerException",
+                "None of the provided layer digests match the calculated layer digest",
+            )
+        del repository.uploads[upload_id]
+        repository.completed.add(upload_id)
+        if digest in repository.layers:
+            raise EcrError("LayerAlreadyExistsException", f"The layer {digest} already exists")
+        repository.layers[digest] = Layer(
+            upload.blobs, upload.size, self._unknowns.availability_lag
+        )
+        return request.echo(uploadId=upload_id, layerDigest=digest)
+
+    def _check_availability(self, request: _Request) -> dict[str, object]:
+        repository = self._repository(request)
+        layers: list[dict[str, object]] = []
+        failures: list[dict[str, object]] = []
+        for digest in request.items("layerDigests"):
+            layer = repository.layers.get(digest)
+            if layer is not None and layer.lag == 0:
+                layers.append(
+                    {
+                        "layerDigest": digest,
+                        "layerAvailability": layer.status,
+                        "layerSize": layer.size,
+                        "mediaType": _LAYER_MEDIA_TYPE,
+                    }
+                )
+                continue
+            if layer is not None:
+                layer.lag -= 1
+            if not _DIGEST.fullmatch(digest):
+                failures.append(_failure(digest, "InvalidLayerDigest", "is no sha256 digest"))
+            elif self._unknowns.missing_layers == "layers":
+                layers.append({"layerDigest": digest, "layerAvailability": "UNAVAILABLE"})
+            else:
+                failures.append(_failure(digest, "MissingLayerDigest", "was not found"))
+        return {"layers": layers, "failures": failures}
+
+    def _put_image(self, request: _Request) -> dict[str, object]:
+        repository = self._repository(request)
+        text, tag = request.text("imageManifest"), request.text("imageTag", "")
+        manifest = _manifest(text)
+        media_type = request.text("imageManifestMediaType", str(manifest.get("mediaType", "")))
+        digest = f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+        if request.text("imageDigest", digest) != digest:
+            raise EcrError(
+                "ImageDigestDoesNotMatchException",
+                f"The digest of the manifest is {digest}, and not what was given",
+            )
+        self._check_references(repository, media_type, manifest)
+        if digest in repository.manifests and (not tag or repository.tags.get(tag) == digest):
+            raise EcrError(
+                "ImageAlreadyExistsException",
+                f"Image with digest '{digest}' and tag '{tag}' already exists in the repository",
+            )
+        if repository.immutable_tags and repository.tags.get(tag, digest) != digest:
+            raise EcrError(
+                "ImageTagAlreadyExistsException",
+                f"The image tag '{tag}' already exists in the '{request.repository_name}' "
+                "repository and cannot be overwritten because the repository is immutable.",
+            )
+        repository.manifests[digest] = (text, media_type)
+        if tag:
+            repository.tags[tag] = digest
+        return {"image": _image(request, repository, digest, tag)}
+
+    def _check_references(
+        self, repository: Repository, media_type: str, manifest: Mapping[str, Any]
+    ) -> None:
+        if media_type in _INDEXES:
+            wanted = [child["digest"] for child in manifest.get("manifests", ())]
+            code, known = "ReferencedImagesNotFoundException", set(repository.manifests)
+        else:
+            blobs = [manifest["config"]] if "config" in manifest else []
+            wanted = [blob["digest"] for blob in (*blobs, *manifest.get("layers", ()))]
+            code, known = "LayersNotFoundException", set(repository.layers)
+        missing = [digest for digest in wanted if digest not in known]
+        if missing:
+            raise EcrError(code, f"Not found in the repository: {', '.join(missing)}")
+
+    def _get_images(self, request: _Request) -> dict[str, object]:
+        repository = self._repository(request)
+        images: list[object] = []
+        failures: list[object] = []
+        for image_id in request.items("imageIds"):
+            tag = image_id.get("imageTag", "")
+            digest = image_id.get("imageDigest") or repository.tags.get(tag)
+            if digest in repository.manifests:
+                images.append(_image(request, repository, digest, tag))
+            else:
+                failures.append(
+                    {
+                        "imageId": image_id,
+                        "failureCode": "ImageNotFound",
+                        "failureReason": "Requested image not found",
+                    }
+                )
+        return {"images": images, "failures": failures}
+
+
+def _image(request: _Request, repository: Repository, digest: str, tag: str) -> dict[str, object]:
+    text, media_type = repository.manifests[digest]
+    return request.echo(
+        imageId={"imageDigest": digest} | ({"imageTag": tag} if tag else {}),
+        imageManifest=text,
+        imageManifestMediaType=media_type,
+    )
+
+
+def _manifest(text: str) -> dict[str, Any]:
+    try:
+        manifest = json.loads(text)
+    except ValueError as error:
+        raise _invalid("imageManifest", "is no JSON") from error
+    if not isinstance(manifest, dict):
+        raise _invalid("imageManifest", "is no JSON object")
+    return manifest
+
+
+def _failure(digest: str, code: str, reason: str) -> dict[str, object]:
+    return {
+        "layerDigest": digest,
+        "failureCode": code,
+        "failureReason": f"Layer digest '{digest}' {reason}",
+    }
+
+
+def _invalid(name: str, reason: str) -> EcrError:
+    return EcrError(
+        "InvalidParameterException", f"Invalid parameter at '{name}' failed to satisfy: {reason}"
+    )

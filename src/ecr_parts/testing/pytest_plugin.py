@@ -1,0 +1,20 @@
+"""``pytest_plugins = ["ecr_parts.testing.pytest_plugin"]`` gives the fixture ``local_ecr``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from ecr_parts.testing import LocalECR
+
+
+@pytest.fixture
+def local_ecr() -> Iterator[LocalECR]:
+    """A running ``LocalECR`` with the repository ``demo``, fresh for each test."""
+    from ecr_parts.testing import LocalECR  # here, so that only its users pay for it
+
+    with LocalECR() as ecr:
+        yield ecr

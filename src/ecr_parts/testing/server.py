@@ -1,0 +1,270 @@
+"""LocalECR: the rules of ECR behind real HTTP, on loopback."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import struct
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any
+
+import botocore.session
+from botocore.client import BaseClient
+from botocore.config import Config
+from typing_extensions import Self, override
+
+from ecr_parts.limits import Limits
+from ecr_parts.service import CLIENT_CONFIG
+from ecr_parts.testing.faults import Fault, Faults, Reply, answer
+from ecr_parts.testing.model import Registry, Unknowns
+
+_TARGETS = {"AmazonEC2ContainerRegistry_V20150921": False, "SpencerFrontendService": True}
+_REGION = "us-east-1"
+_SERIALIZATION = b'{"__type": "SerializationException", "message": "No JSON 1.1 request of ECR\'s"}'
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that reached LocalECR."""
+
+    operation: str
+    first_byte: int | None
+    """Of an UploadLayerPart: the part, inclusive."""
+    last_byte: int | None
+    outcome: str
+    """``"ok"``, or the fault that hit the call, or the code of ECR's error."""
+
+
+class LocalECR:
+    """A strict ECR on loopback, over real HTTP, for tests and trials; its store is memory.
+
+    >>> with LocalECR() as ecr:
+    ...     client = ecr.client()
+
+    ``repositories`` are there from the beginning. ``limits`` and ``part_size`` (bytes) are ECR's
+    own unless given: small ones make small tests. ``unknowns`` says how it behaves where nobody
+    knows how ECR does. ``slow`` is how late a slow answer comes (seconds).
+    """
+
+    def __init__(
+        self,
+        repositories: Iterable[str] = ("demo",),
+        *,
+        limits: Limits | None = None,
+        part_size: int | None = None,
+        unknowns: Unknowns | None = None,
+        slow: float = 1.0,
+        port: int = 0,
+    ) -> None:
+        self.registry = Registry(
+            repositories, limits=limits, part_size=part_size, unknowns=unknowns
+        )
+        """The model behind it, to look into."""
+        self.calls: list[Call] = []
+        """Every call so far, in order."""
+        self._faults = Faults()
+        self._unknowns = unknowns or Unknowns()
+        self._slow = slow
+        self._port = port
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._server: _Server | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Listen on a free port of 127.0.0.1 (or the one given)."""
+        if self._server is not None:
+            raise RuntimeError("this LocalECR is running already")
+        self._stopped.clear()
+        self._server = _Server(self, self._port)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.05,), name="LocalECR"
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Break every connection and end every thread; what is stored stays."""
+        if self._server is None or self._thread is None:
+            return
+        self._stopped.set()
+        self._server.shutdown()
+        self._server.break_connections()
+        self._server.server_close()
+        self._thread.join()
+        self._server = self._thread = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def endpoint_url(self) -> str:
+        """Where it listens."""
+        if self._server is None:
+            raise RuntimeError("this LocalECR is not running: start it first")
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def client(self, service: str = "ecr", **kwargs: object) -> BaseClient:
+        """A botocore client for it (``"ecr"`` or ``"ecr-public"``), made with ``CLIENT_CONFIG``.
+
+        ``kwargs`` are ``create_client``'s and go before what is set here.
+        """
+        settings: dict[str, Any] = {
+            "region_name": _REGION,
+            "endpoint_url": self.endpoint_url,
+            "aws_access_key_id": "local",
+            "aws_secret_access_key": "local",
+            "config": CLIENT_CONFIG.merge(Config(proxies={})),
+        }
+        client: BaseClient = botocore.session.Session().create_client(
+            service, **(settings | kwargs)
+        )
+        return client
+
+    def environ(self) -> dict[str, str]:
+        """Environment variables that make the AWS SDKs and the AWS CLI talk to it."""
+        return {
+            "AWS_ENDPOINT_URL_ECR": self.endpoint_url,
+            "AWS_ENDPOINT_URL_ECR_PUBLIC": self.endpoint_url,
+            "AWS_ACCESS_KEY_ID": "local",
+            "AWS_SECRET_ACCESS_KEY": "local",
+            "AWS_REGION": _REGION,
+            "AWS_DEFAULT_REGION": _REGION,
+        }
+
+    def fail(self, operation: str, fault: Fault, *, call: int = 1, times: int = 1) -> None:
+        """Let ``fault`` hit ``times`` calls of ``operation``, from the ``call``-th from now on."""
+        with self._lock:
+            self._faults.fail(operation, fault, call=call, times=times)
+
+    def layer(self, repository: str, digest: str) -> bytes:
+        """A completed layer's bytes; ``KeyError`` where there is none."""
+        with self._lock:
+            return b"".join(self.registry.repositories[repository].layers[digest].blobs)
+
+    def _next_fault(self, operation: str) -> Fault | None:
+        with self._lock:
+            return self._faults.next(operation)
+
+    def _answer(
+        self, operation: str, parameters: dict[str, object], fault: Fault | None, public: bool
+    ) -> Reply:
+        with self._lock:
+            reply = answer(
+                self.registry,
+                operation,
+                parameters,
+                fault,
+                public=public,
+                error_namespace=self._unknowns.error_namespace,
+            )
+            first, last = parameters.get("partFirstByte"), parameters.get("partLastByte")
+            self.calls.append(
+                Call(
+                    operation,
+                    first if isinstance(first, int) else None,
+                    last if isinstance(last, int) else None,
+                    reply.outcome,
+                )
+            )
+        if reply.delivery == "slow":
+            self._stopped.wait(self._slow)
+        return reply
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = False  # so that server_close waits for them
+
+    def __init__(self, ecr: LocalECR, port: int) -> None:
+        self.ecr = ecr
+        self._connections: set[socket.socket] = set()
+        super().__init__(("127.0.0.1", port), _Handler)
+
+    @override
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    @override
+    def shutdown_request(self, request: Any) -> None:
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
+    @override
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is no error of the server's."""
+
+    def break_connections(self) -> None:
+        for connection in list(self._connections):
+            _shut(connection)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body leave together: two writes would wait for acknowledgement
+    server: _Server
+
+    def do_POST(self) -> None:
+        ecr = self.server.ecr
+        length = int(self.headers.get("Content-Length", 0))
+        service, _, operation = self.headers.get("X-Amz-Target", "").partition(".")
+        fault = ecr._next_fault(operation)
+        body = self.rfile.read(length // 2 if fault == "reset" else length)
+        try:
+            parameters = {} if fault == "reset" else _parameters(body)
+            public = _TARGETS[service]
+        except (KeyError, ValueError, TypeError) as error:
+            self._send(Reply(400, _SERIALIZATION, repr(error)))
+        else:
+            self._send(ecr._answer(operation, parameters, fault, public))
+
+    def _send(self, reply: Reply) -> None:
+        if reply.delivery in ("request_lost", "reset", "lost"):
+            if reply.delivery == "reset":
+                # Closed with unsent data discarded: the client sees a reset.
+                linger = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.close_connection = True
+            return
+        body = bytes(range(128, 256)) if reply.delivery == "garbled" else reply.body
+        self.send_response(reply.status)
+        kind = "text/html" if body.startswith(b"<html") else "application/x-amz-json-1.1"
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("x-amzn-RequestId", f"local-{len(self.server.ecr.calls)}")
+        if reply.delivery == "cut":
+            body = body[: len(body) // 2]
+            self.close_connection = True
+        self.end_headers()
+        self.wfile.write(body)
+
+    @override
+    def log_message(self, format: str, *args: Any) -> None:
+        """Quiet: ``LocalECR.calls`` tells what was called."""
+
+
+def _parameters(body: bytes) -> dict[str, object]:
+    parameters: dict[str, object] = json.loads(body)
+    blob = parameters.get("layerPartBlob")
+    if isinstance(blob, str):
+        parameters["layerPartBlob"] = base64.b64decode(blob, validate=True)
+    return parameters
+
+
+def _shut(connection: socket.socket) -> None:
+    with suppress(OSError):  # the other side may have been first
+        connection.shutdown(socket.SHUT_RDWR)
