@@ -133,7 +133,10 @@ def is_transient(error: BaseException) -> bool:
     """Whether the same call may succeed later."""
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return error_code(error) in _TRANSIENT_CODES or status in (408, 429) or status >= 500
+        # ECR's own 400 has a code; botocore gives "400" to one that lost it on the way.
+        if error_code(error) in (*_TRANSIENT_CODES, "400"):
+            return True
+        return status in (408, 429) or status >= 500
     if isinstance(error, _BadAnswerError):
         return error.transient
     if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):

@@ -41,7 +41,7 @@ class Source(ABC):
     size: int | None
     """The layer's size, or ``None`` until a stream has ended."""
     replayable: bool
-    """Whether what was released can be read again."""
+    """Whether the whole layer can be read twice."""
     ours: bool
     """Whether nobody else holds what is read, and reading does not block: then it may be read
     in a thread of ours."""
@@ -52,6 +52,10 @@ class Source(ABC):
 
         ``SourceChangedError`` where the source ends before its known size.
         """
+
+    def holds(self, _first_byte: int) -> bool:
+        """Whether the bytes from ``first_byte`` on can be read (again)."""
+        return True
 
     def release(self, next_byte: int) -> None:  # noqa: B027  (nothing is held by default)
         """What lies before ``next_byte`` is not needed again."""
@@ -176,6 +180,10 @@ class _Stream(Source):
     @property
     def _pulled(self) -> int:
         return self._first_held + len(self._held)
+
+    @override
+    def holds(self, first_byte: int) -> bool:
+        return first_byte >= self._first_held
 
     @override
     def release(self, next_byte: int) -> None:

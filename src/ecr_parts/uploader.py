@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import tenacity
 
@@ -14,8 +13,6 @@ from ecr_parts.chunker import Chunker, Part
 from ecr_parts.errors import (
     EcrPartsError,
     LayerTooLargeError,
-    ServiceError,
-    UnexpectedResponseError,
     UploadLostError,
 )
 from ecr_parts.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
@@ -26,13 +23,13 @@ from ecr_parts.service import (
     require_ecr_client,
     service_name,
 )
-from ecr_parts.session import Move, UploadSession
+from ecr_parts.session import UploadSession
 from ecr_parts.source import Blob, LayerSource, RunningDigest, Source, open_source
+from ecr_parts.steps import Steps, check_digest
 
 _log = logging.getLogger("ecr_parts")
 _MOST_RESTARTS = 3
 _MOST_DIGESTS = 100  # in one call, as the API has it
-_TIMES_ASKED = 4  # whether a layer is there that should be: the answer may lag
 _HASHED_AT_ONCE = 1024 * 1024  # bytes
 
 
@@ -96,11 +93,8 @@ class LayerUploader:
             limits = ECR_PUBLIC_LIMITS if service_name(client) == "ecr-public" else ECR_LIMITS
         if part_size is not None:
             limits.check_part_size(part_size)
-        self._limits = limits
-        self._part_size = part_size
-        self._service = Service(
-            client, repository_name, registry_id, retrying or default_retrying()
-        )
+        service = Service(client, repository_name, registry_id, retrying or default_retrying())
+        self._steps = Steps(service, limits, part_size)
 
     def upload(
         self,
@@ -129,7 +123,7 @@ class LayerUploader:
         if digest is not None:
             check_digest(digest)
         with open_source(source, size) as opened:
-            run = _Run(self._service, self._limits, self._part_size, opened, digest, progress)
+            run = _Run(self._steps, opened, digest, progress)
             try:
                 return run.upload(check_existing)
             except EcrPartsError as error:
@@ -145,10 +139,10 @@ class LayerUploader:
         ``layer_size`` in bytes; where it is known, ``part_size`` of the session suits it.
         """
         if layer_size is not None:
-            self._limits.check_layer(layer_size, self._part_size)
+            self._steps.limits.check_layer(layer_size, self._steps.part_size)
         if layer_digest is not None:
             check_digest(layer_digest)
-        return _begin(self._service, self._limits, self._part_size, layer_size, layer_digest)
+        return self._steps.begin(layer_size, layer_digest)
 
     def upload_part(self, session: UploadSession, blob: Blob) -> None:
         """Send ``blob``, the layer's bytes from ``session.next_byte`` on.
@@ -163,7 +157,7 @@ class LayerUploader:
         self._own(session)
         part = self._part_of(session, blob)
         try:
-            _send(self._service, self._limits, session, part, blob, replayable=True)
+            self._steps.send(session, part, blob, replayable=True)
         except EcrPartsError as error:
             error.session = session
             raise
@@ -180,9 +174,9 @@ class LayerUploader:
         size = session.next_byte
         if session.layer_size not in (None, size):
             raise ValueError(f"ECR has {size:,} of the layer's {session.layer_size:,} bytes")
-        self._limits.check_layer(size)
+        self._steps.limits.check_layer(size)
         try:
-            existed = _complete(self._service, session, digest, size)
+            existed = self._steps.complete(session, digest, size)
         except EcrPartsError as error:
             error.session = session
             raise
@@ -193,12 +187,12 @@ class LayerUploader:
         wanted = list(dict.fromkeys(map(check_digest, digests)))
         missing = set(wanted)
         for i in range(0, len(wanted), _MOST_DIGESTS):
-            answer = self._service.available(wanted[i : i + _MOST_DIGESTS])
+            answer = self._steps.service.available(wanted[i : i + _MOST_DIGESTS])
             missing -= {digest for digest, found in answer.items() if found.status == "AVAILABLE"}
         return missing
 
     def _own(self, session: UploadSession) -> None:
-        here = (self._service.repository_name, self._service.registry_id)
+        here = (self._steps.service.repository_name, self._steps.service.registry_id)
         if (session.repository_name, session.registry_id) != here:
             raise ValueError(
                 f"the session is of repository {session.repository_name!r} in registry "
@@ -208,16 +202,16 @@ class LayerUploader:
     def _part_of(self, session: UploadSession, blob: Blob) -> Part:
         if not isinstance(blob, bytes | bytearray | memoryview):
             raise TypeError(f"a part is bytes, not {type(blob).__name__}")
-        size = memoryview(blob).nbytes
-        if not 1 <= size <= self._limits.max_part:
-            raise ValueError(f"a part has 1 to {self._limits.max_part:,} bytes, not {size:,}")
+        size, limits = memoryview(blob).nbytes, self._steps.limits
+        if not 1 <= size <= limits.max_part:
+            raise ValueError(f"a part has 1 to {limits.max_part:,} bytes, not {size:,}")
         part = Part(session.next_byte, session.next_byte + size - 1)
         if session.layer_size is not None and part.last_byte >= session.layer_size:
             raise ValueError(f"{part} ends behind the layer's {session.layer_size:,} bytes")
-        if session.ended(self._limits.min_part):
+        if session.ended(limits.min_part):
             raise ValueError(
                 f"the part before byte {part.first_byte} is under the minimum of "
-                f"{self._limits.min_part:,} bytes, and only the layer's last part may be: send "
+                f"{limits.min_part:,} bytes, and only the layer's last part may be: send "
                 f"parts of session.part_size, {session.part_size:,} bytes"
             )
         return part
@@ -228,17 +222,14 @@ class _Run:
 
     def __init__(
         self,
-        service: Service,
-        limits: Limits,
-        part_size: int | None,
+        steps: Steps,
         source: Source,
         digest: str | None,
         progress: Callable[[int], object] | None,
     ) -> None:
         self._progress = progress or (lambda _n: None)
-        self._service = replace(service, heartbeat=lambda: self._progress(0))
-        self._limits = limits
-        self._part_size = part_size
+        self._steps = steps.with_heartbeat(lambda: self._progress(0))
+        self._limits = steps.limits
         self._source = source
         self._digest = digest
         self._running_digest = RunningDigest()
@@ -249,13 +240,13 @@ class _Run:
 
     def upload(self, check_existing: bool) -> UploadedLayer:
         if self._source.size is not None:
-            self._limits.check_layer(self._source.size, self._part_size)
+            self._limits.check_layer(self._source.size, self._steps.part_size)
         if not self._source.read(0, 1):
             self._limits.check_layer(0)
         if check_existing and self._digest is None and self._source.replayable:
             self._digest = self._hash_source()
         if check_existing and self._digest is not None:
-            size = _size_there(self._service, self._digest, self._source.size)
+            size = self._steps.size_there(self._digest, self._source.size)
             if size is not None:
                 return self._there(self._digest, size, existed=True)
         session = self._begin()
@@ -267,7 +258,7 @@ class _Run:
                 there = self._settle(lost)
                 if there is not None:
                     return there
-                if not self._source.replayable or self._restarts >= _MOST_RESTARTS:
+                if not self._source.holds(0) or self._restarts >= _MOST_RESTARTS:
                     raise
                 self._restarts += 1
                 _log.info("starting over, for the %d. time: %s", self._restarts, lost)
@@ -282,9 +273,7 @@ class _Run:
         return running.digest()
 
     def _begin(self) -> UploadSession:
-        begun = _begin(
-            self._service, self._limits, self._part_size, self._source.size, self._digest
-        )
+        begun = self._steps.begin(self._source.size, self._digest)
         if self.session is None:
             self.session = begun
         else:
@@ -336,36 +325,28 @@ class _Run:
                 "stream's size beforehand, or split it into several layers"
             )
         begun = time.monotonic()
-        attempts = _send(
-            self._service,
-            self._limits,
-            session,
-            part,
-            blob,
-            replayable=self._source.replayable,
-        )
+        attempts = self._steps.send(session, part, blob, replayable=self._source.holds(0))
         stored = min(session.last_byte_received, part.last_byte)
         while self.parts and self.parts[-1].part.last_byte > session.last_byte_received:
             self.parts.pop()
         if stored >= part.first_byte:
             seconds = time.monotonic() - begun
             self.parts.append(SentPart(Part(part.first_byte, stored), seconds, attempts))
-        if not self._source.replayable:
-            self._source.release(session.next_byte)
+        self._source.release(session.next_byte)
         self._report(session.next_byte)
 
     def _finish(self, session: UploadSession) -> UploadedLayer:
         self._source.check()
         size = session.next_byte
         digest = self._digest or self._running_digest.digest()
-        existed = _complete(self._service, session, digest, size)
+        existed = self._steps.complete(session, digest, size)
         return self._there(digest, size, existed)
 
     def _settle(self, lost: UploadLostError) -> UploadedLayer | None:
         """Before starting over: the layer itself, if it is there (somebody else may send it)."""
         if self._digest is None or lost.operation == "CompleteLayerUpload":  # that has asked
             return None
-        size = _size_settled(self._service, self._digest, self._source.size)
+        size = self._steps.size_settled(self._digest, self._source.size)
         return None if size is None else self._there(self._digest, size, existed=True)
 
     def _there(self, digest: str, size: int, existed: bool) -> UploadedLayer:
@@ -376,112 +357,3 @@ class _Run:
         newly, self._reported = confirmed - self._reported, confirmed
         if newly:
             self._progress(newly)
-
-
-def check_digest(digest: str) -> str:
-    """``digest`` itself, if it is one that ECR can prove: ``sha256:`` and 64 hex digits."""
-    if not isinstance(digest, str):
-        raise TypeError(f"digest is {digest!r}, and must be a str")
-    if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
-        raise ValueError(
-            f"digest is {digest!r}, and must be 'sha256:' and 64 lower-case hex digits: ECR proves "
-            "no other kind"
-        )
-    return digest
-
-
-def _begin(
-    service: Service, limits: Limits, part_size: int | None, size: int | None, digest: str | None
-) -> UploadSession:
-    upload_id, answered = service.initiate()
-    session = UploadSession(
-        repository_name=service.repository_name,
-        registry_id=service.registry_id,
-        upload_id=upload_id,
-        part_size=part_size or limits.part_size(answered, size),
-        layer_digest=digest,
-        layer_size=size,
-    )
-    session.begin(session.upload_id, session.part_size)
-    return session
-
-
-def _send(
-    service: Service,
-    limits: Limits,
-    session: UploadSession,
-    part: Part,
-    blob: Blob,
-    *,
-    replayable: bool,
-) -> int:
-    """Send a part and move the session to where ECR then stands. Returns the attempts."""
-    sent = service.upload_part(session.upload_id, part, blob)
-    move = session.receive(part, sent.answer, min_part=limits.min_part, replayable=replayable)
-    if move is not Move.CONFIRMED:
-        _log.info(
-            "UploadLayerPart in repository %r, bytes %d-%d: ECR has the layer up to byte %d: %s",
-            service.repository_name, part.first_byte, part.last_byte, sent.answer, move.value,
-        )  # fmt: skip
-    message = (
-        f"UploadLayerPart in repository {service.repository_name!r}, bytes "
-        f"{part.first_byte}-{part.last_byte}: ECR says it has the layer up to byte {sent.answer}; "
-    )
-    if move in (Move.START_OVER, Move.LOST):
-        raise UploadLostError(
-            f"{message}{move.value}. Upload the layer again from its beginning",
-            operation="UploadLayerPart",
-            repository_name=service.repository_name,
-        )
-    if move in (Move.STUCK, Move.NONSENSE):
-        raise UnexpectedResponseError(
-            f"{message}{move.value}. Check that the client's endpoint is ECR's, and upload again"
-        )
-    return sent.attempts
-
-
-def _complete(service: Service, session: UploadSession, digest: str, size: int) -> bool:
-    """Complete the upload. Returns whether ECR had the layer already.
-
-    A failure says little about the layer (its answer may be of the second attempt, or somebody
-    else's upload may have been first), so it is settled by asking whether the layer is there.
-    """
-    try:
-        service.complete(session.upload_id, digest)
-    except (ServiceError, UnexpectedResponseError) as error:
-        if _size_settled(service, digest, size) is None:
-            raise
-        _log.info("the layer is there all the same: %s", error)
-        return isinstance(error, ServiceError) and error.code == "LayerAlreadyExistsException"
-    return False
-
-
-def _size_there(
-    service: Service, digest: str, size: int | None, statuses: tuple[str, ...] = ("AVAILABLE",)
-) -> int | None:
-    """The size (bytes) of the layer as ECR has it; ``None`` if it does not, or not of ``size``."""
-    found = service.available([digest]).get(digest)
-    if found is None or found.status not in statuses or size not in (None, found.size):
-        return None
-    return found.size
-
-
-def _size_settled(service: Service, digest: str, size: int | None) -> int | None:
-    """Like ``_size_there``, for a layer that may just have been completed: asked repeatedly."""
-
-    def before_sleep(_state: tenacity.RetryCallState) -> None:
-        service.heartbeat()
-
-    ask = tenacity.Retrying(
-        retry=tenacity.retry_if_result(lambda found: found is None),
-        stop=tenacity.stop_after_attempt(_TIMES_ASKED),
-        wait=service.retrying.wait,
-        sleep=service.retrying.sleep,
-        before_sleep=before_sleep,
-        retry_error_callback=lambda _state: None,
-    )
-    try:
-        return ask(_size_there, service, digest, size, ("AVAILABLE", "ARCHIVED"))
-    except (ServiceError, UnexpectedResponseError) as error:
-        _log.info("whether %s is there could not be found out: %s", digest, error)
-        return None

@@ -1,0 +1,132 @@
+"""The steps of an upload, and what ECR's answer to each means for it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import tenacity
+from typing_extensions import Self
+
+from ecr_parts.chunker import Part
+from ecr_parts.errors import ServiceError, UnexpectedResponseError, UploadLostError
+from ecr_parts.limits import Limits
+from ecr_parts.service import Service
+from ecr_parts.session import Move, UploadSession
+from ecr_parts.source import Blob
+
+_log = logging.getLogger("ecr_parts")
+_TIMES_ASKED = 4  # whether a layer is there that should be: the answer may lag
+
+
+def check_digest(digest: str) -> str:
+    """``digest`` itself, if it is one that ECR can prove: ``sha256:`` and 64 hex digits."""
+    if not isinstance(digest, str):
+        raise TypeError(f"digest is {digest!r}, and must be a str")
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+        raise ValueError(
+            f"digest is {digest!r}, and must be 'sha256:' and 64 lower-case hex digits: ECR proves "
+            "no other kind"
+        )
+    return digest
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Begin, send, complete: each one call to ECR, its answer taken into the session."""
+
+    service: Service
+    limits: Limits
+    part_size: int | None
+    """Bytes; ``None`` for what ECR answers."""
+
+    def with_heartbeat(self, heartbeat: Callable[[], object]) -> Self:
+        """The same steps, with ``heartbeat`` called before each attempt and each wait."""
+        return replace(self, service=replace(self.service, heartbeat=heartbeat))
+
+    def begin(self, layer_size: int | None, layer_digest: str | None) -> UploadSession:
+        """A new upload."""
+        upload_id, answered = self.service.initiate()
+        session = UploadSession(
+            repository_name=self.service.repository_name,
+            registry_id=self.service.registry_id,
+            upload_id=upload_id,
+            part_size=self.part_size or self.limits.part_size(answered, layer_size),
+            layer_digest=layer_digest,
+            layer_size=layer_size,
+        )
+        session.begin(session.upload_id, session.part_size)
+        return session
+
+    def send(self, session: UploadSession, part: Part, blob: Blob, *, replayable: bool) -> int:
+        """Send a part and move the session to where ECR then stands. Returns the attempts."""
+        sent = self.service.upload_part(session.upload_id, part, blob)
+        move = session.receive(
+            part, sent.answer, min_part=self.limits.min_part, replayable=replayable
+        )
+        if move is Move.CONFIRMED:
+            return sent.attempts
+        message = (
+            f"UploadLayerPart in repository {self.service.repository_name!r}, bytes "
+            f"{part.first_byte}-{part.last_byte}: ECR says it has the layer up to byte "
+            f"{sent.answer}: {move.value}"
+        )
+        if move in (Move.START_OVER, Move.LOST):
+            raise UploadLostError(
+                f"{message}. Upload the layer again from its beginning",
+                operation="UploadLayerPart",
+                repository_name=self.service.repository_name,
+            )
+        if move in (Move.STUCK, Move.NONSENSE):
+            raise UnexpectedResponseError(
+                f"{message}. Check that the client's endpoint is ECR's, and upload again"
+            )
+        _log.info("%s", message)
+        return sent.attempts
+
+    def complete(self, session: UploadSession, digest: str, size: int) -> bool:
+        """Complete the upload. Returns whether ECR had the layer already.
+
+        A failure says little about the layer (the answer may be to a second attempt, or somebody
+        else's upload was first), so it is settled by asking whether the layer is there.
+        """
+        try:
+            self.service.complete(session.upload_id, digest)
+        except (ServiceError, UnexpectedResponseError) as error:
+            if self.size_settled(digest, size) is None:
+                raise
+            _log.info("the layer is there all the same: %s", error)
+            return isinstance(error, ServiceError) and error.code == "LayerAlreadyExistsException"
+        return False
+
+    def size_there(
+        self, digest: str, size: int | None, statuses: tuple[str, ...] = ("AVAILABLE",)
+    ) -> int | None:
+        """The layer's size (bytes) at ECR; ``None`` if it is not there, or not of ``size``."""
+        found = self.service.available([digest]).get(digest)
+        if found is None or found.status not in statuses or size not in (None, found.size):
+            return None
+        return found.size
+
+    def size_settled(self, digest: str, size: int | None) -> int | None:
+        """Like ``size_there``, for a layer that may just have been completed: asked repeatedly."""
+
+        def before_sleep(_state: tenacity.RetryCallState) -> None:
+            self.service.heartbeat()
+
+        ask = tenacity.Retrying(
+            retry=tenacity.retry_if_result(lambda found: found is None),
+            stop=tenacity.stop_after_attempt(_TIMES_ASKED),
+            wait=self.service.retrying.wait,
+            sleep=self.service.retrying.sleep,
+            before_sleep=before_sleep,
+            retry_error_callback=lambda _state: None,
+        )
+        try:
+            # An archived layer has been completed, and that is the question.
+            return ask(self.size_there, digest, size, ("AVAILABLE", "ARCHIVED"))
+        except (ServiceError, UnexpectedResponseError) as error:
+            _log.info("whether %s is there could not be found out: %s", digest, error)
+            return None

@@ -1,0 +1,122 @@
+"""What the tests share: bytes, a policy that never sleeps, small limits, every kind of source."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import random
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from typing_extensions import override
+
+from ecr_parts import Limits, default_retrying
+from ecr_parts.source import LayerSource
+
+PATIENT = default_retrying().copy(sleep=lambda _seconds: None)
+"""The default policy without its waits."""
+
+SMALL = Limits(min_part=4, max_part=16, max_parts=60, max_layer=500)
+"""Limits that make an upload of many parts out of a few bytes; parts of 8 bytes suit them."""
+
+
+def bytes_of(size: int, seed: int = 0) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def digest_of(blob: bytes) -> str:
+    return f"sha256:{hashlib.sha256(blob).hexdigest()}"
+
+
+class Unseekable(io.RawIOBase):
+    """A pipe of sorts: short reads, no seeking."""
+
+    def __init__(self, blob: bytes, most: int) -> None:
+        self._file = io.BytesIO(blob)
+        self._most = most
+
+    @override
+    def readable(self) -> bool:
+        return True
+
+    @override
+    def read(self, size: int = -1, /) -> bytes:
+        return self._file.read(min(size, self._most) if size >= 0 else self._most)
+
+
+class BareReader:
+    """The least a file object may be."""
+
+    def __init__(self, blob: bytes) -> None:
+        self._file = io.BytesIO(blob)
+
+    def read(self, size: int, /) -> bytes:
+        return self._file.read(size)
+
+
+def chunks_of(blob: bytes, sizes: Callable[[], int]) -> Iterator[bytes]:
+    at = 0
+    while at < len(blob):
+        size = sizes()
+        yield blob[at : at + size]
+        at += size
+
+
+def tar_member(blob: bytes) -> IO[bytes]:
+    """A member of a tar read as a stream: its ``seekable()`` raises."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        member = tarfile.TarInfo("layer")
+        member.size = len(blob)
+        tar.addfile(member, io.BytesIO(blob))
+    packed.seek(0)
+    stream = tarfile.open(fileobj=packed, mode="r|")
+    first = stream.next()
+    assert first is not None
+    file = stream.extractfile(first)
+    assert file is not None
+    return file
+
+
+def offset_file(blob: bytes) -> io.BytesIO:
+    """A file that does not stand at its beginning."""
+    file = io.BytesIO(b"before" + blob)
+    file.seek(6)
+    return file
+
+
+def path_to(blob: bytes, directory: Path) -> Path:
+    path = directory / "layer.tar.gz"
+    path.write_bytes(blob)
+    return path
+
+
+SourceMaker = Callable[[bytes, Path, random.Random], LayerSource]
+
+REPLAYABLE: dict[str, SourceMaker] = {
+    "path": lambda blob, tmp, _: path_to(blob, tmp),
+    "str": lambda blob, tmp, _: str(path_to(blob, tmp)),
+    "bytes": lambda blob, _tmp, _: blob,
+    "bytearray": lambda blob, _tmp, _: bytearray(blob),
+    "memoryview": lambda blob, _tmp, _: memoryview(blob),
+    "sparse memoryview": lambda blob, _tmp, _: memoryview(
+        bytes(b for byte in blob for b in (byte, 0))
+    )[::2],
+    "file": lambda blob, _tmp, _: offset_file(blob),
+}
+STREAMS: dict[str, SourceMaker] = {
+    "unseekable": lambda blob, _tmp, rng: Unseekable(blob, rng.randint(1, 20)),
+    "bare reader": lambda blob, _tmp, _: BareReader(blob),
+    "tar member": lambda blob, _tmp, _: tar_member(blob),
+    "chunks": lambda blob, _tmp, rng: chunks_of(blob, lambda: rng.randint(0, 30)),
+    "list": lambda blob, _tmp, rng: list(chunks_of(blob, lambda: rng.randint(0, 30))),
+    "bytearrays": lambda blob, _tmp, rng: map(
+        bytearray, chunks_of(blob, lambda: rng.randint(1, 30))
+    ),
+    "memoryviews": lambda blob, _tmp, rng: map(
+        memoryview, chunks_of(blob, lambda: rng.randint(1, 30))
+    ),
+}
+SOURCES = REPLAYABLE | STREAMS
