@@ -72,7 +72,7 @@ def tar_member(blob: bytes) -> IO[bytes]:
         member.size = len(blob)
         tar.addfile(member, io.BytesIO(blob))
     packed.seek(0)
-    stream = tarfile.open(fileobj=packed, mode="r|")
+    stream = tarfile.open(fileobj=packed, mode="r|")  # noqa: SIM115  (its member is read later)
     first = stream.next()
     assert first is not None
     file = stream.extractfile(first)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
 from helpers import PATIENT, SMALL, SOURCES, bytes_of, digest_of
@@ -46,63 +45,27 @@ class ModelClient:
             bytes(range(128, 256)).decode()
         if reply.delivery == "cut" and reply.status == 200:
             return {}
-        metadata = {"HTTPStatusCode": reply.status, "RequestId": f"r-{len(self.calls)}"}
         if reply.status == 200:
             body: dict[str, object] = json.loads(reply.body)
             return body
-        if reply.delivery == "cut" or not reply.body.startswith(b"{"):
-            error = {"Code": str(reply.status), "Message": ""}
-            raise ClientError({"Error": error, "ResponseMetadata": metadata}, operation)
-        body = json.loads(reply.body)
-        error = {"Code": str(body["__type"]), "Message": str(body["message"])}
-        raise ClientError({**body, "Error": error, "ResponseMetadata": metadata}, operation)
+        response: dict[str, Any] = {"Error": {"Code": str(reply.status), "Message": ""}}
+        if reply.delivery != "cut" and reply.body.startswith(b"{"):
+            response = json.loads(reply.body)
+            response["Error"] = {"Code": response["__type"], "Message": response["message"]}
+        response["ResponseMetadata"] = {"HTTPStatusCode": reply.status}
+        raise ClientError(response, operation)  # type: ignore[arg-type]  # made by hand
 
-    def batch_check_layer_availability(
-        self, *, repositoryName: str, layerDigests: Sequence[str], registryId: str = ""
-    ) -> Answer:
-        return self._call(
-            "BatchCheckLayerAvailability",
-            {"repositoryName": repositoryName, "layerDigests": layerDigests},
-        )
+    def batch_check_layer_availability(self, **parameters: object) -> Answer:
+        return self._call("BatchCheckLayerAvailability", parameters)
 
-    def initiate_layer_upload(self, *, repositoryName: str, registryId: str = "") -> Answer:
-        return self._call("InitiateLayerUpload", {"repositoryName": repositoryName})
+    def initiate_layer_upload(self, **parameters: object) -> Answer:
+        return self._call("InitiateLayerUpload", parameters)
 
-    def upload_layer_part(
-        self,
-        *,
-        repositoryName: str,
-        uploadId: str,
-        partFirstByte: int,
-        partLastByte: int,
-        layerPartBlob: bytes,
-        registryId: str = "",
-    ) -> Answer:
-        parameters: dict[str, object] = {
-            "repositoryName": repositoryName,
-            "uploadId": uploadId,
-            "partFirstByte": partFirstByte,
-            "partLastByte": partLastByte,
-            "layerPartBlob": layerPartBlob,
-        }
+    def upload_layer_part(self, **parameters: object) -> Answer:
         return self._call("UploadLayerPart", parameters)
 
-    def complete_layer_upload(
-        self,
-        *,
-        repositoryName: str,
-        uploadId: str,
-        layerDigests: Sequence[str],
-        registryId: str = "",
-    ) -> Answer:
-        return self._call(
-            "CompleteLayerUpload",
-            {
-                "repositoryName": repositoryName,
-                "uploadId": uploadId,
-                "layerDigests": layerDigests,
-            },
-        )
+    def complete_layer_upload(self, **parameters: object) -> Answer:
+        return self._call("CompleteLayerUpload", parameters)
 
 
 def random_unknowns(rng: random.Random) -> Unknowns:
@@ -182,4 +145,3 @@ def check_store(client: ModelClient, blob: bytes, story: str) -> None:
     layers = client.registry.repositories["demo"].layers
     assert all(b"".join(layer.blobs) == blob for layer in layers.values()), story
     assert len(client.calls) < 400, f"{story}: {len(client.calls)} calls"
-

@@ -81,7 +81,8 @@ def test_the_bounds_of_index_and_of_the_sequence() -> None:
         chunker.index(Part(10, 18))
     with pytest.raises(IndexError):
         chunker[3]
-    assert (10, 19) not in chunker
+    no_part: object = (10, 19)
+    assert no_part not in chunker
 
 
 @pytest.mark.parametrize("size", [0, -1])

@@ -136,7 +136,7 @@ def test_an_impossible_move_is_refused_and_changes_nothing() -> None:
         with pytest.raises(ValueError, match="Part"):
             session.receive(part, 150, min_part=1, replayable=True)
     for upload_id, part_size in (("", 1), ("u", 0)):
-        with pytest.raises(ValueError, match="upload_id|part_size"):
+        with pytest.raises(ValueError, match=r"upload_id|part_size"):
             session.begin(upload_id, part_size)
     assert session.to_json() == before
 

@@ -206,7 +206,7 @@ class Service:
                     uploadId=upload_id,
                     partFirstByte=part.first_byte,
                     partLastByte=part.last_byte,
-                    layerPartBlob=blob,
+                    layerPartBlob=bytes(blob),
                 )
             except ClientError as error:
                 if error_code(error) == "InvalidLayerPartException":
@@ -341,6 +341,13 @@ _REMEDIES = {
         _CREDENTIALS,
     ),
     "KmsException": "Check the KMS key that encrypts the repository, and the right to use it",
+    "LayerAlreadyExistsException": (
+        "ECR says that a layer of this content exists, but not under this digest: check the digest"
+    ),
+    "LayerPartTooSmallException": (
+        "A broken connection left a fragment of a part there: upload the layer again from its "
+        "beginning"
+    ),
     "LimitExceededException": "A quota of the registry is reached: retrying does not help",
     "RegistryNotFoundException": "Check the registry ID, and that the registry exists",
     "RepositoryNotFoundException": (

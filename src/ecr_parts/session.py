@@ -43,8 +43,8 @@ class Move(Enum):
     REWIND = "go back to where ECR stands"
     SKIP = "go forward to where ECR stands; the digest proves those bytes at completion"
     STUCK = "ECR answers and answers, and does not move"
-    START_OVER = "this upload cannot be completed; begin a new one"
-    LOST = "those bytes are needed again and gone"
+    START_OVER = "a fragment smaller than a part may be is stored, which cannot be completed"
+    LOST = "bytes that it had confirmed are needed again, and they are gone"
     NONSENSE = "no upload can stand there"
 
 

@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import (
+    REPLAYABLE,
+    SOURCES,
+    STREAMS,
+    BareReader,
+    Unseekable,
+    bytes_of,
+    digest_of,
+    path_to,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ecr_parts import SourceChangedError
+from ecr_parts.source import RunningDigest, open_source
+
+BLOB = bytes_of(100)
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(size=st.integers(1, 60), seed=st.integers(0, 9), known=st.booleans())
+def test_every_kind_gives_its_bytes_in_pieces_of_the_size_asked_for(
+    kind: str, tmp_path: Path, size: int, seed: int, known: bool
+) -> None:
+    made = SOURCES[kind](BLOB, tmp_path, random.Random(seed))
+    with open_source(made, len(BLOB) if known else None) as source:
+        assert source.replayable == (kind in REPLAYABLE)
+        assert source.size == (len(BLOB) if known or kind in REPLAYABLE else None)
+        read = b""
+        while piece := source.read(len(read), size):
+            assert len(piece) == min(size, len(BLOB) - len(read))
+            assert source.read(len(read), size) == piece  # held until released
+            read += piece
+            source.release(len(read))
+        assert read == BLOB
+        assert source.size == len(BLOB)
+        source.check()
+
+
+@pytest.mark.parametrize("kind", REPLAYABLE)
+def test_what_can_be_replayed_is_read_at_any_place(kind: str, tmp_path: Path) -> None:
+    with open_source(SOURCES[kind](BLOB, tmp_path, random.Random(0))) as source:
+        assert source.read(90, 50) == BLOB[90:]
+        assert source.read(0, 10) == BLOB[:10]
+        source.release(50)
+        assert source.holds(0)
+        assert source.read(100, 1) == b""
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_a_stream_holds_what_was_not_released(kind: str, tmp_path: Path) -> None:
+    with open_source(STREAMS[kind](BLOB, tmp_path, random.Random(0))) as source:
+        source.read(0, 50)
+        assert source.holds(0)
+        source.release(30)
+        assert not source.holds(29)
+        assert source.holds(30)
+        assert source.read(30, 30) == BLOB[30:60]
+
+
+@pytest.mark.parametrize("size", [99, 101])
+@pytest.mark.parametrize("kind", REPLAYABLE)
+def test_a_size_that_is_not_the_sources_is_refused_at_once(
+    kind: str, size: int, tmp_path: Path
+) -> None:
+    made = REPLAYABLE[kind](BLOB, tmp_path, random.Random(0))
+    with (
+        pytest.raises(SourceChangedError, match=f"size is {size} bytes, and the source has 100"),
+        open_source(made, size),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_a_stream_that_ends_before_its_size(kind: str, tmp_path: Path) -> None:
+    made = STREAMS[kind](BLOB, tmp_path, random.Random(0))
+    with open_source(made, 120) as source:
+        assert source.read(0, 90) == BLOB[:90]
+        with pytest.raises(SourceChangedError, match="after 100 bytes, before its size of 120"):
+            source.read(90, 90)
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_a_stream_that_goes_on_behind_its_size(kind: str, tmp_path: Path) -> None:
+    made = STREAMS[kind](BLOB, tmp_path, random.Random(0))
+    with open_source(made, 80) as source:
+        assert source.read(0, 200) == BLOB[:80]
+        with pytest.raises(SourceChangedError, match="behind the 80 bytes"):
+            source.check()
+
+
+def test_a_path_that_is_a_pipe_is_a_stream(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    writer = threading.Thread(target=fifo.write_bytes, args=(BLOB,))
+    writer.start()
+    with open_source(fifo) as source:
+        assert not source.replayable
+        assert not source.ours
+        assert source.read(0, 70) == BLOB[:70]
+        assert source.read(70, 70) == BLOB[70:]
+    writer.join()
+
+
+def test_a_file_is_read_from_where_it_stands_and_left_open() -> None:
+    file = io.BytesIO(b"before" + BLOB)
+    file.seek(6)
+    with open_source(file) as source:
+        assert source.read(0, 200) == BLOB
+        assert not source.ours
+    assert not file.closed
+
+
+def test_a_file_that_stands_behind_its_end_is_empty() -> None:
+    file = io.BytesIO(BLOB)
+    file.seek(200)
+    with open_source(file) as source:
+        assert source.size == 0
+
+
+class ShortSeekable(io.BytesIO):
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(min(7, size or 0))
+
+
+def test_a_seekable_file_may_answer_short() -> None:
+    with open_source(ShortSeekable(BLOB)) as source:
+        assert source.read(3, 50) == BLOB[3:53]
+
+
+def test_a_view_of_bigger_items_is_its_bytes() -> None:
+    view = memoryview(BLOB).cast("I")
+    with open_source(view) as source:
+        assert source.read(0, 200) == BLOB
+
+
+class Gives:
+    """A file object that gives something else, after a while."""
+
+    def __init__(self, what: Any) -> None:
+        self._gifts = iter([b"good", what])
+
+    def read(self, size: int, /) -> Any:
+        return next(self._gifts)
+
+
+@pytest.mark.parametrize(
+    ("what", "hint"),
+    [(None, "non-blocking"), ("text", "'rb'"), (5, "must give bytes"), ([1], "must give bytes")],
+)
+def test_what_gives_no_bytes_is_a_type_error(what: Any, hint: str) -> None:
+    for made in (Gives(what), iter([b"good", what])):
+        with open_source(made) as source, pytest.raises(TypeError, match=hint):
+            source.read(0, 100)
+
+
+def test_text_is_no_layer(tmp_path: Path) -> None:
+    path = path_to(b"text", tmp_path)
+    with path.open() as file, pytest.raises(TypeError, match="open it in binary mode"):  # noqa: SIM117
+        with open_source(file):  # type: ignore[arg-type]  # the point of the test
+            pass
+    with (
+        codecs.open(str(path), encoding="utf-8") as reader,
+        open_source(reader) as source,
+        pytest.raises(TypeError, match="'rb'"),
+    ):
+        source.read(0, 1)
+
+
+@pytest.mark.parametrize("source", [None, 5, 1.5, object()])
+def test_no_source_at_all(source: Any) -> None:
+    with pytest.raises(TypeError, match="it takes a path, bytes"), open_source(source):
+        pass
+
+
+@pytest.mark.parametrize(("size", "error"), [(-1, ValueError), ("1", TypeError), (True, TypeError)])
+def test_no_size_at_all(size: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="size is"), open_source(BLOB, size):
+        pass
+
+
+def test_what_opening_a_path_raises_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), open_source(tmp_path / "nothing"):
+        pass
+    with pytest.raises(IsADirectoryError), open_source(tmp_path):
+        pass
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, 50)
+
+
+def grow(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+def replace(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(BLOB)
+    other.replace(path)
+
+
+def rewrite(path: Path) -> None:
+    path.write_bytes(bytes(100))
+    os.utime(path, ns=(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (truncate, "had 100 bytes and has 50 now"),
+        (grow, "had 100 bytes and has 104 now"),
+        (replace, "was replaced"),
+        (rewrite, "was written to"),
+    ],
+)
+def test_a_file_that_changed_is_noticed(change: Any, message: str, tmp_path: Path) -> None:
+    path = path_to(BLOB, tmp_path)
+    with open_source(path) as source:
+        source.read(0, 10)
+        source.check()
+        change(path)
+        with pytest.raises(SourceChangedError, match=message) as raised:
+            source.check()
+        assert str(path) in str(raised.value)
+
+
+def test_a_file_that_shrank_ends_early(tmp_path: Path) -> None:
+    path = path_to(BLOB, tmp_path)
+    with open_source(path) as source:
+        truncate(path)
+        with pytest.raises(SourceChangedError, match="ended after 50 bytes, before its size"):
+            source.read(40, 20)
+
+
+def test_a_file_that_is_only_unlinked_is_still_whole(tmp_path: Path) -> None:
+    path = path_to(BLOB, tmp_path)
+    with open_source(path) as source:
+        path.unlink()
+        assert source.read(0, 100) == BLOB
+        source.check()
+
+
+def test_a_callers_file_that_grew_is_noticed() -> None:
+    file = io.BytesIO(BLOB)
+    with open_source(file) as source:
+        file.seek(0, os.SEEK_END)
+        file.write(b"more")
+        assert source.read(0, 200) == BLOB
+        with pytest.raises(SourceChangedError, match=r"had 100 bytes when .* and has 104 now"):
+            source.check()
+
+
+def test_a_buffer_cannot_grow_while_it_is_read() -> None:
+    blob = bytearray(BLOB)
+    with open_source(blob) as source, pytest.raises(BufferError):
+        blob += b"more"
+    assert source.size == 100
+
+
+def test_the_sources_own_error_comes_through() -> None:
+    def items() -> Iterator[bytes]:
+        yield b"good"
+        raise ConnectionError("the producer died")
+
+    with open_source(items()) as source, pytest.raises(ConnectionError, match="the producer died"):
+        source.read(0, 100)
+
+
+def test_only_what_is_asked_for_is_read() -> None:
+    """A stream that blocks must not be read further than needed."""
+    file = Unseekable(BLOB, 1_000)
+    with open_source(file) as source:
+        source.read(0, 10)
+    assert file.read(1) == BLOB[10:11]
+    with open_source(BareReader(b"")) as empty:
+        assert empty.read(0, 1) == b""
+        assert empty.size == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 99), st.integers(1, 40)), max_size=20), st.integers(1, 40))
+def test_the_running_digest_takes_each_byte_once(rereads: list[tuple[int, int]], step: int) -> None:
+    running = RunningDigest()
+    at = 0
+    again = iter(rereads)
+    while at < 100:
+        first, size = next(again, (at, step))
+        if first <= at:
+            running.feed(first, BLOB[first : first + size])
+            at = max(at, min(100, first + size))
+    assert running.digest() == digest_of(BLOB)
