@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import random
 from collections.abc import Iterator
@@ -271,6 +272,31 @@ def test_a_fragment_under_the_minimum_starts_over(ecr: LocalECR) -> None:
 
     assert operations(ecr).count("InitiateLayerUpload") == 2
     assert ecr.layer("demo", DIGEST) == BLOB
+
+
+@pytest.mark.parametrize("kind", ["path", "list"])
+def test_an_ecr_that_loses_a_part_it_had(
+    kind: str, ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    """What can be read again is sent again from there; a stream cannot."""
+    lost = False
+
+    def progress(_n: int) -> None:
+        nonlocal lost
+        for upload in ecr.registry.repositories["demo"].uploads.values():
+            if len(upload.blobs) == 3 and not lost:
+                lost = True
+                del upload.blobs[1:]
+                upload.size, upload.hash = 8, hashlib.sha256(BLOB[:8])
+
+    source = SOURCES[kind](BLOB, tmp_path, random.Random(0))
+    if kind == "list":
+        with pytest.raises(UploadLostError, match=r"bytes 24-31: ECR says .* up to byte 7: "):
+            uploader.upload(source, progress=progress)
+    else:
+        layer = uploader.upload(source, progress=progress)
+        assert ecr.layer("demo", DIGEST) == BLOB
+        assert [part.part.first_byte for part in layer.parts] == list(range(0, 45, 8))
 
 
 def test_an_upload_is_started_over_three_times(ecr: LocalECR, uploader: LayerUploader) -> None:

@@ -18,6 +18,9 @@ from botocore.exceptions import (
     IncompleteReadError,
     SSLError,
 )
+from botocore.exceptions import (
+    ConnectionError as BotocoreConnectionError,
+)
 from botocore.parsers import ResponseParserError
 
 from ecr_parts.chunker import Part
@@ -141,7 +144,9 @@ def is_transient(error: BaseException) -> bool:
         return error.transient
     if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
         return False
-    return isinstance(error, (HTTPClientError, IncompleteReadError, *_UNREADABLE))
+    return isinstance(
+        error, (BotocoreConnectionError, HTTPClientError, IncompleteReadError, *_UNREADABLE)
+    )
 
 
 class Availability(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from ecr_parts.testing.model import EcrError, Registry
+from ecr_parts.testing.model import OPERATIONS, EcrError, Registry
 
 Fault: TypeAlias = Literal[
     "request_lost",
@@ -87,6 +87,8 @@ class Faults:
         """Let ``fault`` hit ``times`` calls of ``operation``, from the ``call``-th from now on."""
         if fault not in get_args(Fault):
             raise ValueError(f"fault is {fault!r}, and must be one of {get_args(Fault)}")
+        if operation not in OPERATIONS:
+            raise ValueError(f"there is no operation {operation!r}: {', '.join(OPERATIONS)}")
         if fault == "stored_in_part" and operation != "UploadLayerPart":
             raise ValueError("only UploadLayerPart can be stored in part")
         if call < 1 or times < 1:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -17,6 +17,15 @@ REGISTRY_ID = "012345678910"
 
 _REPOSITORY_NAME = re.compile(
     r"(?=.{2,256}$)[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*"
+)
+OPERATIONS = (
+    "BatchCheckLayerAvailability",
+    "BatchGetImage",
+    "CompleteLayerUpload",
+    "CreateRepository",
+    "InitiateLayerUpload",
+    "PutImage",
+    "UploadLayerPart",
 )
 _T = TypeVar("_T")
 _PART_SIZE = 10_485_760  # bytes, as in the examples of the AWS documentation
@@ -161,15 +170,16 @@ class Registry:
         self._part_size = part_size or min(_PART_SIZE, most)
         self._unknowns = unknowns or Unknowns()
         self._uploads_begun = 0
-        self._operations: dict[str, Callable[[_Request], dict[str, object]]] = {
-            "BatchCheckLayerAvailability": self._check_availability,
-            "BatchGetImage": self._get_images,
-            "CompleteLayerUpload": self._complete,
-            "CreateRepository": self._create,
-            "InitiateLayerUpload": self._initiate,
-            "PutImage": self._put_image,
-            "UploadLayerPart": self._upload_part,
-        }
+        calls = (
+            self._check_availability,
+            self._get_images,
+            self._complete,
+            self._create,
+            self._initiate,
+            self._put_image,
+            self._upload_part,
+        )
+        self._operations = dict(zip(OPERATIONS, calls, strict=True))
 
     def call(
         self, operation: str, parameters: Mapping[str, object], *, public: bool = False

@@ -258,7 +258,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _parameters(body: bytes) -> dict[str, object]:
-    parameters: dict[str, object] = json.loads(body)
+    parameters: object = json.loads(body)
+    if not isinstance(parameters, dict):
+        raise TypeError("a request is a JSON object")
     blob = parameters.get("layerPartBlob")
     if isinstance(blob, str):
         parameters["layerPartBlob"] = base64.b64decode(blob, validate=True)

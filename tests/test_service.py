@@ -1,0 +1,289 @@
+"""Every answer ECR may give, sensible or not, as one of the library's errors or as a retry."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+from botocore.exceptions import (
+    ClientError,
+    ConnectionClosedError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    IncompleteReadError,
+    NoCredentialsError,
+    ParamValidationError,
+    ProxyConnectionError,
+    ReadTimeoutError,
+    SSLError,
+)
+from helpers import PATIENT, SMALL, bytes_of, digest_of
+
+from ecr_parts import (
+    DigestMismatchError,
+    EcrPartsError,
+    LayerUploader,
+    ServiceError,
+    UnexpectedResponseError,
+    default_retrying,
+)
+from ecr_parts.service import is_transient, last_valid_byte
+from ecr_parts.testing import LocalECR, Unknowns
+
+BLOB = bytes_of(45)
+DIGEST = digest_of(BLOB)
+
+
+def client_error(code: str, status: int = 400, **fields: Any) -> ClientError:
+    response: Any = {
+        "Error": {"Code": code, "Message": "message"},
+        "ResponseMetadata": {"HTTPStatusCode": status},
+        **fields,
+    }
+    return ClientError(response, "UploadLayerPart")
+
+
+TRANSIENT: list[Exception] = [
+    *map(
+        client_error,
+        [
+            "PriorRequestNotComplete", "RequestLimitExceeded", "RequestThrottledException",
+            "RequestTimeout", "RequestTimeoutException", "ServerException", "SlowDown",
+            "ThrottleException", "ThrottledException", "Throttling", "ThrottlingException",
+            "TooManyRequestsException", "400",
+        ],
+    ),
+    *(client_error("Any", status) for status in (408, 429, 500, 502, 503, 504)),
+    ConnectionClosedError(endpoint_url="u"),
+    ConnectTimeoutError(endpoint_url="u"),
+    EndpointConnectionError(endpoint_url="u"),
+    IncompleteReadError(actual_bytes=1, expected_bytes=2),
+    ProxyConnectionError(proxy_url="p"),
+    ReadTimeoutError(endpoint_url="u"),
+    SSLError(endpoint_url="u", error="EOF occurred in violation of protocol"),
+    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "reason"),
+    AttributeError("'list' object has no attribute 'get'"),
+    TypeError("argument of type 'int' is not iterable"),
+]  # fmt: skip
+FINAL: list[Exception] = [
+    *map(
+        client_error,
+        [
+            "AccessDeniedException", "ExpiredTokenException", "InvalidParameterException",
+            "InvalidSignatureException", "KmsException", "LimitExceededException",
+            "RepositoryNotFoundException", "UploadNotFoundException", "",
+        ],
+    ),
+    *(client_error(str(status), status) for status in (301, 403, 404, 413)),
+    NoCredentialsError(),
+    ParamValidationError(report="r"),
+    SSLError(endpoint_url="u", error="[SSL: CERTIFICATE_VERIFY_FAILED] self-signed"),
+    RuntimeError("nobody's"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", TRANSIENT, ids=repr)
+def test_what_may_pass_is_retried(error: Exception) -> None:
+    assert is_transient(error)
+
+
+@pytest.mark.parametrize("error", FINAL, ids=repr)
+def test_what_will_not_pass_is_not(error: Exception) -> None:
+    assert not is_transient(error)
+
+
+@pytest.mark.parametrize(
+    ("fields", "last_byte"),
+    [
+        ({"lastValidByteReceived": 99}, 99),
+        ({"lastValidByteReceived": -1}, -1),
+        ({"lastValidByteReceived": 0}, -1),
+        ({}, -1),
+        ({"lastValidByteReceived": None}, -1),
+        ({"lastValidByteReceived": -7}, -1),
+    ],
+)
+def test_where_ecr_stands_after_a_refusal(fields: dict[str, Any], last_byte: int) -> None:
+    response = {"Error": {"Message": "no number"}, **fields}
+    assert last_valid_byte(response) == last_byte
+    response["Error"] = {"Message": "First byte of the layer part is 10485760 instead of 20971520"}
+    assert last_valid_byte(response) == (last_byte if last_byte > 0 else 20_971_519)
+    response["Error"] = {"Message": "First byte of the layer part is 0 instead of 1"}
+    assert last_valid_byte(response) == (last_byte if last_byte > 0 else 0)
+    assert last_valid_byte({**fields, "Error": None}) == last_byte
+
+
+def answering(operation: str, body: bytes, status: int = 200, *, times: int = 10**6) -> Any:
+    """A client for a LocalECR whose answers to ``operation`` are ``body``, from now on."""
+    from ecr_parts.testing.faults import Reply
+
+    class Lying(LocalECR):
+        lies = 0
+
+        def _answer(self, called: str, *args: Any) -> Reply:
+            reply = super()._answer(called, *args)
+            if called == operation and self.lies < times:
+                self.lies += 1
+                return Reply(status, body, "a lie")
+            return reply
+
+    return Lying(limits=SMALL, part_size=8)
+
+
+GARBAGE = [
+    b"", b"{", b"[]", b"null", b'"text"', b"7", b"\xff\xfe", b"<html></html>", b"{}",
+    b"[" * 100_000, b'{"__type": 5}', b'{"lastByteReceived": null}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", GARBAGE, ids=lambda body: repr(body[:20]))
+@pytest.mark.parametrize("status", [200, 400, 500])
+@pytest.mark.parametrize(
+    "operation",
+    [
+        "BatchCheckLayerAvailability",
+        "InitiateLayerUpload",
+        "UploadLayerPart",
+        "CompleteLayerUpload",
+    ],
+)
+def test_garbage_is_got_over_or_a_typed_error(operation: str, status: int, body: bytes) -> None:
+    with answering(operation, body, status, times=2) as ecr:
+        layer = LayerUploader(ecr.client(), "demo", limits=SMALL, retrying=PATIENT).upload(BLOB)
+        assert ecr.layer("demo", layer.digest) == BLOB
+    with answering(operation, body, status) as ecr:
+        uploader = LayerUploader(ecr.client(), "demo", limits=SMALL, retrying=PATIENT)
+        try:
+            uploader.upload(BLOB)
+        except EcrPartsError as error:
+            assert operation in str(error)  # noqa: PT017  (not every garbage is an error)
+        else:
+            assert operation == "CompleteLayerUpload"  # which is settled by asking
+        assert len(ecr.calls) < 60
+
+
+@pytest.mark.parametrize(
+    ("operation", "body", "error"),
+    [
+        ("InitiateLayerUpload", b'{"uploadId": "", "partSize": 8}', UnexpectedResponseError),
+        ("InitiateLayerUpload", b'{"uploadId": 5, "partSize": 8}', UnexpectedResponseError),
+        ("InitiateLayerUpload", b'{"partSize": 8}', UnexpectedResponseError),
+        ("InitiateLayerUpload", b'{"uploadId": "u"}', UnexpectedResponseError),
+        ("InitiateLayerUpload", b'{"uploadId": "u", "partSize": 0}', UnexpectedResponseError),
+        ("InitiateLayerUpload", b'{"uploadId": "u", "partSize": -8}', UnexpectedResponseError),
+        ("InitiateLayerUpload", b'{"uploadId": "u", "partSize": "8"}', UnexpectedResponseError),
+        ("InitiateLayerUpload", b'{"uploadId": "u", "partSize": true}', UnexpectedResponseError),
+        ("UploadLayerPart", b'{"lastByteReceived": "7"}', UnexpectedResponseError),
+        ("UploadLayerPart", b'{"lastByteReceived": true}', UnexpectedResponseError),
+        ("UploadLayerPart", b'{"lastByteReceived": 7.5}', UnexpectedResponseError),
+        ("UploadLayerPart", b'{"lastByteReceived": -2}', UnexpectedResponseError),
+        ("UploadLayerPart", b'{"lastByteReceived": -1}', UnexpectedResponseError),
+        ("UploadLayerPart", b'{"lastByteReceived": 8}', UnexpectedResponseError),
+        ("UploadLayerPart", b'{"lastByteReceived": 44}', UnexpectedResponseError),
+        ("UploadLayerPart", b'{"lastByteReceived": 10000000000000}', UnexpectedResponseError),
+        ("UploadLayerPart", b'{"lastByteReceived": 7}', UnexpectedResponseError),
+        ("UploadLayerPart", b'{"lastByteReceived": 0}', ServiceError),
+        ("UploadLayerPart", b'{"lastByteReceived": 5}', UnexpectedResponseError),
+        (
+            "CompleteLayerUpload",
+            b'{"layerDigest": "sha256:' + b"0" * 64 + b'"}',
+            DigestMismatchError,
+        ),
+        ("CompleteLayerUpload", b'{"layerDigest": 5}', None),
+        ("BatchCheckLayerAvailability", b'{"layers": [5]}', ServiceError),
+        ("BatchCheckLayerAvailability", b'{"layers": {}}', None),  # botocore reads none
+        (
+            "BatchCheckLayerAvailability",
+            b'{"layers": [{"layerDigest": "x", "layerAvailability": "A", "layerSize": "1"}]}',
+            UnexpectedResponseError,
+        ),
+    ],
+    ids=str,
+)
+def test_a_service_that_lies_is_found_out(
+    operation: str, body: bytes, error: type[EcrPartsError] | None
+) -> None:
+    with answering(operation, body) as ecr:
+        uploader = LayerUploader(ecr.client(), "demo", limits=SMALL, retrying=PATIENT)
+        if error is None:
+            uploader.upload(BLOB)
+        else:
+            with pytest.raises(error, match=operation):
+                uploader.upload(BLOB)
+        assert len(ecr.calls) < 60
+
+
+@pytest.mark.parametrize("byte", ['"7"', "true", "7.5"])
+def test_a_refusal_that_names_no_byte(byte: str) -> None:
+    body = b'{"__type": "InvalidLayerPartException", "lastValidByteReceived": %s}' % byte.encode()
+    with answering("UploadLayerPart", body, 400) as ecr:
+        uploader = LayerUploader(ecr.client(), "demo", limits=SMALL, retrying=PATIENT)
+        with pytest.raises(UnexpectedResponseError, match="no byte of a layer"):
+            uploader.upload(BLOB)
+
+
+def test_a_part_size_of_10_to_the_13_is_the_maximum() -> None:
+    body = b'{"uploadId": "00000000-0000-0000-0000-000000000001", "partSize": 10000000000000}'
+    with answering("InitiateLayerUpload", body) as ecr:
+        uploader = LayerUploader(ecr.client(), "demo", limits=SMALL, retrying=PATIENT)
+        assert {part.part.size for part in uploader.upload(BLOB).parts[:-1]} == {16}
+
+
+def test_kms_says_its_own_error() -> None:
+    body = b'{"__type": "KmsException", "message": "KMS", "kmsError": "KeyDisabled"}'
+    with answering("InitiateLayerUpload", body, 400) as ecr:
+        with pytest.raises(ServiceError, match=r"kmsError: KeyDisabled.*KMS key") as raised:
+            LayerUploader(ecr.client(), "demo", limits=SMALL, retrying=PATIENT).upload(BLOB)
+        assert len(ecr.calls) == 2
+        assert raised.value.code == "KmsException"
+
+
+def test_an_error_type_may_have_a_namespace() -> None:
+    unknowns = Unknowns(error_namespace="com.amazonaws.ecr")
+    with LocalECR(limits=SMALL, part_size=8, unknowns=unknowns) as ecr:
+        ecr.fail("UploadLayerPart", "answer_lost", call=3)
+        LayerUploader(ecr.client(), "demo", limits=SMALL, retrying=PATIENT).upload(BLOB)
+        assert ecr.layer("demo", DIGEST) == BLOB
+
+
+def test_the_default_policy_is_finite_and_serves_other_calls(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "ecr_parts")
+    waits: list[float] = []
+    policy = default_retrying().copy(sleep=waits.append)
+    calls = 0
+
+    def put_image(**_image: str) -> str:
+        nonlocal calls
+        calls += 1
+        if calls < 3:
+            raise client_error("ThrottlingException")
+        return "put"
+
+    assert policy(put_image, imageManifest="{}") == "put"
+    assert len(waits) == 2
+    assert len(caplog.records) == 2
+
+    def throttled() -> None:
+        raise client_error("ThrottlingException")
+
+    with pytest.raises(ClientError, match="ThrottlingException"):
+        policy(throttled)
+    assert len(waits) == 2 + 9
+    assert all(0 <= wait <= 30 for wait in waits)
+
+    def refused() -> None:
+        raise client_error("ImageTagAlreadyExistsException")
+
+    with pytest.raises(ClientError, match="ImageTagAlreadyExists"):
+        policy(refused)
+    assert len(waits) == 2 + 9
+
+
+def test_a_clients_own_exception_that_is_nobodys_comes_through(mocker: Any) -> None:
+    client = mocker.Mock()
+    client.initiate_layer_upload.side_effect = RuntimeError("a bug of the client's")
+    with pytest.raises(RuntimeError, match="a bug of the client's"):
+        LayerUploader(client, "demo").upload(BLOB, check_existing=False)
