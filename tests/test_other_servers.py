@@ -42,7 +42,7 @@ def credentials() -> dict[str, Any]:
 @pytest.mark.parametrize("retries", [{"total_max_attempts": 1}, None], ids=["off", "on"])
 def test_motos_server(retries: Any, moto_url: str, tmp_path: Path) -> None:
     config = Config(proxies={}, retries=retries)
-    client = botocore.session.Session().create_client(
+    client: Any = botocore.session.Session().create_client(
         "ecr", endpoint_url=moto_url, config=config, **credentials()
     )
     repository = f"demo-{bool(retries)}".lower()

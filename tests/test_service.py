@@ -61,7 +61,7 @@ TRANSIENT: list[Exception] = [
     IncompleteReadError(actual_bytes=1, expected_bytes=2),
     ProxyConnectionError(proxy_url="p"),
     ReadTimeoutError(endpoint_url="u"),
-    SSLError(endpoint_url="u", error="EOF occurred in violation of protocol"),
+    SSLError(endpoint_url="u", error=OSError("EOF occurred in violation of protocol")),
     UnicodeDecodeError("utf-8", b"\xff", 0, 1, "reason"),
     AttributeError("'list' object has no attribute 'get'"),
     TypeError("argument of type 'int' is not iterable"),
@@ -78,7 +78,7 @@ FINAL: list[Exception] = [
     *(client_error(str(status), status) for status in (301, 403, 404, 413)),
     NoCredentialsError(),
     ParamValidationError(report="r"),
-    SSLError(endpoint_url="u", error="[SSL: CERTIFICATE_VERIFY_FAILED] self-signed"),
+    SSLError(endpoint_url="u", error=OSError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed")),
     RuntimeError("nobody's"),
 ]  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import random
@@ -415,9 +416,10 @@ def test_botocores_own_retries_change_nothing(
 
 
 def test_the_shared_config_stays_as_it_is(ecr: LocalECR) -> None:
-    before = dict(CLIENT_CONFIG.retries)
+    before = copy.deepcopy(vars(CLIENT_CONFIG))
     ecr.client(config=CLIENT_CONFIG)
-    assert CLIENT_CONFIG.retries == before
+    assert vars(CLIENT_CONFIG) == before
+    assert before["retries"] == {"mode": "standard", "total_max_attempts": 1}
 
 
 @pytest.mark.parametrize("again", ["UploadNotFoundException", "LayerAlreadyExistsException"])

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import botocore.session
 from botocore.client import BaseClient
 from botocore.config import Config
+from botocore.loaders import Loader, create_loader
 from typing_extensions import Self, override
 
 from ecr_parts.limits import Limits
@@ -84,7 +86,7 @@ class LocalECR:
         self._stopped.clear()
         self._server = _Server(self, self._port)
         self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.05,), name="LocalECR"
+            target=self._server.serve_forever, args=(0.01,), name="LocalECR"
         )
         self._thread.start()
 
@@ -130,9 +132,9 @@ class LocalECR:
             "aws_secret_access_key": "local",
             "config": CLIENT_CONFIG.merge(Config(proxies={})),
         }
-        client: BaseClient = botocore.session.Session().create_client(
-            service, **(settings | kwargs)
-        )
+        session = botocore.session.Session()
+        session.register_component("data_loader", _loader())
+        client: BaseClient = session.create_client(service, **(settings | kwargs))
         return client
 
     def environ(self) -> dict[str, str]:
@@ -255,6 +257,12 @@ class _Handler(BaseHTTPRequestHandler):
     @override
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet: ``LocalECR.calls`` tells what was called."""
+
+
+@cache
+def _loader() -> Loader:
+    """Shared, because reading the API's description is what a client costs."""
+    return create_loader()
 
 
 def _parameters(body: bytes) -> dict[str, object]:
