@@ -14,8 +14,8 @@ import ecr_parts
 HOUSE = Path(ecr_parts.__file__).parent
 # Each room imports only from rooms above it.
 ROOMS = [
-    "errors", "limits", "chunker", "session", "source", "service", "steps", "uploader",
-    "__init__",
+    "errors", "limits", "chunker", "session", "source", "checkpoint", "service", "steps", "run",
+    "uploader", "__init__",
     "testing.model", "testing.faults", "testing.server", "testing.__init__",
     "testing.pytest_plugin", "testing.__main__",
 ]  # fmt: skip

@@ -13,9 +13,10 @@ from ecr_parts.errors import (
     UploadLostError,
 )
 from ecr_parts.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
+from ecr_parts.run import SentPart, UploadedLayer
 from ecr_parts.service import CLIENT_CONFIG, default_retrying
 from ecr_parts.session import UploadSession
-from ecr_parts.uploader import LayerUploader, SentPart, UploadedLayer
+from ecr_parts.uploader import LayerUploader
 
 __version__ = "0.1.0"
 

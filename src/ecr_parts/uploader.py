@@ -1,21 +1,17 @@
-"""LayerUploader: sends a layer's parts, and goes by what ECR answers."""
+"""LayerUploader: what a user holds."""
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable, Iterable
 
 import tenacity
 
-from ecr_parts.chunker import Chunker, Part
-from ecr_parts.errors import (
-    EcrPartsError,
-    LayerTooLargeError,
-    UploadLostError,
-)
+from ecr_parts.checkpoint import Checkpoint
+from ecr_parts.chunker import Part
+from ecr_parts.errors import EcrPartsError
 from ecr_parts.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
+from ecr_parts.run import Run, UploadedLayer
 from ecr_parts.service import (
     EcrClient,
     Service,
@@ -24,40 +20,10 @@ from ecr_parts.service import (
     service_name,
 )
 from ecr_parts.session import UploadSession
-from ecr_parts.source import Blob, LayerSource, RunningDigest, Source, open_source
+from ecr_parts.source import Blob, LayerSource, open_source
 from ecr_parts.steps import Steps, check_digest
 
-_log = logging.getLogger("ecr_parts")
-_MOST_RESTARTS = 3
 _MOST_DIGESTS = 100  # in one call, as the API has it
-_HASHED_AT_ONCE = 1024 * 1024  # bytes
-
-
-@dataclass(frozen=True)
-class SentPart:
-    """A part that ECR confirmed, and what it took."""
-
-    part: Part
-    seconds: float
-    attempts: int
-
-
-@dataclass(frozen=True)
-class UploadedLayer:
-    """A layer that is at ECR, whole: ECR has checked its digest."""
-
-    digest: str
-    """``"sha256:…"``."""
-    size: int
-    """Bytes."""
-    existed: bool
-    """Whether ECR had it already, so that nothing (more) had to be sent."""
-    parts: tuple[SentPart, ...] = field(default=(), repr=False, compare=False)
-    """The parts sent by this call."""
-
-    def descriptor(self, media_type: str) -> dict[str, str | int]:
-        """The layer as an OCI content descriptor, for a manifest; ready for JSON."""
-        return {"mediaType": media_type, "digest": self.digest, "size": self.size}
 
 
 class LayerUploader:
@@ -103,6 +69,8 @@ class LayerUploader:
         digest: str | None = None,
         size: int | None = None,
         check_existing: bool = True,
+        session: UploadSession | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> UploadedLayer:
         """Upload a layer: it is at ECR, whole, when this returns.
@@ -113,17 +81,30 @@ class LayerUploader:
         beginning, and an error if it ends early. ``check_existing`` asks ECR first and sends
         nothing that it has; a file without a ``digest`` is read once more for that.
 
+        ``checkpoint`` is a file that makes the upload resumable: it is written after each part
+        and deleted when the layer is there, and the next call with the same content goes on from
+        it, in another process too, at the byte ECR has. ``session`` is the same without a file: an
+        ``UploadSession`` from ``initiate``, from JSON or from an error, which is moved in place.
+        The digest tells whether the content is the same; if it is not, or if ECR has lost the
+        upload, it begins afresh. Both take a source that can be read again.
+
         ``progress(n)`` hears of ``n`` bytes newly confirmed by ECR, on this thread: negative
-        when an upload had to start over, 0 as a sign of life before each attempt and wait. Their
-        sum is the layer's size in the end. What it raises ends the upload.
+        when an upload had to start over, 0 as a sign of life before each attempt and wait; first
+        of what ECR had from before. Their sum is the layer's size in the end. What it raises ends
+        the upload.
 
         Raises ``EcrPartsError``; ``TypeError`` and ``ValueError`` for bad arguments; and
         whatever ``source`` and ``progress`` raise.
         """
         if digest is not None:
             check_digest(digest)
+        if session is not None:
+            self._own(session)
+            if checkpoint is not None:
+                raise ValueError("both session and checkpoint are given, and one is the other")
+        kept = None if checkpoint is None else Checkpoint(checkpoint)
         with open_source(source, size) as opened:
-            run = _Run(self._steps, opened, digest, progress)
+            run = Run(self._steps, opened, digest, progress, session, kept)
             try:
                 return run.upload(check_existing)
             except EcrPartsError as error:
@@ -215,145 +196,3 @@ class LayerUploader:
                 f"parts of session.part_size, {session.part_size:,} bytes"
             )
         return part
-
-
-class _Run:
-    """One upload of one source, from the first question to the last."""
-
-    def __init__(
-        self,
-        steps: Steps,
-        source: Source,
-        digest: str | None,
-        progress: Callable[[int], object] | None,
-    ) -> None:
-        self._progress = progress or (lambda _n: None)
-        self._steps = steps.with_heartbeat(lambda: self._progress(0))
-        self._limits = steps.limits
-        self._source = source
-        self._digest = digest
-        self._running_digest = RunningDigest()
-        self._reported = 0
-        self._restarts = 0
-        self.parts: list[SentPart] = []
-        self.session: UploadSession | None = None
-
-    def upload(self, check_existing: bool) -> UploadedLayer:
-        if self._source.size is not None:
-            self._limits.check_layer(self._source.size, self._steps.part_size)
-        if not self._source.read(0, 1):
-            self._limits.check_layer(0)
-        if check_existing and self._digest is None and self._source.replayable:
-            self._digest = self._hash_source()
-        if check_existing and self._digest is not None:
-            size = self._steps.size_there(self._digest, self._source.size)
-            if size is not None:
-                return self._there(self._digest, size, existed=True)
-        session = self._begin()
-        while True:
-            try:
-                self._send_parts(session)
-                return self._finish(session)
-            except UploadLostError as lost:
-                there = self._settle(lost)
-                if there is not None:
-                    return there
-                if not self._source.holds(0) or self._restarts >= _MOST_RESTARTS:
-                    raise
-                self._restarts += 1
-                _log.info("starting over, for the %d. time: %s", self._restarts, lost)
-                session = self._begin()
-
-    def _hash_source(self) -> str:
-        running, first_byte = RunningDigest(), 0
-        while blob := self._source.read(first_byte, _HASHED_AT_ONCE):
-            self._progress(0)
-            running.feed(first_byte, blob)
-            first_byte += len(blob)
-        return running.digest()
-
-    def _begin(self) -> UploadSession:
-        begun = self._steps.begin(self._source.size, self._digest)
-        if self.session is None:
-            self.session = begun
-        else:
-            self.session.begin(begun.upload_id, begun.part_size)
-        self.parts.clear()
-        self._report(0)
-        return self.session
-
-    def _send_parts(self, session: UploadSession) -> None:
-        plan = self._plan(session)
-        while (planned := next(plan, None)) is not None:
-            blob = self._source.read(planned.first_byte, planned.size)
-            if not blob:
-                break
-            part = Part(planned.first_byte, planned.first_byte + len(blob) - 1)
-            session.layer_size = self._source.size
-            if self._digest is None:
-                self._running_digest.feed(part.first_byte, blob)
-            self._send_part(session, part, blob)
-            if session.next_byte != planned.last_byte + 1:
-                plan = self._plan(session)
-
-    def _plan(self, session: UploadSession) -> Iterator[Part]:
-        """The parts from where ECR stands; those of a stream of unknown size have no end."""
-        if self._source.size is None:
-            return self._plan_stream(session.part_size, session.next_byte, len(self.parts))
-        if session.next_byte == self._source.size:
-            return iter(())
-        part_size = self._next_part_size(session.part_size, session.next_byte, len(self.parts))
-        return Chunker(self._source.size, part_size=part_size).after(session.last_byte_received)
-
-    def _plan_stream(self, part_size: int, first_byte: int, parts_sent: int) -> Iterator[Part]:
-        while True:
-            size = self._next_part_size(part_size, first_byte, parts_sent)
-            yield Part(first_byte, first_byte + size - 1)
-            first_byte += size
-            parts_sent += 1
-
-    def _next_part_size(self, part_size: int, next_byte: int, parts_sent: int) -> int:
-        return self._limits.next_part_size(
-            part_size, parts_sent=parts_sent, next_byte=next_byte, layer_size=self._source.size
-        )
-
-    def _send_part(self, session: UploadSession, part: Part, blob: bytes) -> None:
-        if len(self.parts) >= self._limits.max_parts or part.last_byte >= self._limits.max_layer:
-            raise LayerTooLargeError(
-                f"the layer goes on behind byte {part.first_byte}, and ECR takes at most "
-                f"{self._limits.max_parts:,} parts and {self._limits.max_layer:,} bytes: say the "
-                "stream's size beforehand, or split it into several layers"
-            )
-        begun = time.monotonic()
-        attempts = self._steps.send(session, part, blob, replayable=self._source.holds(0))
-        stored = min(session.last_byte_received, part.last_byte)
-        while self.parts and self.parts[-1].part.last_byte > session.last_byte_received:
-            self.parts.pop()
-        if stored >= part.first_byte:
-            seconds = time.monotonic() - begun
-            self.parts.append(SentPart(Part(part.first_byte, stored), seconds, attempts))
-        self._source.release(session.next_byte)
-        self._report(session.next_byte)
-
-    def _finish(self, session: UploadSession) -> UploadedLayer:
-        self._source.check()
-        size = session.next_byte
-        digest = self._digest or self._running_digest.digest()
-        existed = self._steps.complete(session, digest, size)
-        return self._there(digest, size, existed)
-
-    def _settle(self, lost: UploadLostError) -> UploadedLayer | None:
-        """Before starting over: the layer itself, if it is there (somebody else may send it)."""
-        if self._digest is None or lost.operation == "CompleteLayerUpload":  # that has asked
-            return None
-        size = self._steps.size_settled(self._digest, self._source.size)
-        return None if size is None else self._there(self._digest, size, existed=True)
-
-    def _there(self, digest: str, size: int, existed: bool) -> UploadedLayer:
-        self._report(size)
-        return UploadedLayer(digest, size, existed, tuple(self.parts))
-
-    def _report(self, confirmed: int) -> None:
-        newly, self._reported = confirmed - self._reported, confirmed
-        if newly:
-            self._progress(newly)

@@ -1,0 +1,85 @@
+"""A session on disk, so that another process can go on with its upload."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+from ecr_parts.errors import CheckpointError
+from ecr_parts.session import UploadSession
+
+
+class Checkpoint:
+    """The file that holds an upload's session. Nothing is read or written before it is asked for.
+
+    It is replaced atomically and flushed to the disk each time, so that it is whole after a crash
+    at any instant, and readable by its owner only. Every failure is a ``CheckpointError`` that
+    names the file, and leaves it as it was.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(f"checkpoint is {path!r}, and must be a path")
+        self._path = Path(path)
+
+    def load(self) -> UploadSession | None:
+        """The session it holds; ``None`` where there is no file, but could be."""
+        try:
+            text = self._path.read_bytes()
+        except FileNotFoundError:
+            if not os.access(self._path.parent, os.W_OK):
+                raise self._error(
+                    "cannot be written", "its directory is missing or not writable"
+                ) from None
+            return None
+        except OSError as error:
+            raise self._error("cannot be read", error) from error
+        try:
+            return UploadSession.from_json(text)
+        except ValueError as error:
+            raise self._error(
+                "is no checkpoint", f"{error}. Delete it to upload from the beginning"
+            ) from error
+
+    def save(self, session: UploadSession) -> None:
+        """Replace it, on the disk and not only in its cache."""
+        target = Path(os.path.realpath(self._path))
+        try:
+            file, temporary = tempfile.mkstemp(  # mode 0600
+                prefix=f".{target.name}.", suffix=".tmp", dir=target.parent
+            )
+            try:
+                with open(file, "wb") as writing:  # noqa: PTH123  (a descriptor)
+                    writing.write(session.to_json().encode())
+                    writing.flush()
+                    os.fsync(file)
+                os.replace(temporary, target)  # noqa: PTH105
+            except BaseException:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary)  # noqa: PTH108
+                raise
+            _flush_directory(target.parent)
+        except OSError as error:
+            raise self._error("cannot be written", error) from error
+
+    def delete(self) -> None:
+        """Remove it, if it is there."""
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._error("cannot be deleted", error) from error
+
+    def _error(self, what: str, why: object) -> CheckpointError:
+        return CheckpointError(f"the checkpoint {str(self._path)!r} {what}: {why}")
+
+
+def _flush_directory(directory: Path) -> None:
+    """Make a rename in ``directory`` outlast a power loss, where the system has a way."""
+    if os.name == "posix":
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,263 @@
+"""One upload of one source, from the first question to the last."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from ecr_parts.checkpoint import Checkpoint
+from ecr_parts.chunker import Chunker, Part
+from ecr_parts.errors import (
+    DigestMismatchError,
+    LayerTooLargeError,
+    ServiceError,
+    UploadLostError,
+)
+from ecr_parts.session import UploadSession
+from ecr_parts.source import RunningDigest, Source
+from ecr_parts.steps import Steps
+
+_log = logging.getLogger("ecr_parts")
+_MOST_RESTARTS = 3
+_HASHED_AT_ONCE = 1024 * 1024  # bytes
+
+
+@dataclass(frozen=True)
+class SentPart:
+    """A part that ECR confirmed, and what it took."""
+
+    part: Part
+    seconds: float
+    attempts: int
+
+
+@dataclass(frozen=True)
+class UploadedLayer:
+    """A layer that is at ECR, whole: ECR has checked its digest."""
+
+    digest: str
+    """``"sha256:…"``."""
+    size: int
+    """Bytes."""
+    existed: bool
+    """Whether ECR had it already, so that nothing (more) had to be sent."""
+    parts: tuple[SentPart, ...] = field(default=(), repr=False, compare=False)
+    """The parts sent by this call."""
+
+    def descriptor(self, media_type: str) -> dict[str, str | int]:
+        """The layer as an OCI content descriptor, for a manifest; ready for JSON."""
+        return {"mediaType": media_type, "digest": self.digest, "size": self.size}
+
+
+class Run:
+    """One upload of one source, from the first question to the last."""
+
+    def __init__(
+        self,
+        steps: Steps,
+        source: Source,
+        digest: str | None,
+        progress: Callable[[int], object] | None,
+        session: UploadSession | None,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self._progress = progress or (lambda _n: None)
+        self._steps = steps.with_heartbeat(lambda: self._progress(0))
+        self._limits = steps.limits
+        self._source = source
+        self._digest = digest
+        self._checkpoint = checkpoint
+        self._running_digest = RunningDigest()
+        self._reported = 0
+        self._restarts = 0
+        self._parts_before = 0
+        self.parts: list[SentPart] = []
+        self.session = session
+
+    def upload(self, check_existing: bool) -> UploadedLayer:
+        resumable = self.session is not None or self._checkpoint is not None
+        if resumable and not self._source.replayable:
+            raise ValueError("only a source that can be read again can be resumed, no stream")
+        if self._source.size is not None:
+            self._limits.check_layer(self._source.size, self._steps.part_size)
+        if not self._source.read(0, 1):
+            self._limits.check_layer(0)
+        stored = self._checkpoint.load() if self._checkpoint is not None else self.session
+        if self._digest is None and self._source.replayable and (check_existing or resumable):
+            self._digest = self._hash_source()
+        if check_existing and self._digest is not None:
+            size = self._steps.size_there(self._digest, self._source.size)
+            if size is not None:
+                return self._there(self._digest, size, existed=True)
+        session = self._resume(stored) or self._begin()
+        while True:
+            try:
+                self._send_parts(session)
+                return self._finish(session)
+            except ServiceError as lost:
+                if not self._is_lost(lost):
+                    raise
+                there = self._settle(lost)
+                if there is not None:
+                    return there
+                if not self._source.holds(0) or self._restarts >= _MOST_RESTARTS:
+                    raise
+                self._restarts += 1
+                _log.info("starting over, for the %d. time: %s", self._restarts, lost)
+                session = self._begin()
+
+    def _resume(self, stored: UploadSession | None) -> UploadSession | None:
+        """Go on with the upload that ``stored`` tells of, if it is of this very layer."""
+        if stored is None or self._source.size is None:
+            return None
+        here = (self._steps.service.repository_name, self._steps.service.registry_id)
+        if (
+            (stored.repository_name, stored.registry_id) != here
+            or stored.layer_digest not in (None, self._digest)
+            or stored.layer_size not in (None, self._source.size)
+            or stored.next_byte > self._source.size
+        ):
+            _log.info("not resumed: the session is of another layer or repository")
+            return None
+        self._parts_before = -(-stored.next_byte // stored.part_size)
+        self.session = stored
+        self._identify(stored)
+        stored.resume()
+        self._report(stored.next_byte)
+        return stored
+
+    def _is_lost(self, error: ServiceError) -> bool:
+        """Whether the upload cannot be completed, but a new one could."""
+        if isinstance(error, UploadLostError):
+            return True
+        # What was sent before this call is known only as far as the session tells.
+        return self._parts_before > 0 and error.code in (
+            "EmptyUploadException",
+            "LayerPartTooSmallException",
+        )
+
+    def _identify(self, session: UploadSession) -> None:
+        session.layer_digest = self._digest
+        session.layer_size = self._source.size
+
+    def _hash_source(self) -> str:
+        running, first_byte = RunningDigest(), 0
+        while blob := self._source.read(first_byte, _HASHED_AT_ONCE):
+            self._progress(0)
+            running.feed(first_byte, blob)
+            first_byte += len(blob)
+        return running.digest()
+
+    def _begin(self) -> UploadSession:
+        begun = self._steps.begin(self._source.size, self._digest)
+        if self.session is None:
+            self.session = begun
+        else:
+            self.session.begin(begun.upload_id, begun.part_size)
+            self._identify(self.session)
+        if self._checkpoint is not None:
+            self.session.resume()  # other processes may go on from the same checkpoint
+        self._parts_before = 0
+        self.parts.clear()
+        self._confirm(self.session)
+        return self.session
+
+    def _confirm(self, session: UploadSession) -> None:
+        """Keep where the upload stands, and then tell of it."""
+        if self._checkpoint is not None:
+            self._checkpoint.save(session)
+        self._report(session.next_byte)
+
+    def _send_parts(self, session: UploadSession) -> None:
+        plan = self._plan(session)
+        while (planned := next(plan, None)) is not None:
+            blob = self._source.read(planned.first_byte, planned.size)
+            if not blob:
+                break
+            part = Part(planned.first_byte, planned.first_byte + len(blob) - 1)
+            session.layer_size = self._source.size
+            if self._digest is None:
+                self._running_digest.feed(part.first_byte, blob)
+            self._send_part(session, part, blob)
+            if session.next_byte != planned.last_byte + 1:
+                plan = self._plan(session)
+
+    def _plan(self, session: UploadSession) -> Iterator[Part]:
+        """The parts from where ECR stands; those of a stream of unknown size have no end."""
+        if self._source.size is None:
+            return self._plan_stream(session.part_size, session.next_byte, self._parts_stored)
+        if session.next_byte == self._source.size:
+            return iter(())
+        part_size = self._next_part_size(session.part_size, session.next_byte, self._parts_stored)
+        return Chunker(self._source.size, part_size=part_size).after(session.last_byte_received)
+
+    @property
+    def _parts_stored(self) -> int:
+        return self._parts_before + len(self.parts)
+
+    def _plan_stream(self, part_size: int, first_byte: int, parts_sent: int) -> Iterator[Part]:
+        while True:
+            size = self._next_part_size(part_size, first_byte, parts_sent)
+            yield Part(first_byte, first_byte + size - 1)
+            first_byte += size
+            parts_sent += 1
+
+    def _next_part_size(self, part_size: int, next_byte: int, parts_sent: int) -> int:
+        return self._limits.next_part_size(
+            part_size, parts_sent=parts_sent, next_byte=next_byte, layer_size=self._source.size
+        )
+
+    def _send_part(self, session: UploadSession, part: Part, blob: bytes) -> None:
+        if self._parts_stored >= self._limits.max_parts or part.last_byte >= self._limits.max_layer:
+            raise LayerTooLargeError(
+                f"the layer goes on behind byte {part.first_byte}, and ECR takes at most "
+                f"{self._limits.max_parts:,} parts and {self._limits.max_layer:,} bytes: say the "
+                "stream's size beforehand, or split it into several layers"
+            )
+        begun = time.monotonic()
+        attempts = self._steps.send(session, part, blob, replayable=self._source.holds(0))
+        stored = min(session.last_byte_received, part.last_byte)
+        if session.last_byte_received > part.last_byte:  # another process was here before
+            skipped = session.last_byte_received - part.last_byte
+            self._parts_before += -(-skipped // session.part_size)
+        while self.parts and self.parts[-1].part.last_byte > session.last_byte_received:
+            self.parts.pop()
+        if stored >= part.first_byte:
+            seconds = time.monotonic() - begun
+            self.parts.append(SentPart(Part(part.first_byte, stored), seconds, attempts))
+        self._source.release(session.next_byte)
+        self._confirm(session)
+
+    def _finish(self, session: UploadSession) -> UploadedLayer:
+        self._source.check()
+        size = session.next_byte
+        digest = self._digest or self._running_digest.digest()
+        try:
+            existed = self._steps.complete(session, digest, size)
+        except DigestMismatchError:
+            self._forget()  # it would fail for ever
+            raise
+        return self._there(digest, size, existed)
+
+    def _forget(self) -> None:
+        if self._checkpoint is not None:
+            self._checkpoint.delete()
+
+    def _settle(self, lost: ServiceError) -> UploadedLayer | None:
+        """Before starting over: the layer itself, if it is there (somebody else may send it)."""
+        if self._digest is None or lost.operation == "CompleteLayerUpload":  # that has asked
+            return None
+        size = self._steps.size_settled(self._digest, self._source.size)
+        return None if size is None else self._there(self._digest, size, existed=True)
+
+    def _there(self, digest: str, size: int, existed: bool) -> UploadedLayer:
+        self._forget()
+        self._report(size)
+        return UploadedLayer(digest, size, existed, tuple(self.parts))
+
+    def _report(self, confirmed: int) -> None:
+        newly, self._reported = confirmed - self._reported, confirmed
+        if newly:
+            self._progress(newly)
