@@ -89,7 +89,8 @@ def offset_file(blob: bytes) -> io.BytesIO:
 
 def path_to(blob: bytes, directory: Path) -> Path:
     path = directory / "layer.tar.gz"
-    path.write_bytes(blob)
+    if not path.exists() or path.read_bytes() != blob:
+        path.write_bytes(blob)
     return path
 
 

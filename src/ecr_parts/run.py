@@ -97,7 +97,7 @@ class Run:
                 self._send_parts(session)
                 return self._finish(session)
             except ServiceError as lost:
-                if not self._is_lost(lost):
+                if not _is_lost(lost, session):
                     raise
                 there = self._settle(lost)
                 if there is not None:
@@ -127,16 +127,6 @@ class Run:
         stored.resume()
         self._report(stored.next_byte)
         return stored
-
-    def _is_lost(self, error: ServiceError) -> bool:
-        """Whether the upload cannot be completed, but a new one could."""
-        if isinstance(error, UploadLostError):
-            return True
-        # What was sent before this call is known only as far as the session tells.
-        return self._parts_before > 0 and error.code in (
-            "EmptyUploadException",
-            "LayerPartTooSmallException",
-        )
 
     def _identify(self, session: UploadSession) -> None:
         session.layer_digest = self._digest
@@ -261,3 +251,11 @@ class Run:
         newly, self._reported = confirmed - self._reported, confirmed
         if newly:
             self._progress(newly)
+
+
+def _is_lost(error: ServiceError, session: UploadSession) -> bool:
+    """Whether this upload cannot be completed, but a new one could."""
+    if isinstance(error, UploadLostError):
+        return True
+    # What others sent of a resumed upload is not known part by part.
+    return session.resumed and error.code in ("EmptyUploadException", "LayerPartTooSmallException")

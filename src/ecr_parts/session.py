@@ -140,6 +140,11 @@ class UploadSession:
         """The first byte that ECR does not have: the next part begins there."""
         return self.last_byte_received + 1
 
+    @property
+    def resumed(self) -> bool:
+        """Whether ECR may stand further on than this session knows: it was not begun here."""
+        return not self._begun_here
+
     def begin(self, upload_id: str, part_size: int) -> None:
         """Stand at the beginning of a new upload, of the same layer."""
         _text("upload_id", upload_id)
@@ -171,7 +176,7 @@ class UploadSession:
         where = stand(
             part, last_byte, layer_size=self.layer_size, min_part=min(min_part, self.part_size)
         )
-        move = decide(where, replayable=replayable, resumed=not self._begun_here)
+        move = decide(where, replayable=replayable, resumed=self.resumed)
         if move in (Move.CONFIRMED, Move.GO_ON, Move.REWIND, Move.SKIP):
             self.last_byte_received = last_byte
             within = part.first_byte <= last_byte <= part.last_byte

@@ -242,10 +242,6 @@ class Registry:
     def _upload(self, request: _Request) -> Upload:
         upload_id = request.text("uploadId")
         repository = self._repository(request)
-        if upload_id in repository.completed:
-            code = self._unknowns.completed_again
-            if code == "LayerAlreadyExistsException":
-                raise EcrError(code, f"The layer of upload '{upload_id}' already exists")
         if upload_id not in repository.uploads:
             raise EcrError(
                 "UploadNotFoundException",
@@ -282,8 +278,12 @@ class Registry:
         return {} if nothing == "absent" else {"lastValidByteReceived": nothing}
 
     def _complete(self, request: _Request) -> dict[str, object]:
-        repository, upload = self._repository(request), self._upload(request)
+        repository = self._repository(request)
         upload_id, digests = request.text("uploadId"), request.items("layerDigests")
+        again = self._unknowns.completed_again
+        if upload_id in repository.completed and again == "LayerAlreadyExistsException":
+            raise EcrError(again, f"The layer of upload '{upload_id}' already exists")
+        upload = self._upload(request)
         if not upload.blobs:
             raise EcrError(
                 "EmptyUploadException",

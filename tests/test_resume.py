@@ -1,0 +1,529 @@
+"""Uploads that are cut and go on: in the process, after a crash, from any copy of what was kept."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import PATIENT, REPLAYABLE, SMALL, STREAMS, bytes_of, digest_of, path_to
+from simulation import Cut, ModelClient
+
+from ecr_parts import (
+    CheckpointError,
+    DigestMismatchError,
+    LayerUploader,
+    Limits,
+    ServiceError,
+    SourceChangedError,
+    UploadedLayer,
+    UploadSession,
+)
+from ecr_parts.testing import Fault, LocalECR, Registry
+from ecr_parts.testing.model import Upload
+
+BLOB = bytes_of(45)  # six parts of 8 bytes, the last of 5
+DIGEST = digest_of(BLOB)
+
+
+@pytest.fixture
+def ecr() -> Iterator[LocalECR]:
+    with LocalECR(limits=SMALL, part_size=8) as ecr:
+        yield ecr
+
+
+@pytest.fixture
+def uploader(ecr: LocalECR) -> LayerUploader:
+    return LayerUploader(ecr.client(), "demo", limits=SMALL, retrying=PATIENT)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    (tmp_path / "kept").mkdir()
+    return tmp_path / "kept" / "layer.checkpoint"
+
+
+class StopError(Exception):
+    """What the caller's progress raises."""
+
+
+def stop_after(total: int) -> Any:
+    heard = 0
+
+    def progress(n: int) -> None:
+        nonlocal heard
+        heard += n
+        if n and heard >= total:
+            raise StopError
+
+    return progress
+
+
+def parts_sent(ecr: LocalECR) -> list[tuple[int | None, str]]:
+    return [(c.first_byte, c.outcome) for c in ecr.calls if c.operation == "UploadLayerPart"]
+
+
+@pytest.mark.parametrize("kind", REPLAYABLE)
+def test_an_upload_goes_on_where_ecr_stands(
+    kind: str, ecr: LocalECR, uploader: LayerUploader, checkpoint: Path, tmp_path: Path
+) -> None:
+    source = REPLAYABLE[kind](BLOB, tmp_path, random.Random(0))
+    with pytest.raises(StopError):
+        uploader.upload(source, checkpoint=checkpoint, progress=stop_after(24))
+    assert json.loads(checkpoint.read_text())["lastByteReceived"] == 23
+    if kind == "file":
+        source = REPLAYABLE[kind](BLOB, tmp_path, random.Random(0))
+    ecr.calls.clear()
+    heard: list[int] = []
+
+    layer = uploader.upload(source, checkpoint=str(checkpoint), progress=heard.append)
+
+    assert layer == UploadedLayer(DIGEST, 45, existed=False)
+    assert ecr.layer("demo", DIGEST) == BLOB
+    assert parts_sent(ecr) == [(24, "ok"), (32, "ok"), (40, "ok")]
+    assert [n for n in heard if n] == [24, 8, 8, 5]
+    assert [sent.part.first_byte for sent in layer.parts] == [24, 32, 40]
+    assert list(checkpoint.parent.iterdir()) == []
+
+
+def test_it_is_written_before_progress_hears_of_it(
+    uploader: LayerUploader, checkpoint: Path
+) -> None:
+    total = 0
+
+    def progress(n: int) -> None:
+        nonlocal total
+        total += n
+        if n and total < 45:
+            assert json.loads(checkpoint.read_text())["lastByteReceived"] == total - 1
+            assert stat.S_IMODE(checkpoint.stat().st_mode) == 0o600
+
+    uploader.upload(BLOB, checkpoint=checkpoint, progress=progress)
+    assert total == 45
+    assert not checkpoint.exists()
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+@pytest.mark.parametrize("when", ["cut_before", "cut_after"])
+@pytest.mark.parametrize("check_existing", [True, False])
+def test_an_upload_is_cut_at_every_call_and_resumed_from_every_copy(
+    cut: int, when: str, check_existing: bool, checkpoint: Path
+) -> None:
+    """From the last checkpoint and from each older one; nothing that ECR has is stored twice."""
+
+    def upload(client: ModelClient, progress: Any = None) -> UploadedLayer:
+        uploader = LayerUploader(client, "demo", limits=SMALL, retrying=PATIENT)
+        return uploader.upload(
+            BLOB, check_existing=check_existing, checkpoint=checkpoint, progress=progress
+        )
+
+    copies: list[str | None] = [None]
+    for _ in range(20):  # as many copies as there may be, found out on the way
+        checkpoint.unlink(missing_ok=True)
+        copy = copies.pop()
+        client = ModelClient(Registry(["demo"], limits=SMALL, part_size=8))
+        setattr(client, when, cut)
+        kept: list[str] = []
+
+        def keep(_n: int, kept: list[str] = kept) -> None:
+            if checkpoint.exists():
+                kept.append(checkpoint.read_text())
+
+        with contextlib.suppress(Cut):
+            upload(client, keep)
+        if checkpoint.exists():
+            kept.append(checkpoint.read_text())
+        if copy is None:
+            copies = [*dict.fromkeys(kept)] or [""]
+            copy = copies.pop()
+        if copy:
+            checkpoint.write_text(copy)
+        setattr(client, when, 0)
+
+        assert upload(client).digest == DIGEST
+        layers = client.registry.repositories["demo"].layers
+        assert b"".join(layers[DIGEST].blobs) == BLOB
+        outcomes = [outcome for _, outcome in client.calls]
+        assert outcomes.count("InvalidLayerPartException") <= 1
+        assert not checkpoint.exists()
+        if not copies:
+            return
+
+
+@pytest.mark.parametrize("way", ["checkpoint", "session"])
+def test_a_changed_file_is_uploaded_afresh(
+    way: str, ecr: LocalECR, uploader: LayerUploader, checkpoint: Path, tmp_path: Path
+) -> None:
+    session = uploader.initiate(layer_digest=DIGEST, layer_size=45)
+    kept: Any = {"checkpoint": checkpoint} if way == "checkpoint" else {"session": session}
+    path = path_to(BLOB, tmp_path)
+    with pytest.raises(StopError):
+        uploader.upload(path, progress=stop_after(16), **kept)
+    changed = BLOB[:44] + b"!"
+    path.write_bytes(changed)
+    heard: list[int] = []
+
+    layer = uploader.upload(path, progress=heard.append, **kept)
+
+    assert layer.digest == digest_of(changed)
+    assert ecr.layer("demo", layer.digest) == changed
+    assert sum(heard) == 45
+    assert len(layer.parts) == 6
+    if way == "session":
+        assert session.layer_digest == layer.digest
+        assert session.next_byte == 45
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"repositoryName": "other"},
+        {"registryId": "999999999999"},
+        {"layerDigest": digest_of(b"other")},
+        {"layerSize": 46},
+        {"layerSize": None, "lastByteReceived": 45},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_of_something_else_is_not_resumed(
+    other: dict[str, Any], ecr: LocalECR, uploader: LayerUploader, checkpoint: Path
+) -> None:
+    with pytest.raises(StopError):
+        uploader.upload(BLOB, checkpoint=checkpoint, progress=stop_after(16))
+    checkpoint.write_text(json.dumps(json.loads(checkpoint.read_text()) | other))
+
+    assert len(uploader.upload(BLOB, checkpoint=checkpoint).parts) == 6
+    assert ecr.layer("demo", DIGEST) == BLOB
+
+
+def test_an_expired_upload_begins_afresh(
+    ecr: LocalECR, uploader: LayerUploader, checkpoint: Path
+) -> None:
+    with pytest.raises(StopError):
+        uploader.upload(BLOB, checkpoint=checkpoint, progress=stop_after(16))
+    ecr.registry.repositories["demo"].uploads.clear()
+    heard: list[int] = []
+
+    uploader.upload(BLOB, checkpoint=checkpoint, progress=heard.append)
+
+    assert ecr.layer("demo", DIGEST) == BLOB
+    assert [n for n in heard if n] == [16, -16, 8, 8, 8, 8, 8, 5]
+
+
+def test_a_layer_completed_meanwhile_is_not_sent(
+    ecr: LocalECR, uploader: LayerUploader, checkpoint: Path
+) -> None:
+    with pytest.raises(StopError):
+        uploader.upload(BLOB, checkpoint=checkpoint, progress=stop_after(16))
+    uploader.upload(BLOB)
+    ecr.calls.clear()
+    heard: list[int] = []
+
+    layer = uploader.upload(BLOB, checkpoint=checkpoint, progress=heard.append)
+
+    assert layer.existed
+    assert [call.operation for call in ecr.calls] == ["BatchCheckLayerAvailability"]
+    assert sum(heard) == 45
+    assert not checkpoint.exists()
+
+
+def test_what_others_stored_in_fragments_starts_over_at_completion(
+    ecr: LocalECR, uploader: LayerUploader, checkpoint: Path
+) -> None:
+    """From an older copy, two fragments in a row look like one that is large enough."""
+    with pytest.raises(StopError):
+        uploader.upload(BLOB, checkpoint=checkpoint, progress=stop_after(8))
+    (upload,) = ecr.registry.repositories["demo"].uploads.values()
+    upload.store(BLOB[8:11])
+    upload.store(BLOB[11:14])
+
+    layer = uploader.upload(BLOB, checkpoint=checkpoint)
+
+    assert ecr.layer("demo", DIGEST) == BLOB
+    assert layer.parts[0].part.first_byte == 0
+
+
+def test_an_upload_found_empty_at_completion_starts_over(
+    ecr: LocalECR, uploader: LayerUploader, checkpoint: Path
+) -> None:
+    with pytest.raises(StopError):
+        uploader.upload(BLOB, checkpoint=checkpoint, progress=stop_after(45))
+    uploads = ecr.registry.repositories["demo"].uploads
+    uploads.update(dict.fromkeys(uploads, Upload()))
+
+    assert len(uploader.upload(BLOB, checkpoint=checkpoint).parts) == 6
+    assert ecr.layer("demo", DIGEST) == BLOB
+
+
+def test_a_part_under_the_minimum_of_ones_own_is_no_lost_upload(ecr: LocalECR) -> None:
+    limits = Limits(min_part=2, max_part=3, max_parts=60, max_layer=500)
+    uploader = LayerUploader(ecr.client(), "demo", limits=limits, retrying=PATIENT)
+    with pytest.raises(ServiceError, match="LayerPartTooSmall"):
+        uploader.upload(BLOB)
+    assert [call.operation for call in ecr.calls].count("InitiateLayerUpload") == 1
+
+
+def test_a_digest_that_does_not_match_deletes_the_checkpoint(
+    uploader: LayerUploader, checkpoint: Path
+) -> None:
+    with pytest.raises(DigestMismatchError):
+        uploader.upload(BLOB, digest=digest_of(b"other"), checkpoint=checkpoint)
+    assert not checkpoint.exists()
+
+
+def test_other_errors_keep_it(ecr: LocalECR, uploader: LayerUploader, checkpoint: Path) -> None:
+    faults: tuple[Fault, ...] = ("access_denied", "expired_token")
+    for fault in faults:
+        ecr.fail("UploadLayerPart", fault, call=2)
+        with pytest.raises(ServiceError):
+            uploader.upload(BLOB, checkpoint=checkpoint)
+        assert checkpoint.exists()
+    layer = uploader.upload(BLOB, checkpoint=checkpoint)
+    assert [sent.part.first_byte for sent in layer.parts] == [16, 24, 32, 40]
+
+
+# Sessions of the caller's
+
+
+def test_a_session_is_moved_in_place_and_goes_on_from_any_copy(
+    ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    session = uploader.initiate()
+    kept: list[str] = []
+
+    def keep(n: int) -> None:
+        if n:
+            kept.append(session.to_json())
+        if session.next_byte == 32:
+            raise StopError
+
+    with pytest.raises(StopError):
+        uploader.upload(BLOB, session=session, progress=keep)
+    assert [json.loads(text)["lastByteReceived"] for text in kept] == [7, 15, 23, 31]
+
+    resumed = UploadSession.from_json(kept[1])
+    layer = uploader.upload(BLOB, session=resumed)
+
+    assert ecr.layer("demo", layer.digest) == BLOB
+    assert resumed.next_byte == 45
+    assert [outcome for _, outcome in parts_sent(ecr)].count("ok") == 6
+
+
+def test_the_session_of_an_error_goes_on(ecr: LocalECR, uploader: LayerUploader) -> None:
+    ecr.fail("UploadLayerPart", "access_denied", call=4)
+    with pytest.raises(ServiceError) as raised:
+        uploader.upload(BLOB)
+
+    layer = uploader.upload(BLOB, session=raised.value.session)
+
+    assert [sent.part.first_byte for sent in layer.parts] == [24, 32, 40]
+    assert ecr.layer("demo", DIGEST) == BLOB
+
+
+def test_a_stream_cannot_be_resumed(
+    ecr: LocalECR, uploader: LayerUploader, checkpoint: Path, tmp_path: Path
+) -> None:
+    session = uploader.initiate()
+    ecr.calls.clear()
+    for make in STREAMS.values():
+        for kept in ({"checkpoint": checkpoint}, {"session": session}):
+            with pytest.raises(ValueError, match="read again"):
+                uploader.upload(make(BLOB, tmp_path, random.Random(0)), **kept)
+    assert ecr.calls == []
+
+
+def test_a_session_and_a_checkpoint_are_one_too_many(
+    ecr: LocalECR, uploader: LayerUploader, checkpoint: Path
+) -> None:
+    session = uploader.initiate()
+    with pytest.raises(ValueError, match="both session and checkpoint"):
+        uploader.upload(BLOB, session=session, checkpoint=checkpoint)
+    with pytest.raises(ValueError, match="the session is of repository"):
+        LayerUploader(ecr.client(), "other").upload(BLOB, session=session)
+    with pytest.raises(TypeError, match="checkpoint is 5"):
+        uploader.upload(BLOB, checkpoint=5)  # type: ignore[arg-type]  # the point of the test
+
+
+# Checkpoints that cannot be used: an error that names the file, and the file as it was
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"\xff", b'{"version": 2}', b'{"version": 1}', b"[" * 100_000],
+    ids=lambda content: repr(content[:20]),
+)
+def test_a_damaged_or_newer_checkpoint(
+    content: bytes, ecr: LocalECR, uploader: LayerUploader, checkpoint: Path
+) -> None:
+    checkpoint.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"layer\.checkpoint' is no checkpoint.*Delete it"):
+        uploader.upload(BLOB, checkpoint=checkpoint)
+    assert checkpoint.read_bytes() == content
+    assert ecr.calls == []
+
+
+def test_a_checkpoint_that_is_a_directory_or_in_none(
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=f"{tmp_path}' cannot be read"):
+        uploader.upload(BLOB, checkpoint=tmp_path)
+    with pytest.raises(CheckpointError, match=r"none/here' cannot be written: its directory"):
+        uploader.upload(BLOB, checkpoint=tmp_path / "none" / "here")
+    assert ecr.calls == []
+
+
+@pytest.mark.parametrize("broken", ["os.fsync", "os.replace", "tempfile.mkstemp"])
+def test_a_disk_that_breaks(
+    broken: str, uploader: LayerUploader, checkpoint: Path, mocker: Any
+) -> None:
+    with pytest.raises(StopError):
+        uploader.upload(BLOB, checkpoint=checkpoint, progress=stop_after(16))
+    before = checkpoint.read_bytes()
+    disk = mocker.patch(broken, side_effect=OSError(28, "No space left on device"))
+    with pytest.raises(CheckpointError, match=r"cannot be written: .*No space left") as raised:
+        uploader.upload(BLOB, checkpoint=checkpoint)
+    assert checkpoint.read_bytes() == before
+    assert list(checkpoint.parent.iterdir()) == [checkpoint]
+    assert raised.value.session is not None
+    assert raised.value.session.next_byte == 24
+
+    mocker.stop(disk)
+    assert uploader.upload(BLOB, checkpoint=checkpoint).digest == DIGEST
+
+
+def test_a_checkpoint_that_cannot_be_deleted(
+    uploader: LayerUploader, checkpoint: Path, mocker: Any
+) -> None:
+    mocker.patch.object(Path, "unlink", side_effect=PermissionError(13, "Permission denied"))
+    with pytest.raises(CheckpointError, match="cannot be deleted"):
+        uploader.upload(BLOB, checkpoint=checkpoint)
+
+
+def test_a_link_stays_a_link(uploader: LayerUploader, checkpoint: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    checkpoint.symlink_to(target)
+    with pytest.raises(StopError):
+        uploader.upload(BLOB, checkpoint=checkpoint, progress=stop_after(16))
+    assert checkpoint.is_symlink()
+    assert json.loads(target.read_text())["lastByteReceived"] == 15
+
+
+# More than one process
+
+
+def test_two_uploaders_on_one_client_and_one_checkpoint(
+    ecr: LocalECR, checkpoint: Path, tmp_path: Path
+) -> None:
+    path = path_to(BLOB, tmp_path)
+    client = ecr.client()
+    start = threading.Barrier(4)
+
+    def upload(_i: int) -> UploadedLayer:
+        start.wait()
+        uploader = LayerUploader(client, "demo", limits=SMALL, retrying=PATIENT)
+        return uploader.upload(path, checkpoint=checkpoint, check_existing=False)
+
+    with ThreadPoolExecutor(4) as pool:
+        layers = list(pool.map(upload, range(4)))
+    assert {layer.digest for layer in layers} == {DIGEST}
+    assert ecr.layer("demo", DIGEST) == BLOB
+    assert len(ecr.calls) < 100
+
+
+CHILD = """
+import sys
+from ecr_parts import LayerUploader, Limits, default_retrying
+from ecr_parts.testing import LocalECR
+
+url, path, checkpoint = sys.argv[1:]
+client = LocalECR().client(endpoint_url=url)
+limits = Limits(min_part=4, max_part=16, max_parts=60, max_layer=500)
+retrying = default_retrying().copy(sleep=lambda seconds: None)
+uploader = LayerUploader(client, "demo", limits=limits, retrying=retrying)
+print("ready", flush=True)
+layer = uploader.upload(path, checkpoint=checkpoint, progress=lambda n: print(n, flush=True))
+print(layer.digest, flush=True)
+"""
+
+
+def killed_child(ecr: LocalECR, path: Path, checkpoint: Path, rng: random.Random) -> str:
+    """Run an upload in a process that is killed after so many lines of output; its last line."""
+    command = [sys.executable, "-c", CHILD, ecr.endpoint_url, str(path), str(checkpoint)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        line = ""
+        for _ in range(rng.randint(1, 12)):
+            line = child.stdout.readline().strip() or line
+        child.send_signal(signal.SIGKILL)
+        return line
+
+
+def kill_in_a_row(kills: int, parts: int, seed: int, tmp_path: Path, checkpoint: Path) -> None:
+    rng = random.Random(seed)
+    blob = bytes_of(parts * 8, seed)
+    path = path_to(blob, tmp_path)
+    limits = Limits(min_part=4, max_part=16, max_parts=60, max_layer=500)
+    with LocalECR(limits=limits, part_size=8) as ecr:
+        for _ in range(kills):
+            if killed_child(ecr, path, checkpoint, rng).startswith("sha256:"):
+                break
+        refused = [outcome for _, outcome in parts_sent(ecr)].count("InvalidLayerPartException")
+        assert refused <= kills  # one part in flight each, and not more
+        uploader = LayerUploader(ecr.client(), "demo", limits=limits, retrying=PATIENT)
+        assert uploader.upload(path, checkpoint=checkpoint).digest == digest_of(blob)
+        assert ecr.layer("demo", digest_of(blob)) == blob
+        begun = [call.operation for call in ecr.calls].count("InitiateLayerUpload")
+        assert begun == 1 or not parts_sent(ecr)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no SIGKILL")
+def test_a_process_is_killed_several_times_in_a_row(tmp_path: Path, checkpoint: Path) -> None:
+    kill_in_a_row(5, 40, 1, tmp_path, checkpoint)
+
+
+@pytest.mark.soak
+def test_fifty_kills_in_a_row(tmp_path: Path, checkpoint: Path) -> None:
+    kill_in_a_row(50, 60, 2, tmp_path, checkpoint)
+
+
+def test_an_interrupt_keeps_the_checkpoint_and_leaves_no_thread(
+    ecr: LocalECR, uploader: LayerUploader, checkpoint: Path
+) -> None:
+    uploader.upload(b"first, so that the server has its threads")
+    before = threading.active_count()
+
+    def interrupt(n: int) -> None:
+        if n:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        uploader.upload(BLOB, checkpoint=checkpoint, progress=interrupt)
+    assert checkpoint.exists()
+    assert threading.active_count() == before
+
+
+def test_a_file_that_changes_while_it_is_resumed(
+    ecr: LocalECR, uploader: LayerUploader, checkpoint: Path, tmp_path: Path
+) -> None:
+    path = path_to(BLOB, tmp_path)
+
+    def change(n: int) -> None:
+        if n:
+            os.truncate(path, 20)
+
+    with pytest.raises(SourceChangedError):
+        uploader.upload(path, checkpoint=checkpoint, progress=change)
+    path.write_bytes(BLOB)
+    layer = uploader.upload(path, checkpoint=checkpoint)
+    assert ecr.layer("demo", layer.digest) == BLOB
