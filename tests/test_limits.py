@@ -96,6 +96,23 @@ def test_whatever_the_fragments_the_parts_left_suffice_as_long_as_they_can(
     assert (part * left >= size - next_byte) == fits
 
 
+def test_sizes_to_the_byte() -> None:
+    limits = Limits(min_part=1, max_part=100, max_parts=100, max_layer=10_000)
+    for layer_size, size in ((950, 10), (951, 11), (9_500, 100), (9_501, 100)):
+        assert limits.part_size(10, layer_size) == size
+        assert isinstance(limits.part_size(10, layer_size), int)
+    assert Limits(1, 10, 1, 10).part_size(5, 10) == 10  # one part, and none to spare
+    ends: list[tuple[int | None, int]] = [(20, 10), (21, 11), (None, 100)]
+    for end, size in ends:
+        last = limits.next_part_size(10, parts_sent=99, next_byte=10, layer_size=end)
+        assert last == size
+        assert isinstance(last, int)
+    odd = Limits(min_part=1, max_part=101, max_parts=21, max_layer=500)
+    grown = odd.next_part_size(10, parts_sent=10, next_byte=100, layer_size=None)
+    assert repr(grown) == "75"
+    assert odd.next_part_size(10, parts_sent=9, next_byte=100, layer_size=None) == 10
+
+
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(EmptyLayerError, match="0 bytes"):
         ECR_LIMITS.check_layer(0)

@@ -113,9 +113,29 @@ def test_the_same_answer_for_ever_is_stuck_at_the_sixth() -> None:
     moves = [session.receive(PART, 99, min_part=1, replayable=True) for _ in range(6)]
 
     assert moves == [Move.SEND_AGAIN] * 5 + [Move.STUCK]
+
+
+def test_a_new_upload_counts_anew() -> None:
+    session = a_session()
+    for _ in range(6):
+        session.receive(PART, 99, min_part=1, replayable=True)
     session.begin("u-2", 100)
-    again = session.receive(Part(0, 99), -1, min_part=1, replayable=True)
-    assert again is Move.SEND_AGAIN
+    moves = [session.receive(Part(0, 99), -1, min_part=1, replayable=True) for _ in range(5)]
+    assert moves == [Move.SEND_AGAIN] * 5
+    session.receive(Part(0, 0), 0, min_part=1, replayable=True)
+    moves = [session.receive(Part(1, 99), 0, min_part=1, replayable=True) for _ in range(6)]
+    assert moves == [Move.SEND_AGAIN] * 5 + [Move.STUCK]
+    session.begin("u-3", 100)
+    moves = [session.receive(Part(0, 99), -1, min_part=1, replayable=True) for _ in range(6)]
+    assert moves == [Move.SEND_AGAIN] * 5 + [Move.STUCK]
+
+
+def test_a_session_may_be_resumed_where_it_was_begun() -> None:
+    session = a_session()
+    assert not session.resumed
+    session.resume()
+    assert session.resumed
+    assert session.receive(PART, 300, min_part=1, replayable=True) is Move.SKIP
 
 
 def test_parts_confirmed_again_after_a_rewind_are_no_stall() -> None:
@@ -153,6 +173,9 @@ def test_after_a_part_under_the_minimum_none_can_follow() -> None:
     assert session.ended(MIN_PART)
     session.begin("u-2", 100)
     assert not session.ended(MIN_PART)
+    session.receive(Part(0, 99), 0, min_part=MIN_PART, replayable=False)
+    assert session.ended(2)
+    assert not session.ended(1)
 
 
 def test_it_goes_through_json_with_the_apis_names() -> None:
