@@ -14,8 +14,8 @@ import ecr_parts
 HOUSE = Path(ecr_parts.__file__).parent
 # Each room imports only from rooms above it.
 ROOMS = [
-    "errors", "limits", "chunker", "session", "source", "checkpoint", "service", "steps", "run",
-    "uploader", "__init__",
+    "errors", "limits", "chunker", "session", "source", "checkpoint", "wire", "service", "steps",
+    "ahead", "run", "uploader", "__init__",
     "testing.model", "testing.faults", "testing.server", "testing.__init__",
     "testing.pytest_plugin", "testing.__main__",
 ]  # fmt: skip
@@ -31,7 +31,7 @@ def imports_of(room: str) -> set[str]:
         for node in ast.walk(guard)
     }
     modules = {
-        node.module
+        f"ecr_parts.{node.names[0].name}" if node.module == "ecr_parts" else node.module
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and node.module and id(node) not in for_types
     }

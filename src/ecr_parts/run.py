@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from ecr_parts.ahead import Ahead, Prepared
 from ecr_parts.checkpoint import Checkpoint
 from ecr_parts.chunker import Chunker, Part
 from ecr_parts.errors import (
@@ -69,7 +71,6 @@ class Run:
         self._source = source
         self._digest = digest
         self._checkpoint = checkpoint
-        self._running_digest = RunningDigest()
         self._reported = 0
         self._restarts = 0
         self._parts_before = 0
@@ -92,10 +93,18 @@ class Run:
             if size is not None:
                 return self._there(self._digest, size, existed=True)
         session = self._resume(stored) or self._begin()
+        with Ahead(
+            self._source,
+            lambda part, blob: self._steps.service.encode(session.upload_id, part, blob),
+            with_digest=self._digest is None,
+        ) as ahead:
+            return self._until_there(session, ahead)
+
+    def _until_there(self, session: UploadSession, ahead: Ahead) -> UploadedLayer:
         while True:
             try:
-                self._send_parts(session)
-                return self._finish(session)
+                self._send_parts(session, ahead)
+                return self._finish(session, ahead)
             except ServiceError as lost:
                 if not _is_lost(lost, session):
                     raise
@@ -106,7 +115,7 @@ class Run:
                     raise
                 self._restarts += 1
                 _log.info("starting over, for the %d. time: %s", self._restarts, lost)
-                session = self._begin()
+                self._begin()
 
     def _resume(self, stored: UploadSession | None) -> UploadSession | None:
         """Go on with the upload that ``stored`` tells of, if it is of this very layer."""
@@ -160,19 +169,20 @@ class Run:
             self._checkpoint.save(session)
         self._report(session.next_byte)
 
-    def _send_parts(self, session: UploadSession) -> None:
+    def _send_parts(self, session: UploadSession, ahead: Ahead) -> None:
+        def prepare_next() -> Future[Prepared | None] | None:
+            planned = next(plan, None)
+            return None if planned is None else ahead.prepare(planned)
+
         plan = self._plan(session)
-        while (planned := next(plan, None)) is not None:
-            blob = self._source.read(planned.first_byte, planned.size)
-            if not blob:
-                break
-            part = Part(planned.first_byte, planned.first_byte + len(blob) - 1)
+        prepared = prepare_next()
+        while prepared is not None and (ready := prepared.result()) is not None:
+            prepared = prepare_next()
             session.layer_size = self._source.size
-            if self._digest is None:
-                self._running_digest.feed(part.first_byte, blob)
-            self._send_part(session, part, blob)
-            if session.next_byte != planned.last_byte + 1:
+            self._send_part(session, ready)
+            if session.next_byte != ready.part.last_byte + 1:
                 plan = self._plan(session)
+                prepared = prepare_next()
 
     def _plan(self, session: UploadSession) -> Iterator[Part]:
         """The parts from where ECR stands; those of a stream of unknown size have no end."""
@@ -199,7 +209,8 @@ class Run:
             part_size, parts_sent=parts_sent, next_byte=next_byte, layer_size=self._source.size
         )
 
-    def _send_part(self, session: UploadSession, part: Part, blob: bytes) -> None:
+    def _send_part(self, session: UploadSession, ready: Prepared) -> None:
+        part = ready.part
         if self._parts_stored >= self._limits.max_parts or part.last_byte >= self._limits.max_layer:
             raise LayerTooLargeError(
                 f"the layer goes on behind byte {part.first_byte}, and ECR takes at most "
@@ -207,7 +218,7 @@ class Run:
                 "stream's size beforehand, or split it into several layers"
             )
         begun = time.monotonic()
-        attempts = self._steps.send(session, part, blob, replayable=self._source.holds(0))
+        attempts = self._steps.send(session, part, ready.blob, replayable=self._source.holds(0))
         stored = min(session.last_byte_received, part.last_byte)
         if session.last_byte_received > part.last_byte:  # another process was here before
             skipped = session.last_byte_received - part.last_byte
@@ -220,10 +231,10 @@ class Run:
         self._source.release(session.next_byte)
         self._confirm(session)
 
-    def _finish(self, session: UploadSession) -> UploadedLayer:
+    def _finish(self, session: UploadSession, ahead: Ahead) -> UploadedLayer:
         self._source.check()
         size = session.next_byte
-        digest = self._digest or self._running_digest.digest()
+        digest = self._digest or ahead.digest()
         try:
             existed = self._steps.complete(session, digest, size)
         except DigestMismatchError:

@@ -23,6 +23,7 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 
+from ecr_parts import wire
 from ecr_parts.chunker import Part
 from ecr_parts.errors import (
     DigestMismatchError,
@@ -166,6 +167,8 @@ class Service:
     repository_name: str
     registry_id: str | None
     retrying: tenacity.BaseRetrying
+    fast: bool = False
+    """Whether the client sends what ``wire.encode`` makes."""
     heartbeat: Callable[[], object] = lambda: None
     """Called before each attempt and before each wait; what it raises ends the call."""
 
@@ -198,20 +201,22 @@ class Service:
 
         return self._retry("InitiateLayerUpload", once).answer
 
+    def encode(self, upload_id: str, part: Part, blob: Blob) -> Blob:
+        """The blob as ``upload_part`` sends it; the work of it can be done beforehand."""
+        if self.fast:
+            return wire.encode(self._names | _place(upload_id, part), blob)
+        return bytes(blob)
+
     def upload_part(self, upload_id: str, part: Part, blob: Blob) -> Retried[int]:
         """Send a part: the last byte of the layer that ECR then has, -1 for none.
 
-        A refusal for the part's place is such an answer too.
+        ``blob`` comes from ``encode``. A refusal for the part's place is such an answer too.
         """
 
         def once() -> int:
             try:
                 answer = self._send(
-                    "upload_layer_part",
-                    uploadId=upload_id,
-                    partFirstByte=part.first_byte,
-                    partLastByte=part.last_byte,
-                    layerPartBlob=bytes(blob),
+                    "upload_layer_part", **_place(upload_id, part), layerPartBlob=blob
                 )
             except ClientError as error:
                 if error_code(error) == "InvalidLayerPartException":
@@ -239,11 +244,14 @@ class Service:
 
         self._retry("CompleteLayerUpload", once, f"upload {upload_id}")
 
+    @property
+    def _names(self) -> dict[str, object]:
+        registry = {} if self.registry_id is None else {"registryId": self.registry_id}
+        return {"repositoryName": self.repository_name, **registry}
+
     def _send(self, method: str, **parameters: object) -> Answer:
         call: Callable[..., Answer] = getattr(self.client, method)
-        if self.registry_id is not None:
-            parameters["registryId"] = self.registry_id
-        return call(repositoryName=self.repository_name, **parameters)
+        return call(**self._names, **parameters)
 
     def _retry(self, operation: str, once: Callable[[], _T], where: str = "") -> Retried[_T]:
         attempts = 0
@@ -409,6 +417,14 @@ def _reason(error: Exception | None) -> str:
     message = _message(error.response)[:500]
     kms = error.response.get("kmsError")
     return f"{error_code(error)}: {message}" + (f" (kmsError: {kms})" if kms else "")
+
+
+def _place(upload_id: str, part: Part) -> dict[str, object]:
+    return {
+        "uploadId": upload_id,
+        "partFirstByte": part.first_byte,
+        "partLastByte": part.last_byte,
+    }
 
 
 def _message(response: Mapping[str, object]) -> str:

@@ -7,6 +7,7 @@ import io
 import os
 import stat
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeAlias, cast
@@ -47,7 +48,7 @@ class Source(ABC):
     in a thread of ours."""
 
     @abstractmethod
-    def read(self, first_byte: int, size: int) -> bytes:
+    def read(self, first_byte: int, size: int) -> bytes | bytearray:
         """The bytes from ``first_byte`` on: ``size`` of them, fewer only at the layer's end.
 
         ``SourceChangedError`` where the source ends before its known size.
@@ -75,7 +76,7 @@ class _Buffer(Source):
         self.size: int = len(self._bytes)
 
     @override
-    def read(self, first_byte: int, size: int) -> bytes:
+    def read(self, first_byte: int, size: int) -> bytes | bytearray:
         return bytes(self._bytes[first_byte : first_byte + size])
 
     @override
@@ -88,6 +89,7 @@ class _SeekableFile(Source):
 
     replayable = True
     ours = False
+    name = "the source"
 
     def __init__(self, file: _Seekable, size: int) -> None:
         self._file = file
@@ -95,13 +97,16 @@ class _SeekableFile(Source):
         self.size: int = size
 
     @override
-    def read(self, first_byte: int, size: int) -> bytes:
+    def read(self, first_byte: int, size: int) -> bytes | bytearray:
         size = min(size, self.size - first_byte)
         self._file.seek(self._start + first_byte)
-        blob = _read_all(self._file, size)
+        blob = _read_all(self._read_chunk, size)
         if len(blob) < size:
-            raise _ended_early(first_byte + len(blob), self.size)
+            raise _ended_early(first_byte + len(blob), self.size, self.name)
         return blob
+
+    def _read_chunk(self, most: int) -> Blob:
+        return _chunk(self._file.read(most), "read()")[:most]
 
     @override
     def check(self) -> None:
@@ -120,6 +125,7 @@ class _RegularFile(_SeekableFile):
 
     def __init__(self, path: str | os.PathLike[str], file: io.FileIO) -> None:
         self._path = path
+        self.name = repr(os.fspath(path))
         self._opened = file
         self._stat = os.fstat(file.fileno())
         super().__init__(file, self._stat.st_size)
@@ -140,12 +146,12 @@ class _RegularFile(_SeekableFile):
         else:
             return
         raise SourceChangedError(
-            f"{os.fspath(self._path)!r} {what} during the upload: upload it again once it is done"
+            f"{self.name} {what} during the upload: upload it again once it is done"
         )
 
 
 class _Stream(Source):
-    """Bytes that come once. What ECR has not confirmed is held."""
+    """Bytes that come once. What ECR has not confirmed is held, in the pieces it was read in."""
 
     replayable = False
     ours = False
@@ -154,32 +160,42 @@ class _Stream(Source):
         self.size = size
         self._pull = pull
         self._expected = size
-        self._held = bytearray()
+        self._pieces: deque[bytes | bytearray] = deque()
         self._first_held = 0
+        self._end = 0
+        self._surplus: Blob = b""
         self._ended = False
 
     @override
-    def read(self, first_byte: int, size: int) -> bytes:
+    def read(self, first_byte: int, size: int) -> bytes | bytearray:
         if self._expected is not None:
             size = min(size, self._expected - first_byte)
-        self._fill(first_byte + size)
-        start = first_byte - self._first_held
-        with memoryview(self._held) as view:
-            return bytes(view[start : start + size])
+        if first_byte + size > self._end:
+            self._read_on(first_byte + size - self._end)
+        wanted, at = [], self._first_held
+        for piece in self._pieces:
+            start, stop = max(first_byte - at, 0), first_byte + size - at
+            if start < len(piece) and stop > 0:
+                whole = start == 0 and stop >= len(piece)
+                wanted.append(piece if whole else piece[start:stop])
+            at += len(piece)
+        return wanted[0] if len(wanted) == 1 else b"".join(wanted)
 
-    def _fill(self, until: int) -> None:
-        while not self._ended and self._pulled < until:
-            chunk = self._pull(until - self._pulled)
-            self._held += chunk
-            self._ended = not len(chunk)
-        if self._ended and self._expected is None:
-            self.size = self._pulled
-        elif self._pulled < until:
-            raise _ended_early(self._pulled, self.size)
+    def _read_on(self, size: int) -> None:
+        piece = _read_all(self._next_chunk, size)
+        if piece:
+            self._pieces.append(piece)
+            self._end += len(piece)
+        if len(piece) < size:
+            self._ended = True
+            if self._expected is not None:
+                raise _ended_early(self._end, self._expected)
+            self.size = self._end
 
-    @property
-    def _pulled(self) -> int:
-        return self._first_held + len(self._held)
+    def _next_chunk(self, most: int) -> Blob:
+        chunk = b"" if self._ended else self._surplus or self._pull(most)
+        self._surplus = chunk[most:]
+        return chunk[:most]
 
     @override
     def holds(self, first_byte: int) -> bool:
@@ -187,12 +203,16 @@ class _Stream(Source):
 
     @override
     def release(self, next_byte: int) -> None:
-        del self._held[: next_byte - self._first_held]
-        self._first_held = next_byte
+        while self._pieces and self._first_held < next_byte:
+            piece = self._pieces.popleft()
+            left = piece[next_byte - self._first_held :]
+            self._first_held += len(piece) - len(left)
+            if left:
+                self._pieces.appendleft(left)
 
     @override
     def check(self) -> None:
-        if self._expected is not None and (self._pulled > self._expected or len(self._pull(1)) > 0):
+        if self._expected is not None and len(self._next_chunk(1)) > 0:
             raise SourceChangedError(
                 f"the source goes on behind the {self._expected:,} bytes that were its size"
             )
@@ -266,12 +286,18 @@ def _from_items(items: Iterator[object]) -> Callable[[int], Blob]:
     return pull
 
 
-def _read_all(file: Readable, size: int) -> bytes:
-    chunks: list[Blob] = []
-    while size > 0 and len(chunk := _chunk(file.read(size), "read()")):
-        chunks.append(chunk[:size])
-        size -= len(chunk)
-    return bytes(chunks[0]) if len(chunks) == 1 else b"".join(chunks)
+def _read_all(read: Callable[[int], Blob], size: int) -> bytes | bytearray:
+    """``size`` bytes, of as many reads as it takes; fewer at the end."""
+    chunk = read(size)
+    if len(chunk) in (0, size):
+        return bytes(chunk)
+    blob, at = bytearray(size), 0  # whole at once: one that grows needs its space twice
+    while len(chunk):
+        blob[at : at + len(chunk)] = chunk
+        at += len(chunk)
+        chunk = read(size - at) if at < size else b""
+    del blob[at:]
+    return blob
 
 
 def _chunk(chunk: object, giver: str) -> Blob:
@@ -286,10 +312,8 @@ def _chunk(chunk: object, giver: str) -> Blob:
     raise TypeError(f"{giver} of the source gave {type(chunk).__name__}: {hint}")
 
 
-def _ended_early(at: int, size: int | None) -> SourceChangedError:
-    return SourceChangedError(
-        f"the source ended after {at:,} bytes, before its size of {size:,} bytes"
-    )
+def _ended_early(at: int, size: int | None, name: str = "the source") -> SourceChangedError:
+    return SourceChangedError(f"{name} ended after {at:,} bytes, before its size of {size:,} bytes")
 
 
 class RunningDigest:
@@ -299,7 +323,7 @@ class RunningDigest:
         self._hash = hashlib.sha256()
         self._next_byte = 0
 
-    def feed(self, first_byte: int, blob: bytes) -> None:
+    def feed(self, first_byte: int, blob: Blob) -> None:
         """Take in the layer's bytes from ``first_byte`` on, as far as they are new."""
         seen = self._next_byte - first_byte
         if seen < len(blob):

@@ -61,7 +61,10 @@ class Steps:
         return session
 
     def send(self, session: UploadSession, part: Part, blob: Blob, *, replayable: bool) -> int:
-        """Send a part and move the session to where ECR then stands. Returns the attempts."""
+        """Send a part and move the session to where ECR then stands. Returns the attempts.
+
+        ``blob`` comes from ``Service.encode``.
+        """
         sent = self.service.upload_part(session.upload_id, part, blob)
         move = session.receive(
             part, sent.answer, min_part=self.limits.min_part, replayable=replayable

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 import tenacity
 
+from ecr_parts import wire
 from ecr_parts.checkpoint import Checkpoint
 from ecr_parts.chunker import Part
 from ecr_parts.errors import EcrPartsError
@@ -59,7 +60,13 @@ class LayerUploader:
             limits = ECR_PUBLIC_LIMITS if service_name(client) == "ecr-public" else ECR_LIMITS
         if part_size is not None:
             limits.check_part_size(part_size)
-        service = Service(client, repository_name, registry_id, retrying or default_retrying())
+        service = Service(
+            client,
+            repository_name,
+            registry_id,
+            retrying or default_retrying(),
+            fast=wire.attach(client),
+        )
         self._steps = Steps(service, limits, part_size)
 
     def upload(
@@ -137,8 +144,9 @@ class LayerUploader:
         """
         self._own(session)
         part = self._part_of(session, blob)
+        encoded = self._steps.service.encode(session.upload_id, part, blob)
         try:
-            self._steps.send(session, part, blob, replayable=True)
+            self._steps.send(session, part, encoded, replayable=True)
         except EcrPartsError as error:
             error.session = session
             raise
