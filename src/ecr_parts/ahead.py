@@ -33,10 +33,11 @@ class Ahead:
         self, source: Source, encode: Callable[[Part, Blob], Blob], *, with_digest: bool
     ) -> None:
         self._source = source
-        self._encode = encode
+        self._encoded = encode
         self._digest = RunningDigest() if with_digest else None
         self._encoder = ThreadPoolExecutor(1, "ecr_parts.encoder")
         self._hasher = ThreadPoolExecutor(1, "ecr_parts.hasher")
+        self._hashed: Future[None] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -53,21 +54,25 @@ class Ahead:
     def prepare(self, planned: Part) -> Future[Prepared | None]:
         """Have ``planned`` prepared: a shorter part at a stream's end, ``None`` behind it."""
         if self._source.ours:
-            return self._encoder.submit(
-                lambda: self._prepare(planned, self._source.read(planned.first_byte, planned.size))
-            )
-        blob = self._source.read(planned.first_byte, planned.size)
-        return self._encoder.submit(self._prepare, planned, blob)
+            return self._encoder.submit(self._read_and_encode, planned)
+        return self._encoder.submit(
+            self._encode, planned, self._source.read(planned.first_byte, planned.size)
+        )
 
     def digest(self) -> str:
         """The digest of all that was prepared; only ``with_digest``."""
         digest = self._digest or RunningDigest()
         return self._hasher.submit(digest.digest).result()
 
-    def _prepare(self, planned: Part, blob: Blob) -> Prepared | None:
+    def _read_and_encode(self, planned: Part) -> Prepared | None:
+        if self._hashed is not None:
+            self._hashed.result()  # what was read is good until the next read
+        return self._encode(planned, self._source.read(planned.first_byte, planned.size))
+
+    def _encode(self, planned: Part, blob: Blob) -> Prepared | None:
         if not blob:
             return None
         part = Part(planned.first_byte, planned.first_byte + len(blob) - 1)
         if self._digest is not None:
-            self._hasher.submit(self._digest.feed, part.first_byte, blob)
-        return Prepared(part, self._encode(part, blob))
+            self._hashed = self._hasher.submit(self._digest.feed, part.first_byte, blob)
+        return Prepared(part, self._encoded(part, blob))

@@ -45,10 +45,10 @@ class Source(ABC):
     """Whether the whole layer can be read twice."""
     ours: bool
     """Whether nobody else holds what is read, and reading does not block: then it may be read
-    in a thread of ours."""
+    in a thread of ours, and what is read is good until the next ``read`` only."""
 
     @abstractmethod
-    def read(self, first_byte: int, size: int) -> bytes | bytearray:
+    def read(self, first_byte: int, size: int) -> Blob:
         """The bytes from ``first_byte`` on: ``size`` of them, fewer only at the layer's end.
 
         ``SourceChangedError`` where the source ends before its known size.
@@ -76,8 +76,8 @@ class _Buffer(Source):
         self.size: int = len(self._bytes)
 
     @override
-    def read(self, first_byte: int, size: int) -> bytes | bytearray:
-        return bytes(self._bytes[first_byte : first_byte + size])
+    def read(self, first_byte: int, size: int) -> Blob:
+        return self._bytes[first_byte : first_byte + size]
 
     @override
     def check(self) -> None:
@@ -97,13 +97,16 @@ class _SeekableFile(Source):
         self.size: int = size
 
     @override
-    def read(self, first_byte: int, size: int) -> bytes | bytearray:
+    def read(self, first_byte: int, size: int) -> Blob:
         size = min(size, self.size - first_byte)
         self._file.seek(self._start + first_byte)
-        blob = _read_all(self._read_chunk, size)
+        blob = self._read_all(size)
         if len(blob) < size:
             raise _ended_early(first_byte + len(blob), self.size, self.name)
         return blob
+
+    def _read_all(self, size: int) -> Blob:
+        return _read_all(self._read_chunk, size)
 
     def _read_chunk(self, most: int) -> Blob:
         return _chunk(self._file.read(most), "read()")[:most]
@@ -128,7 +131,19 @@ class _RegularFile(_SeekableFile):
         self.name = repr(os.fspath(path))
         self._opened = file
         self._stat = os.fstat(file.fileno())
+        self._buffer = bytearray()
         super().__init__(file, self._stat.st_size)
+
+    @override
+    def _read_all(self, size: int) -> Blob:
+        # Into one buffer for all parts: fresh ones fragment the memory around the encoded parts.
+        if len(self._buffer) < size:
+            self._buffer = bytearray(size)
+        view = memoryview(self._buffer)
+        at = 0
+        while at < size and (read := self._opened.readinto(view[at:size])):
+            at += read
+        return view[:at]
 
     @override
     def check(self) -> None:
@@ -167,7 +182,7 @@ class _Stream(Source):
         self._ended = False
 
     @override
-    def read(self, first_byte: int, size: int) -> bytes | bytearray:
+    def read(self, first_byte: int, size: int) -> Blob:
         if self._expected is not None:
             size = min(size, self._expected - first_byte)
         if first_byte + size > self._end:
