@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import ecr_parts
+import ecr_parts.testing
 
 HOUSE = Path(ecr_parts.__file__).parent
 # Each room imports only from rooms above it.
@@ -54,7 +55,7 @@ def test_imports_go_one_way(room: str) -> None:
 
 
 def test_the_library_does_not_import_its_testing_kit() -> None:
-    code = "import sys, ecr_parts; print([m for m in sys.modules if 'testing' in m])"
+    code = "import sys; from ecr_parts import *; print([m for m in sys.modules if 'testing' in m])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -72,6 +73,9 @@ def test_no_limit_is_a_literal_anywhere_else(room: str) -> None:
 
 
 def test_what_is_promised_is_exported() -> None:
-    assert sorted(ecr_parts.__all__, key=str) == sorted(set(ecr_parts.__all__), key=str)
-    for name in ecr_parts.__all__:
-        assert getattr(ecr_parts, name).__doc__
+    for package in (ecr_parts, ecr_parts.testing):
+        for name in package.__all__:
+            assert getattr(package, name) is not None
+        with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+            package.nothing  # noqa: B018
+    assert set(ecr_parts.__all__) <= set(dir(ecr_parts))

@@ -331,6 +331,64 @@ def test_the_session_of_an_error_goes_on(ecr: LocalECR, uploader: LayerUploader)
     assert ecr.layer("demo", DIGEST) == BLOB
 
 
+def test_an_unproven_session_of_something_else_starts_over_once(
+    ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    """It carries no digest, so only Complete can tell that its bytes are another layer's."""
+    ecr.fail("UploadLayerPart", "access_denied", call=4)
+    with pytest.raises(ServiceError) as raised:
+        uploader.upload(BLOB, check_existing=False)
+    session = raised.value.session
+    assert session is not None
+    assert session.layer_digest is None
+    other = bytes_of(45, seed=1)
+
+    layer = uploader.upload(other, session=session)
+
+    assert ecr.layer("demo", layer.digest) == other
+    assert session.layer_digest == layer.digest
+    with pytest.raises(DigestMismatchError):
+        uploader.upload(other, session=uploader.initiate(), digest=DIGEST)
+
+
+def test_a_checkpoint_with_huge_parts_is_sent_in_allowed_ones(
+    uploader: LayerUploader, checkpoint: Path
+) -> None:
+    with pytest.raises(StopError):
+        uploader.upload(BLOB, checkpoint=checkpoint, progress=stop_after(16))
+    document = json.loads(checkpoint.read_text())
+    checkpoint.write_text(json.dumps(document | {"partSize": 10**12}))
+    layer = uploader.upload(BLOB, checkpoint=checkpoint)
+    assert [sent.part.size for sent in layer.parts] == [16, 13]
+
+
+def test_another_layers_checkpoint_is_left_alone_by_one_that_exists(
+    uploader: LayerUploader, checkpoint: Path
+) -> None:
+    uploader.upload(BLOB)
+    other = bytes_of(45, seed=1)
+    with pytest.raises(StopError):
+        uploader.upload(other, checkpoint=checkpoint, progress=stop_after(16))
+    assert uploader.upload(BLOB, checkpoint=checkpoint).existed
+    layer = uploader.upload(other, checkpoint=checkpoint)
+    assert layer.parts[0].part.first_byte == 16
+
+
+def test_a_relative_checkpoint_stays_where_the_caller_was(
+    uploader: LayerUploader, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(checkpoint.parent)
+
+    def go_elsewhere(n: int) -> None:
+        monkeypatch.chdir("/")
+        if n:
+            raise StopError
+
+    with pytest.raises(StopError):
+        uploader.upload(BLOB, checkpoint=checkpoint.name, progress=go_elsewhere)
+    assert checkpoint.exists()
+
+
 def test_a_stream_cannot_be_resumed(
     ecr: LocalECR, uploader: LayerUploader, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -417,6 +475,8 @@ def test_a_link_stays_a_link(uploader: LayerUploader, checkpoint: Path, tmp_path
         uploader.upload(BLOB, checkpoint=checkpoint, progress=stop_after(16))
     assert checkpoint.is_symlink()
     assert json.loads(target.read_text())["lastByteReceived"] == 15
+    uploader.upload(BLOB, checkpoint=checkpoint)
+    assert not target.exists()
 
 
 # More than one process

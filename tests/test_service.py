@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from botocore.exceptions import (
     ReadTimeoutError,
     SSLError,
 )
+from botocore.parsers import ResponseParserError
 from helpers import PATIENT, SMALL, bytes_of, digest_of
 
 from ecr_parts import (
@@ -62,9 +64,7 @@ TRANSIENT: list[Exception] = [
     ProxyConnectionError(proxy_url="p"),
     ReadTimeoutError(endpoint_url="u"),
     SSLError(endpoint_url="u", error=OSError("EOF occurred in violation of protocol")),
-    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "reason"),
-    AttributeError("'list' object has no attribute 'get'"),
-    TypeError("argument of type 'int' is not iterable"),
+    ResponseParserError("no XML"),
 ]  # fmt: skip
 FINAL: list[Exception] = [
     *map(
@@ -80,6 +80,8 @@ FINAL: list[Exception] = [
     ParamValidationError(report="r"),
     SSLError(endpoint_url="u", error=OSError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed")),
     RuntimeError("nobody's"),
+    TypeError("a bug of the caller's"),
+    ValueError("likewise"),
 ]  # fmt: skip
 
 
@@ -191,7 +193,12 @@ def test_garbage_is_got_over_or_a_typed_error(operation: str, status: int, body:
             DigestMismatchError,
         ),
         ("CompleteLayerUpload", b'{"layerDigest": 5}', None),
-        ("BatchCheckLayerAvailability", b'{"layers": [5]}', ServiceError),
+        ("BatchCheckLayerAvailability", b'{"layers": [5]}', EcrPartsError),
+        (
+            "BatchCheckLayerAvailability",
+            b'{"layers": [{"layerDigest": "x", "layerAvailability": "A", "layerSize": -5}]}',
+            UnexpectedResponseError,
+        ),
         ("BatchCheckLayerAvailability", b'{"layers": {}}', None),  # botocore reads none
         (
             "BatchCheckLayerAvailability",
@@ -282,8 +289,28 @@ def test_the_default_policy_is_finite_and_serves_other_calls(
     assert len(waits) == 2 + 9
 
 
-def test_a_clients_own_exception_that_is_nobodys_comes_through(mocker: Any) -> None:
+def test_a_clients_own_exception_is_typed_and_not_retried(mocker: Any) -> None:
     client = mocker.Mock()
-    client.initiate_layer_upload.side_effect = RuntimeError("a bug of the client's")
-    with pytest.raises(RuntimeError, match="a bug of the client's"):
+    client.initiate_layer_upload.side_effect = RuntimeError("refreshed, but still expired")
+    with pytest.raises(ServiceError, match=r"still expired\. Check the client's cred") as raised:
         LayerUploader(client, "demo").upload(BLOB, check_existing=False)
+    assert raised.value.code == "RuntimeError"
+    assert isinstance(raised.value.__cause__, RuntimeError)
+    assert client.initiate_layer_upload.call_count == 1
+
+
+def test_credentials_that_cannot_be_had_are_no_missing_source(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The file that is missing here is the client's token, not the layer."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::012345678910:role/pusher")
+    with LocalECR() as ecr:
+        client = ecr.client(aws_access_key_id=None, aws_secret_access_key=None)
+        with pytest.raises(ServiceError, match=r"token.*credentials") as raised:
+            LayerUploader(client, "demo").upload(BLOB)
+    assert raised.value.code == "FileNotFoundError"

@@ -92,20 +92,24 @@ def test_no_answers_make_it_move_for_ever_or_stand_outside(
 ) -> None:
     """Only confirmed bytes and a fifth stall in a row end a loop of answers."""
     session = UploadSession(repository_name="r", upload_id="u", part_size=10, layer_size=100)
-    furthest, stalls = -1, 0
+    furthest, stalls, rewinds = -1, 0, 0
     for answer, resumed in answers:
         if resumed:
             session.resume()
         if session.next_byte == 100:
             return
         part = Part(session.next_byte, min(session.next_byte + 9, 99))
+        before = session.last_byte_received
         move = session.receive(part, answer, min_part=4, replayable=True)
         assert -1 <= session.last_byte_received < 100
         if session.last_byte_received > furthest:
             furthest, stalls = session.last_byte_received, 0
         elif move is not Move.CONFIRMED:
             stalls += 1
-        assert (move is Move.STUCK) == (stalls > 5)
+        rewinds += -1 <= answer < before
+        assert (move is Move.STUCK) == (stalls > 5 or rewinds > 5)
+        if move is Move.STUCK:
+            assert session.last_byte_received == before
 
 
 def test_the_same_answer_for_ever_is_stuck_at_the_sixth() -> None:
@@ -147,6 +151,19 @@ def test_parts_confirmed_again_after_a_rewind_are_no_stall() -> None:
         assert (
             session.receive(Part(byte, byte), byte, min_part=1, replayable=True) is Move.CONFIRMED
         )
+
+
+def test_an_upload_is_rewound_five_times_in_all() -> None:
+    """However much is confirmed in between: or a service could have it sent again for ever."""
+    session = UploadSession(repository_name="r", upload_id="u", part_size=1, layer_size=100)
+    for rewinds in range(6):
+        for byte in range(rewinds + 1):
+            session.receive(Part(byte, byte), byte, min_part=1, replayable=True)
+        last = Part(rewinds + 1, rewinds + 1)
+        move = session.receive(last, -1, min_part=1, replayable=True)
+        assert move is (Move.REWIND if rewinds < 5 else Move.STUCK)
+        assert session.patchy
+    assert session.next_byte == 6
 
 
 def test_an_impossible_move_is_refused_and_changes_nothing() -> None:

@@ -44,6 +44,7 @@ from ecr_parts import (
     default_retrying,
 )
 from ecr_parts.testing import LocalECR
+from ecr_parts.testing.model import Layer
 
 BLOB = bytes_of(45)  # six parts of 8 bytes, the last of 5
 DIGEST = digest_of(BLOB)
@@ -358,6 +359,129 @@ def test_a_layer_that_somebody_else_completes_is_not_sent_again(
     assert operations(ecr).count("InitiateLayerUpload") == 2  # ours, and somebody else's
 
 
+def test_an_archived_layer_is_there_only_for_a_complete_in_doubt(
+    ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    uploader.upload(BLOB)
+    ecr.registry.repositories["demo"].layers[DIGEST].status = "ARCHIVED"
+
+    ecr.fail("UploadLayerPart", "upload_forgotten", call=3)
+    uploader.upload(BLOB)
+    assert operations(ecr).count("InitiateLayerUpload") == 3  # it was started over
+
+    ecr.fail("CompleteLayerUpload", "access_denied")
+    with pytest.raises(ServiceError, match="AccessDenied"):
+        uploader.upload(BLOB)
+
+
+def test_a_layer_completed_by_a_lost_answer_did_not_exist(
+    ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    from ecr_parts.testing import Unknowns
+
+    ecr.registry._unknowns = Unknowns(completed_again="LayerAlreadyExistsException")
+    ecr.fail("CompleteLayerUpload", "answer_lost")
+    assert not uploader.upload(BLOB).existed
+
+
+@pytest.mark.parametrize("digest", [DIGEST, None])
+def test_an_available_layer_of_unknown_size_is_there(
+    digest: str | None, ecr: LocalECR, uploader: LayerUploader, mocker: Any
+) -> None:
+    from ecr_parts.service import Availability, Service
+
+    found = {DIGEST: Availability("AVAILABLE", None)}
+    mocker.patch.object(Service, "available", return_value=found)
+    assert uploader.upload(BLOB, digest=digest) == UploadedLayer(DIGEST, 45, existed=True)
+    assert operations(ecr) == []
+    layer = uploader.upload(iter([BLOB]), digest=digest)  # whose size nobody knows: it is sent
+    assert layer == UploadedLayer(DIGEST, 45, existed=False)
+
+
+def test_a_layer_smaller_than_what_is_sent_already_is_another(
+    ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    def progress(n: int) -> None:
+        if n:
+            layers = ecr.registry.repositories["demo"].layers
+            layers[DIGEST] = Layer([BLOB[:5]], 5)
+
+    ecr.fail("UploadLayerPart", "upload_forgotten", call=3)
+    with pytest.raises(UploadLostError):
+        uploader.upload(iter([BLOB]), digest=DIGEST, progress=progress)
+
+
+def test_what_progress_raises_is_never_taken_for_ecrs(
+    ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    """A callback that uses this library raises its errors."""
+    mine = UploadLostError("mine")
+
+    def progress(n: int) -> None:
+        if n == 8 or (ecr.calls and ecr.calls[-1].operation == "CompleteLayerUpload"):
+            raise mine
+
+    with pytest.raises(UploadLostError) as raised:
+        uploader.upload(BLOB, progress=progress)
+    assert raised.value is mine
+    assert operations(ecr).count("InitiateLayerUpload") == 1
+
+
+def test_a_service_that_goes_back_again_and_again_is_stuck(
+    ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    """It confirms one part more each time, and then says it has nothing."""
+
+    class Zig:
+        def __init__(self) -> None:
+            self.requests = 0
+            self.furthest = -1
+
+        def batch_check_layer_availability(self, **_: object) -> dict[str, object]:
+            return {"layers": []}
+
+        def initiate_layer_upload(self, **_: object) -> dict[str, object]:
+            return {"uploadId": "u-1", "partSize": 8}
+
+        def upload_layer_part(self, **part: Any) -> dict[str, object]:
+            self.requests += 1
+            if part["partLastByte"] > self.furthest + 8:
+                self.furthest += 8
+                return {"lastByteReceived": -1}
+            return {"lastByteReceived": part["partLastByte"]}
+
+        def complete_layer_upload(self, **_: object) -> dict[str, object]:
+            return {}
+
+    client = Zig()
+    with pytest.raises(UnexpectedResponseError, match="does not move"):
+        LayerUploader(client, "demo", limits=SMALL, retrying=PATIENT).upload(bytes_of(480))
+    assert client.requests < 40
+
+
+def test_a_rewind_into_a_part_starts_over_at_completion(
+    ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    lost = False
+
+    def progress(_n: int) -> None:
+        nonlocal lost
+        for upload in ecr.registry.repositories["demo"].uploads.values():
+            if len(upload.blobs) == 4 and not lost:
+                lost = True
+                upload.blobs[2:] = [BLOB[16:18]]
+                upload.size, upload.hash = 18, hashlib.sha256(BLOB[:18])
+            if len(upload.blobs) == 4 and upload.size == 26:
+                seen.append("rewound")
+
+    seen: list[str] = []
+    layer = uploader.upload(BLOB, progress=progress)
+    assert seen
+    assert ecr.layer("demo", DIGEST) == BLOB
+    assert operations(ecr).count("InitiateLayerUpload") == 2
+    assert [sent.part.first_byte for sent in layer.parts] == list(range(0, 45, 8))
+
+
 def test_retries_run_out(ecr: LocalECR) -> None:
     ecr.fail("UploadLayerPart", "throttled", call=2, times=100)
     retrying = default_retrying().copy(
@@ -577,6 +701,7 @@ def test_arguments_of_the_uploader_that_are_none(ecr: LocalECR) -> None:
         ({"retrying": tenacity.AsyncRetrying()}, TypeError),
         ({"client": object()}, TypeError),
         ({"client": None}, TypeError),
+        ({"limits": 5}, TypeError),
     ):
         good: dict[str, Any] = {"client": client, "repository_name": "demo"}
         with pytest.raises(error):
@@ -668,8 +793,11 @@ def test_a_stream_of_another_size_is_never_completed(
     kind: str, ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
 ) -> None:
     for size in (44, 46):
+        source = STREAMS[kind](BLOB, tmp_path, random.Random(0))
+        if size == 44 and hasattr(source, "read"):
+            continue  # what follows the layer may be somebody else's
         with pytest.raises(SourceChangedError, match=f"{size} bytes"):
-            uploader.upload(STREAMS[kind](BLOB, tmp_path, random.Random(0)), size=size)
+            uploader.upload(source, size=size)
     assert "CompleteLayerUpload" not in operations(ecr)
 
 
@@ -803,6 +931,26 @@ def test_a_session_of_another_repository_is_refused(ecr: LocalECR, uploader: Lay
     ):
         with pytest.raises(ValueError, match="the session is of repository"):
             call()
+
+
+def test_a_session_that_is_none(uploader: LayerUploader) -> None:
+    for call in (
+        lambda: uploader.upload_part(None, BLOB),  # type: ignore[arg-type]  # the point
+        lambda: uploader.complete("{}", DIGEST),  # type: ignore[arg-type]  # of
+        lambda: uploader.upload(BLOB, session="{}"),  # type: ignore[arg-type]  # the test
+    ):
+        with pytest.raises(TypeError, match="must be an UploadSession"):
+            call()
+    with pytest.raises(TypeError, match=r"layer_size is 5\.5"):
+        uploader.initiate(layer_size=5.5)  # type: ignore[arg-type]  # likewise
+    with pytest.raises(TypeError, match="digests is a str"):
+        uploader.missing(DIGEST)
+
+
+def test_the_callers_buffer_is_free_afterwards(uploader: LayerUploader) -> None:
+    blob = bytearray(BLOB)
+    uploader.upload(blob)
+    blob.append(1)
 
 
 def test_complete_carries_the_session_of_its_error(ecr: LocalECR, uploader: LayerUploader) -> None:

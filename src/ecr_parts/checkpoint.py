@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -22,7 +21,7 @@ class Checkpoint:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         if not isinstance(path, str | os.PathLike):
             raise TypeError(f"checkpoint is {path!r}, and must be a path")
-        self._path = Path(path)
+        self._path = Path(os.path.abspath(path))  # noqa: PTH100  (where the caller is now)
 
     def load(self) -> UploadSession | None:
         """The session it holds; ``None`` where there is no file, but could be."""
@@ -44,9 +43,12 @@ class Checkpoint:
             ) from error
 
     def save(self, session: UploadSession) -> None:
-        """Replace it, on the disk and not only in its cache."""
-        target = Path(os.path.realpath(self._path))
+        """Replace it, on the disk and not only in its cache.
+
+        A process that is killed in the middle leaves a small ``.NAME.*.tmp`` beside it.
+        """
         try:
+            target = self._path.resolve()
             file, temporary = tempfile.mkstemp(  # mode 0600
                 prefix=f".{target.name}.", suffix=".tmp", dir=target.parent
             )
@@ -57,8 +59,7 @@ class Checkpoint:
                     os.fsync(file)
                 os.replace(temporary, target)  # noqa: PTH105
             except BaseException:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(temporary)  # noqa: PTH108
+                Path(temporary).unlink(missing_ok=True)
                 raise
             _flush_directory(target.parent)
         except OSError as error:
@@ -67,7 +68,7 @@ class Checkpoint:
     def delete(self) -> None:
         """Remove it, if it is there."""
         try:
-            self._path.unlink(missing_ok=True)
+            self._path.resolve().unlink(missing_ok=True)
         except OSError as error:
             raise self._error("cannot be deleted", error) from error
 

@@ -62,6 +62,7 @@ class ServiceError(EcrPartsError):
         repository_name: str = "",
         code: str = "",
         request_id: str | None = None,
+        attempts: int = 1,
     ) -> None:
         super().__init__(message)
         self.operation = operation
@@ -72,6 +73,8 @@ class ServiceError(EcrPartsError):
         client's exception where no answer came, e.g. ``"ReadTimeoutError"``."""
         self.request_id = request_id
         """AWS's ID of the refused request, to quote to AWS support."""
+        self.attempts = attempts
+        """How often the call was made."""
 
 
 class UploadLostError(ServiceError):

@@ -94,6 +94,7 @@ class Limits:
         the parts are used (2,000 of ECR's 4,200): to 3/4 of the maximum, because 15 MiB raw
         are 20 MiB in base64, a size safe whichever of the two ECR's maximum counts.
         """
+        part_size = min(part_size, self.max_part)
         left = max(1, self.max_parts - parts_sent)
         needed = -(-((layer_size or self.max_layer) - next_byte) // left)
         if layer_size is None:

@@ -6,19 +6,22 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from ecr_parts.ahead import Ahead, Prepared
 from ecr_parts.checkpoint import Checkpoint
 from ecr_parts.chunker import Chunker, Part
 from ecr_parts.errors import (
     DigestMismatchError,
+    EcrPartsError,
     LayerTooLargeError,
     ServiceError,
     UploadLostError,
 )
+from ecr_parts.service import Service
 from ecr_parts.session import UploadSession
-from ecr_parts.source import RunningDigest, Source
+from ecr_parts.source import Blob, RunningDigest, Source
 from ecr_parts.steps import Steps
 
 _log = logging.getLogger("ecr_parts")
@@ -65,8 +68,8 @@ class Run:
         session: UploadSession | None,
         checkpoint: Checkpoint | None,
     ) -> None:
-        self._progress = progress or (lambda _n: None)
-        self._steps = steps.with_heartbeat(lambda: self._progress(0))
+        self._progress = _stopping(progress)
+        self._steps = steps.with_heartbeat(partial(self._progress, 0))
         self._limits = steps.limits
         self._source = source
         self._digest = digest
@@ -74,6 +77,7 @@ class Run:
         self._reported = 0
         self._restarts = 0
         self._parts_before = 0
+        self._proven = True
         self.parts: list[SentPart] = []
         self.session = session
 
@@ -88,16 +92,19 @@ class Run:
         stored = self._checkpoint.load() if self._checkpoint is not None else self.session
         if self._digest is None and self._source.replayable and (check_existing or resumable):
             self._digest = self._hash_source()
+        if stored is not None and not self._is_this_layers(stored):
+            _log.info("not resumed: the session is of another layer or repository")
+            stored = None
         if check_existing and self._digest is not None:
             size = self._steps.size_there(self._digest, self._source.size)
             if size is not None:
-                return self._there(self._digest, size, existed=True)
-        session = self._resume(stored) or self._begin()
-        with Ahead(
-            self._source,
-            lambda part, blob: self._steps.service.encode(session.upload_id, part, blob),
-            with_digest=self._digest is None,
-        ) as ahead:
+                if stored is not None:
+                    self._forget()
+                self._report(size)
+                return UploadedLayer(self._digest, size, existed=True)
+        session = self._begin() if stored is None else self._resume(stored)
+        encode = partial(_encode, self._steps.service, session)
+        with Ahead(self._source, encode, with_digest=self._digest is None) as ahead:
             return self._until_there(session, ahead)
 
     def _until_there(self, session: UploadSession, ahead: Ahead) -> UploadedLayer:
@@ -105,10 +112,10 @@ class Run:
             try:
                 self._send_parts(session, ahead)
                 return self._finish(session, ahead)
-            except ServiceError as lost:
-                if not _is_lost(lost, session):
+            except (ServiceError, DigestMismatchError) as lost:
+                if not self._is_lost(lost, session):
                     raise
-                there = self._settle(lost)
+                there = self._settle(lost, session)
                 if there is not None:
                     return there
                 if not self._source.holds(0) or self._restarts >= _MOST_RESTARTS:
@@ -117,20 +124,27 @@ class Run:
                 _log.info("starting over, for the %d. time: %s", self._restarts, lost)
                 self._begin()
 
-    def _resume(self, stored: UploadSession | None) -> UploadSession | None:
-        """Go on with the upload that ``stored`` tells of, if it is of this very layer."""
-        if stored is None or self._source.size is None:
-            return None
+    def _is_lost(self, error: EcrPartsError, session: UploadSession) -> bool:
+        """Whether this upload cannot be completed, but a new one could."""
+        if isinstance(error, DigestMismatchError):
+            return not self._proven
+        if isinstance(error, UploadLostError):
+            return True
+        too_small = ("EmptyUploadException", "LayerPartTooSmallException")
+        return isinstance(error, ServiceError) and session.patchy and error.code in too_small
+
+    def _is_this_layers(self, stored: UploadSession) -> bool:
         here = (self._steps.service.repository_name, self._steps.service.registry_id)
-        if (
-            (stored.repository_name, stored.registry_id) != here
-            or stored.layer_digest not in (None, self._digest)
-            or stored.layer_size not in (None, self._source.size)
-            or stored.next_byte > self._source.size
-        ):
-            _log.info("not resumed: the session is of another layer or repository")
-            return None
+        return (
+            (stored.repository_name, stored.registry_id) == here
+            and stored.layer_digest in (None, self._digest)
+            and stored.layer_size in (None, self._source.size)
+            and stored.next_byte <= (self._source.size or 0)
+        )
+
+    def _resume(self, stored: UploadSession) -> UploadSession:
         self._parts_before = -(-stored.next_byte // stored.part_size)
+        self._proven = stored.layer_digest is not None
         self.session = stored
         self._identify(stored)
         stored.resume()
@@ -159,6 +173,7 @@ class Run:
         if self._checkpoint is not None:
             self.session.resume()  # other processes may go on from the same checkpoint
         self._parts_before = 0
+        self._proven = True
         self.parts.clear()
         self._confirm(self.session)
         return self.session
@@ -219,17 +234,21 @@ class Run:
             )
         begun = time.monotonic()
         attempts = self._steps.send(session, part, ready.blob, replayable=self._source.holds(0))
-        stored = min(session.last_byte_received, part.last_byte)
         if session.last_byte_received > part.last_byte:  # another process was here before
             skipped = session.last_byte_received - part.last_byte
             self._parts_before += -(-skipped // session.part_size)
-        while self.parts and self.parts[-1].part.last_byte > session.last_byte_received:
-            self.parts.pop()
-        if stored >= part.first_byte:
-            seconds = time.monotonic() - begun
-            self.parts.append(SentPart(Part(part.first_byte, stored), seconds, attempts))
+        self.parts.append(SentPart(part, time.monotonic() - begun, attempts))
+        self._cut_parts(session.last_byte_received)
         self._source.release(session.next_byte)
         self._confirm(session)
+
+    def _cut_parts(self, last_byte: int) -> None:
+        """Let ``parts`` end where ECR stands."""
+        while self.parts and self.parts[-1].part.first_byte > last_byte:
+            self.parts.pop()
+        if self.parts and self.parts[-1].part.last_byte > last_byte:
+            cut = self.parts.pop()
+            self.parts.append(replace(cut, part=Part(cut.part.first_byte, last_byte)))
 
     def _finish(self, session: UploadSession, ahead: Ahead) -> UploadedLayer:
         self._source.check()
@@ -242,21 +261,23 @@ class Run:
             raise
         return self._there(digest, size, existed)
 
-    def _forget(self) -> None:
-        if self._checkpoint is not None:
-            self._checkpoint.delete()
-
-    def _settle(self, lost: ServiceError) -> UploadedLayer | None:
+    def _settle(self, lost: EcrPartsError, session: UploadSession) -> UploadedLayer | None:
         """Before starting over: the layer itself, if it is there (somebody else may send it)."""
-        if self._digest is None or lost.operation == "CompleteLayerUpload":  # that has asked
+        if self._digest is None or isinstance(lost, DigestMismatchError):
             return None
         size = self._steps.size_settled(self._digest, self._source.size)
-        return None if size is None else self._there(self._digest, size, existed=True)
+        if size is None or size < session.next_byte:
+            return None
+        return self._there(self._digest, size, existed=True)
 
     def _there(self, digest: str, size: int, existed: bool) -> UploadedLayer:
         self._forget()
         self._report(size)
         return UploadedLayer(digest, size, existed, tuple(self.parts))
+
+    def _forget(self) -> None:
+        if self._checkpoint is not None:
+            self._checkpoint.delete()
 
     def _report(self, confirmed: int) -> None:
         newly, self._reported = confirmed - self._reported, confirmed
@@ -264,9 +285,23 @@ class Run:
             self._progress(newly)
 
 
-def _is_lost(error: ServiceError, session: UploadSession) -> bool:
-    """Whether this upload cannot be completed, but a new one could."""
-    if isinstance(error, UploadLostError):
-        return True
-    # What others sent of a resumed upload is not known part by part.
-    return session.resumed and error.code in ("EmptyUploadException", "LayerPartTooSmallException")
+class Stopped(BaseException):
+    """What ``progress`` raised, on its way past every ``except`` to the caller."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def _stopping(progress: Callable[[int], object] | None) -> Callable[[int], None]:
+    def report(newly: int) -> None:
+        if progress is not None:
+            try:
+                progress(newly)
+            except BaseException as error:
+                raise Stopped(error) from error
+
+    return report
+
+
+def _encode(service: Service, session: UploadSession, part: Part, blob: Blob) -> Blob:
+    return service.encode(session.upload_id, part, blob)

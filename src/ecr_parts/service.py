@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
@@ -27,6 +29,7 @@ from ecr_parts import wire
 from ecr_parts.chunker import Part
 from ecr_parts.errors import (
     DigestMismatchError,
+    EcrPartsError,
     ServiceError,
     UnexpectedResponseError,
     UploadLostError,
@@ -76,7 +79,9 @@ CLIENT_CONFIG = Config(
     # One send a call, because the retrying is done here. Both are said, as botocore writes what
     # is missing into this shared object.
     retries={"mode": "standard", "total_max_attempts": 1},
-    connect_timeout=10,  # seconds, as is
+    # Seconds. Sending a part counts as connecting on a new connection, and as reading on an old
+    # one: 60 seconds for 13.3 MiB of base64 take an uplink of 2 Mbit/s.
+    connect_timeout=60,
     read_timeout=60,
     tcp_keepalive=True,
 )
@@ -118,8 +123,6 @@ _TRANSIENT_CODES = frozenset(
         "TooManyRequestsException",
     }
 )
-# What botocore lets out when an answer is not the JSON it expects.
-_UNREADABLE = (ResponseParserError, ValueError, AttributeError, TypeError, RecursionError)
 
 
 class _BadAnswerError(Exception):
@@ -128,9 +131,6 @@ class _BadAnswerError(Exception):
     def __init__(self, message: str, *, transient: bool) -> None:
         super().__init__(message)
         self.transient = transient
-
-
-_FAILURES = (ClientError, BotoCoreError, _BadAnswerError, *_UNREADABLE)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -145,9 +145,15 @@ def is_transient(error: BaseException) -> bool:
         return error.transient
     if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
         return False
-    return isinstance(
-        error, (BotocoreConnectionError, HTTPClientError, IncompleteReadError, *_UNREADABLE)
-    )
+    if isinstance(error, (BotocoreConnectionError, HTTPClientError, IncompleteReadError)):
+        return True
+    return isinstance(error, ResponseParserError) or _raised_in_parsing(error)
+
+
+def _raised_in_parsing(error: BaseException) -> bool:
+    """Whether an answer was not the JSON that botocore expects: it lets out any exception then."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__") == "botocore.parsers" for frame, _ in frames)
 
 
 class Availability(NamedTuple):
@@ -180,7 +186,7 @@ class Service:
             return {
                 _field(layer, "layerDigest", str): Availability(
                     _field(layer, "layerAvailability", str),
-                    _field(layer, "layerSize", int) if layer.get("layerSize") is not None else None,
+                    None if layer.get("layerSize") is None else _size(layer),
                 )
                 for layer in _field(answer, "layers", list)
             }
@@ -256,6 +262,7 @@ class Service:
     def _retry(self, operation: str, once: Callable[[], _T], where: str = "") -> Retried[_T]:
         attempts = 0
         failure: Exception | None = None
+        callers = sys.exc_info()[1]
         subject = f"{operation} in repository {self.repository_name!r}" + (where and f", {where}")
 
         def attempt() -> _T:
@@ -263,7 +270,7 @@ class Service:
             attempts += 1
             try:
                 return once()
-            except _FAILURES as error:
+            except Exception as error:
                 failure = error
                 raise
 
@@ -271,11 +278,14 @@ class Service:
             self.heartbeat()
 
         def before_sleep(state: tenacity.RetryCallState) -> None:
+            nonlocal failure
             wait = state.next_action.sleep if state.next_action else 0
             _log.info(
                 "%s: attempt %d failed, the next follows in %.1f s: %s",
                 subject, attempts, wait, _reason(failure),
             )  # fmt: skip
+            _clear_frames(failure, callers)
+            failure = None
             self.heartbeat()
 
         policy = tenacity.Retrying(
@@ -289,10 +299,13 @@ class Service:
         )
         try:
             return Retried(policy(attempt), attempts)
-        except _FAILURES as error:
-            if error is not failure:  # the caller's: of the heartbeat, or of the policy
+        except Exception as error:
+            # What is not the client's comes from the heartbeat, the policy, or this library.
+            if error is not failure or isinstance(error, EcrPartsError):
                 raise
             raise self._error(operation, subject, attempts, error) from error
+        finally:
+            failure = None
 
     def _error(
         self, operation: str, subject: str, attempts: int, error: Exception
@@ -309,17 +322,20 @@ class Service:
             request_id = error.response.get("ResponseMetadata", {}).get("RequestId")
         lost = code == "UploadNotFoundException"
         return (UploadLostError if lost else ServiceError)(
-            f"{subject} failed{times}: {_reason(error)}. {self._remedy(operation, code)}",
+            f"{subject} failed{times}: {_reason(error)}. {self._remedy(operation, code, error)}",
             operation=operation,
             repository_name=self.repository_name,
             code=code,
             request_id=request_id,
+            attempts=attempts,
         )
 
-    def _remedy(self, operation: str, code: str) -> str:
+    def _remedy(self, operation: str, code: str, error: Exception) -> str:
         if code in _ACCESS_DENIED:
             prefix = "ecr-public" if service_name(self.client) == "ecr-public" else "ecr"
             return f"Allow {prefix}:{operation} on this repository in the caller's IAM policy"
+        if not isinstance(error, (ClientError, BotoCoreError)) and not is_transient(error):
+            return _CREDENTIALS  # nothing else of a client's can fail in a way of its own
         return _REMEDIES.get(code, "Uploading again may help once the cause is gone")
 
     def _mismatch(self, digest: str, reason: str) -> DigestMismatchError:
@@ -411,6 +427,23 @@ def last_valid_byte(response: Mapping[str, object]) -> int:
     return int(expected[1]) - 1 if expected else -1
 
 
+def _clear_frames(error: BaseException | None, callers: BaseException | None) -> None:
+    """Free what a failed attempt held, the request's body above all.
+
+    Exceptions go in cycles (in urllib3 and botocore), which would keep it until Python looks for
+    cycles. ``callers`` is the exception that the caller was handling: that one is left alone.
+    """
+    seen = {id(callers)}
+    linked: list[object] = [error]
+    while linked:
+        link = linked.pop()
+        if isinstance(link, BaseException) and id(link) not in seen:
+            seen.add(id(link))
+            traceback.clear_frames(link.__traceback__)
+            linked += [link.__cause__, link.__context__, *link.args]
+            linked += getattr(link, "kwargs", {}).values()
+
+
 def _reason(error: Exception | None) -> str:
     if not isinstance(error, ClientError):
         return f"{type(error).__name__}: {error}"
@@ -425,6 +458,13 @@ def _place(upload_id: str, part: Part) -> dict[str, object]:
         "partFirstByte": part.first_byte,
         "partLastByte": part.last_byte,
     }
+
+
+def _size(layer: Answer) -> int:
+    size = _field(layer, "layerSize", int)
+    if size < 1:
+        raise _BadAnswerError(f"its layerSize is {size}", transient=False)
+    return size
 
 
 def _message(response: Mapping[str, object]) -> str:

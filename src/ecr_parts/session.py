@@ -19,7 +19,8 @@ from ecr_parts.chunker import Part
 from ecr_parts.limits import whole_number
 
 _VERSION = 1
-_MOST_STALLS = 5
+_MOST_STALLS = 5  # answers in a row that bring nothing
+_MOST_REWINDS = 5  # of one upload, however much comes in between
 
 
 class Stand(Enum):
@@ -118,6 +119,7 @@ class UploadSession:
     _last_stored: Part | None = field(default=None, init=False, repr=False, compare=False)
     _furthest: int = field(default=-1, init=False, repr=False, compare=False)
     _stalls: int = field(default=0, init=False, repr=False, compare=False)
+    _rewinds: int = field(default=0, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _text("repository_name", self.repository_name)
@@ -145,6 +147,11 @@ class UploadSession:
         """Whether ECR may stand further on than this session knows: it was not begun here."""
         return not self._begun_here
 
+    @property
+    def patchy(self) -> bool:
+        """Whether the parts that ECR has may be others than those sent here, and too small."""
+        return self.resumed or self._rewinds > 0
+
     def begin(self, upload_id: str, part_size: int) -> None:
         """Stand at the beginning of a new upload, of the same layer."""
         _text("upload_id", upload_id)
@@ -155,6 +162,7 @@ class UploadSession:
         self._last_stored = None
         self._furthest = -1
         self._stalls = 0
+        self._rewinds = 0
         self._begun_here = True
 
     def resume(self) -> None:
@@ -177,16 +185,20 @@ class UploadSession:
             part, last_byte, layer_size=self.layer_size, min_part=min(min_part, self.part_size)
         )
         move = decide(where, replayable=replayable, resumed=self.resumed)
-        if move in (Move.CONFIRMED, Move.GO_ON, Move.REWIND, Move.SKIP):
-            self.last_byte_received = last_byte
-            within = part.first_byte <= last_byte <= part.last_byte
-            self._last_stored = Part(part.first_byte, last_byte) if within else None
-        if self.last_byte_received > self._furthest:
-            self._furthest = self.last_byte_received
+        moves = move in (Move.CONFIRMED, Move.GO_ON, Move.REWIND, Move.SKIP)
+        if moves and last_byte > self._furthest:
+            self._furthest = last_byte
             self._stalls = 0
         elif move is not Move.CONFIRMED:
             self._stalls += 1
-        return move if self._stalls <= _MOST_STALLS else Move.STUCK
+        self._rewinds += move is Move.REWIND
+        if self._stalls > _MOST_STALLS or self._rewinds > _MOST_REWINDS:
+            return Move.STUCK
+        if moves:
+            self.last_byte_received = last_byte
+            within = part.first_byte <= last_byte <= part.last_byte
+            self._last_stored = Part(part.first_byte, last_byte) if within else None
+        return move
 
     def ended(self, min_part: int) -> bool:
         """Whether no part can follow: the last one stored is under the minimum (bytes).

@@ -9,7 +9,7 @@ import stat
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Protocol, TypeAlias, cast
 
 from typing_extensions import override
@@ -65,6 +65,9 @@ class Source(ABC):
     def check(self) -> None:
         """Raise ``SourceChangedError`` if the source is no longer what was read."""
 
+    def close(self) -> None:  # noqa: B027  (nothing is kept by default)
+        """Let go of what is the caller's."""
+
 
 class _Buffer(Source):
     replayable = True
@@ -82,6 +85,10 @@ class _Buffer(Source):
     @override
     def check(self) -> None:
         """A buffer keeps its size while a view of it is held."""
+
+    @override
+    def close(self) -> None:
+        self._bytes.release()
 
 
 class _SeekableFile(Source):
@@ -127,7 +134,7 @@ class _RegularFile(_SeekableFile):
     ours = True
 
     def __init__(self, path: str | os.PathLike[str], file: io.FileIO) -> None:
-        self._path = path
+        self._path = os.path.abspath(os.fspath(path))  # noqa: PTH100  (where the caller is now)
         self.name = repr(os.fspath(path))
         self._opened = file
         self._stat = os.fstat(file.fileno())
@@ -148,7 +155,7 @@ class _RegularFile(_SeekableFile):
     @override
     def check(self) -> None:
         try:
-            now = os.stat(self._path)  # noqa: PTH116  (the path is the caller's, of any kind)
+            now = os.stat(self._path)  # noqa: PTH116
         except FileNotFoundError:
             now = os.fstat(self._opened.fileno())  # unlinked, and still whole
         before = self._stat
@@ -227,7 +234,8 @@ class _Stream(Source):
 
     @override
     def check(self) -> None:
-        if self._expected is not None and len(self._next_chunk(1)) > 0:
+        # No read to find out: what follows may be somebody else's, or never come.
+        if self._expected is not None and self._surplus:
             raise SourceChangedError(
                 f"the source goes on behind the {self._expected:,} bytes that were its size"
             )
@@ -235,7 +243,7 @@ class _Stream(Source):
 
 @contextmanager
 def open_source(source: LayerSource, size: int | None = None) -> Iterator[Source]:
-    """``source`` ready to be read; a file opened here is closed at the end.
+    """``source`` ready to be read; what is opened or held here is let go of at the end.
 
     ``size`` (bytes) is what the caller knows of it. Raises ``TypeError`` for what is no source,
     ``SourceChangedError`` where it has another size than the caller says, and whatever opening
@@ -243,43 +251,47 @@ def open_source(source: LayerSource, size: int | None = None) -> Iterator[Source
     """
     if size is not None:
         whole_number("size", size, at_least=0)
-    if isinstance(source, str | os.PathLike):
-        with open(source, "rb", buffering=0) as file:  # noqa: PTH123  (of any kind)
-            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-            yield _of_size(size, _RegularFile(source, file) if regular else _stream(file, size))
-    elif isinstance(source, bytes | bytearray | memoryview):
-        yield _of_size(size, _Buffer(source))
-    elif hasattr(source, "read"):
-        yield _of_size(size, _from_file(cast("_Seekable", source), size))
-    elif isinstance(source, Iterable):
-        yield _Stream(_from_items(iter(source)), size)
-    else:
-        raise TypeError(
-            f"a layer cannot be read from {source!r}: it takes a path, bytes, a binary file "
-            "object or an iterable of bytes"
-        )
+    with ExitStack() as stack:
+        opened = _open(source, size, stack)
+        stack.callback(opened.close)
+        if size is not None and opened.size != size:
+            raise SourceChangedError(f"size is {size:,} bytes, and the source has {opened.size:,}")
+        yield opened
 
 
-def _of_size(size: int | None, source: Source) -> Source:
-    if size is not None and source.size != size:
-        raise SourceChangedError(f"size is {size:,} bytes, and the source has {source.size:,}")
-    return source
+def _open(source: LayerSource, size: int | None, stack: ExitStack) -> Source:
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _Buffer(source)
+    if isinstance(source, str | os.PathLike) and not isinstance(source, io.IOBase):
+        file = stack.enter_context(open(source, "rb", buffering=0))  # noqa: PTH123, SIM115
+        regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+        return _RegularFile(source, file) if regular else _stream(file, size)
+    if hasattr(source, "read"):
+        return _from_file(cast("_Seekable", source), size)
+    if isinstance(source, Iterable):
+        return _Stream(_from_items(iter(source)), size)
+    raise TypeError(
+        f"a layer cannot be read from {source!r}: it takes a path, bytes, a binary file "
+        "object or an iterable of bytes"
+    )
 
 
 def _from_file(file: _Seekable, size: int | None) -> Source:
     if isinstance(file, io.TextIOBase):
         raise TypeError(f"{file!r} is open as text: open it in binary mode, 'rb'")
+    if getattr(file, "closed", False) is True:
+        raise ValueError(f"{file!r} is closed")
     available = _size_if_seekable(file)
     return _stream(file, size) if available is None else _SeekableFile(file, available)
 
 
 def _size_if_seekable(file: _Seekable) -> int | None:
     try:
-        if not file.seekable():
+        if hasattr(file, "seekable") and not file.seekable():  # mmap has none, and can
             return None
         start = file.tell()
         file.seek(0, os.SEEK_END)
-    except (AttributeError, OSError, ValueError):  # tarfile's streams have no working seekable()
+    except (AttributeError, NotImplementedError, OSError, ValueError):  # tarfile's streams
         return None
     size = max(0, file.tell() - start)
     file.seek(start)

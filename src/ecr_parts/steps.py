@@ -13,11 +13,13 @@ from typing_extensions import Self
 from ecr_parts.chunker import Part
 from ecr_parts.errors import ServiceError, UnexpectedResponseError, UploadLostError
 from ecr_parts.limits import Limits
-from ecr_parts.service import Service
+from ecr_parts.service import Service, is_transient
 from ecr_parts.session import Move, UploadSession
 from ecr_parts.source import Blob
 
 _log = logging.getLogger("ecr_parts")
+AVAILABLE = frozenset({"AVAILABLE"})
+ARCHIVED_TOO = frozenset({"AVAILABLE", "ARCHIVED"})
 _TIMES_ASKED = 4  # whether a layer is there that should be: the answer may lag
 
 
@@ -92,28 +94,33 @@ class Steps:
     def complete(self, session: UploadSession, digest: str, size: int) -> bool:
         """Complete the upload. Returns whether ECR had the layer already.
 
-        A failure says little about the layer (the answer may be to a second attempt, or somebody
-        else's upload was first), so it is settled by asking whether the layer is there.
+        Some failures say little about the layer (the answer may be to a second attempt, or
+        somebody else's upload was first): they are settled by asking whether the layer is there.
         """
         try:
             self.service.complete(session.upload_id, digest)
         except (ServiceError, UnexpectedResponseError) as error:
-            if self.size_settled(digest, size) is None:
+            # An archived layer has been completed, and that is the question here.
+            if not _in_doubt(error) or not self.size_settled(digest, size, ARCHIVED_TOO):
                 raise
             _log.info("the layer is there all the same: %s", error)
-            return isinstance(error, ServiceError) and error.code == "LayerAlreadyExistsException"
+            return isinstance(error, ServiceError) and error.attempts == 1 and _exists(error)
         return False
 
     def size_there(
-        self, digest: str, size: int | None, statuses: tuple[str, ...] = ("AVAILABLE",)
+        self, digest: str, size: int | None, statuses: frozenset[str] = AVAILABLE
     ) -> int | None:
-        """The layer's size (bytes) at ECR; ``None`` if it is not there, or not of ``size``."""
+        """The layer's size (bytes) at ECR; ``None`` if it is not there, or of another size."""
         found = self.service.available([digest]).get(digest)
-        if found is None or found.status not in statuses or size not in (None, found.size):
+        if found is None or found.status not in statuses:
             return None
-        return found.size
+        if size is not None and found.size not in (None, size):
+            return None
+        return found.size or size
 
-    def size_settled(self, digest: str, size: int | None) -> int | None:
+    def size_settled(
+        self, digest: str, size: int | None, statuses: frozenset[str] = AVAILABLE
+    ) -> int | None:
         """Like ``size_there``, for a layer that may just have been completed: asked repeatedly."""
 
         def before_sleep(_state: tenacity.RetryCallState) -> None:
@@ -128,8 +135,20 @@ class Steps:
             retry_error_callback=lambda _state: None,
         )
         try:
-            # An archived layer has been completed, and that is the question.
-            return ask(self.size_there, digest, size, ("AVAILABLE", "ARCHIVED"))
+            return ask(self.size_there, digest, size, statuses)
         except (ServiceError, UnexpectedResponseError) as error:
             _log.info("whether %s is there could not be found out: %s", digest, error)
             return None
+
+
+def _exists(error: ServiceError) -> bool:
+    return error.code == "LayerAlreadyExistsException"
+
+
+def _in_doubt(error: ServiceError | UnexpectedResponseError) -> bool:
+    """Whether a Complete that failed so may have completed the layer."""
+    if isinstance(error, ServiceError) and (isinstance(error, UploadLostError) or _exists(error)):
+        return True
+    return isinstance(error, UnexpectedResponseError) or (
+        error.__cause__ is not None and is_transient(error.__cause__)
+    )

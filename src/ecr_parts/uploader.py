@@ -11,8 +11,8 @@ from ecr_parts import wire
 from ecr_parts.checkpoint import Checkpoint
 from ecr_parts.chunker import Part
 from ecr_parts.errors import EcrPartsError
-from ecr_parts.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
-from ecr_parts.run import Run, UploadedLayer
+from ecr_parts.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits, whole_number
+from ecr_parts.run import Run, Stopped, UploadedLayer
 from ecr_parts.service import (
     EcrClient,
     Service,
@@ -57,7 +57,10 @@ class LayerUploader:
         if retrying is not None and not isinstance(retrying, tenacity.Retrying):
             raise TypeError(f"retrying is {retrying!r}, and must be a tenacity.Retrying")
         if limits is None:
-            limits = ECR_PUBLIC_LIMITS if service_name(client) == "ecr-public" else ECR_LIMITS
+            public = service_name(client) == "ecr-public"
+            limits = ECR_PUBLIC_LIMITS if public else ECR_LIMITS
+        elif not isinstance(limits, Limits):
+            raise TypeError(f"limits is {limits!r}, and must be Limits")
         if part_size is not None:
             limits.check_part_size(part_size)
         service = Service(
@@ -85,8 +88,9 @@ class LayerUploader:
         ``source`` is a path, bytes, a binary file object (read from where it stands) or an
         iterable of bytes. ``digest`` (``"sha256:…"``), if known, is proven by ECR and not
         computed here. ``size`` (bytes) helps with a stream: the right part size from the
-        beginning, and an error if it ends early. ``check_existing`` asks ECR first and sends
-        nothing that it has; a file without a ``digest`` is read once more for that.
+        beginning, an error if it ends early, and no byte read behind it. ``check_existing`` asks
+        ECR first and sends nothing that it has; a file without a ``digest`` is read once more
+        for that.
 
         ``checkpoint`` is a file that makes the upload resumable: it is written after each part
         and deleted when the layer is there, and the next call with the same content goes on from
@@ -118,6 +122,9 @@ class LayerUploader:
                 error.session = run.session
                 error.parts = tuple(run.parts)
                 raise
+            except Stopped as stopped:
+                raised_by_progress = stopped.error
+        raise raised_by_progress
 
     def initiate(
         self, *, layer_size: int | None = None, layer_digest: str | None = None
@@ -127,6 +134,7 @@ class LayerUploader:
         ``layer_size`` in bytes; where it is known, ``part_size`` of the session suits it.
         """
         if layer_size is not None:
+            whole_number("layer_size", layer_size, at_least=0)
             self._steps.limits.check_layer(layer_size, self._steps.part_size)
         if layer_digest is not None:
             check_digest(layer_digest)
@@ -173,6 +181,8 @@ class LayerUploader:
 
     def missing(self, digests: Iterable[str]) -> set[str]:
         """Those of ``digests`` that the repository does not have, archived ones among them."""
+        if isinstance(digests, str):
+            raise TypeError("digests is a str, and must be an iterable of them")
         wanted = list(dict.fromkeys(map(check_digest, digests)))
         missing = set(wanted)
         for i in range(0, len(wanted), _MOST_DIGESTS):
@@ -181,6 +191,8 @@ class LayerUploader:
         return missing
 
     def _own(self, session: UploadSession) -> None:
+        if not isinstance(session, UploadSession):
+            raise TypeError(f"session is {session!r}, and must be an UploadSession")
         here = (self._steps.service.repository_name, self._steps.service.registry_id)
         if (session.repository_name, session.registry_id) != here:
             raise ValueError(
