@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import hmac
 import json
@@ -19,9 +20,9 @@ from botocore.stub import Stubber
 from helpers import PATIENT, SMALL, bytes_of, digest_of
 
 import ecr_parts.wire
-from ecr_parts import LayerUploader
+from ecr_parts import CLIENT_CONFIG, LayerUploader
 from ecr_parts.testing import LocalECR
-from ecr_parts.wire import attach, encode
+from ecr_parts.wire import EncodedBlob, attach, encode
 
 BLOB = bytes_of(45)
 DIGEST = digest_of(BLOB)
@@ -326,3 +327,20 @@ def test_a_part_may_be_sent_from_many_threads_at_once(ecr: LocalECR) -> None:
         digests = list(pool.map(upload, blobs))
     assert digests == [digest_of(blob) for blob in blobs]
     assert all(ecr.layer("demo", digest_of(blob)) == blob for blob in blobs)
+
+
+@pytest.mark.parametrize("fault", ["answer_lost", "reset", "throttled", "html_503", "slow"])
+def test_a_failed_attempt_keeps_no_part(fault: Any) -> None:
+    """Exceptions go in cycles; what they hold must not wait for Python to look for those."""
+    with LocalECR(limits=SMALL, part_size=8, slow=60) as ecr:
+        client = ecr.client(config=CLIENT_CONFIG.merge(Config(proxies={}, read_timeout=0.1)))
+        uploader = LayerUploader(client, "demo", limits=SMALL, retrying=PATIENT)
+        uploader.upload(b"first")
+        gc.collect()
+        gc.disable()
+        try:
+            ecr.fail("UploadLayerPart", fault, times=2)
+            uploader.upload(BLOB)
+            assert [thing for thing in gc.get_objects() if type(thing) is EncodedBlob] == []
+        finally:
+            gc.enable()

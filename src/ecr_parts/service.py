@@ -284,7 +284,7 @@ class Service:
                 "%s: attempt %d failed, the next follows in %.1f s: %s",
                 subject, attempts, wait, _reason(failure),
             )  # fmt: skip
-            _clear_frames(failure, callers)
+            _let_go(failure, callers)
             failure = None
             self.heartbeat()
 
@@ -427,11 +427,12 @@ def last_valid_byte(response: Mapping[str, object]) -> int:
     return int(expected[1]) - 1 if expected else -1
 
 
-def _clear_frames(error: BaseException | None, callers: BaseException | None) -> None:
+def _let_go(error: BaseException | None, callers: BaseException | None) -> None:
     """Free what a failed attempt held, the request's body above all.
 
-    Exceptions go in cycles (in urllib3 and botocore), which would keep it until Python looks for
-    cycles. ``callers`` is the exception that the caller was handling: that one is left alone.
+    urllib3 and botocore keep exceptions in variables of the frames that their tracebacks hold:
+    cycles, which would live until Python looks for them. ``callers`` is the exception that the
+    caller was handling, and is left alone.
     """
     seen = {id(callers)}
     linked: list[object] = [error]
@@ -439,7 +440,7 @@ def _clear_frames(error: BaseException | None, callers: BaseException | None) ->
         link = linked.pop()
         if isinstance(link, BaseException) and id(link) not in seen:
             seen.add(id(link))
-            traceback.clear_frames(link.__traceback__)
+            link.__traceback__ = None
             linked += [link.__cause__, link.__context__, *link.args]
             linked += getattr(link, "kwargs", {}).values()
 
