@@ -16,7 +16,7 @@ HOUSE = Path(ecr_parts.__file__).parent
 # Each room imports only from rooms above it.
 ROOMS = [
     "errors", "limits", "chunker", "session", "source", "checkpoint", "wire", "service", "steps",
-    "ahead", "run", "uploader", "__init__",
+    "ahead", "run", "many", "uploader", "__init__",
     "testing.model", "testing.faults", "testing.server", "testing.__init__",
     "testing.pytest_plugin", "testing.__main__",
 ]  # fmt: skip

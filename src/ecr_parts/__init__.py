@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # at run time each name is imported when it is first asked fo
         UploadLostError,
     )
     from ecr_parts.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
-    from ecr_parts.run import SentPart, UploadedLayer
+    from ecr_parts.run import Layer, SentPart, UploadedLayer
     from ecr_parts.service import CLIENT_CONFIG, default_retrying
     from ecr_parts.session import UploadSession
     from ecr_parts.uploader import LayerUploader
@@ -35,6 +35,7 @@ __all__ = [
     "DigestMismatchError",
     "EcrPartsError",
     "EmptyLayerError",
+    "Layer",
     "LayerTooLargeError",
     "LayerUploader",
     "Limits",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # annotations only: at run time this room imports nothing of ours
-    from ecr_parts.run import SentPart
+    from ecr_parts.run import Layer, SentPart
     from ecr_parts.session import UploadSession
 
 
@@ -18,6 +18,9 @@ class EcrPartsError(Exception):
 
     session: UploadSession | None = None
     """Where the upload stood, if one had begun: ``upload(session=…)`` goes on from it."""
+
+    layer: Layer | None = None
+    """Of ``upload_many``: the layer it was."""
 
     parts: tuple[SentPart, ...] = ()
     """The parts that ECR confirmed before the error."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -21,7 +22,7 @@ from ecr_parts.errors import (
 )
 from ecr_parts.service import Service
 from ecr_parts.session import UploadSession
-from ecr_parts.source import Blob, RunningDigest, Source
+from ecr_parts.source import Blob, LayerSource, RunningDigest, Source, open_source
 from ecr_parts.steps import Steps
 
 _log = logging.getLogger("ecr_parts")
@@ -56,6 +57,20 @@ class UploadedLayer:
         return {"mediaType": media_type, "digest": self.digest, "size": self.size}
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A layer to upload with ``upload_many``, where a bare source says too little.
+
+    All as in ``LayerUploader.upload``; ``progress`` is this layer's own.
+    """
+
+    source: LayerSource
+    digest: str | None = field(default=None, kw_only=True)
+    size: int | None = field(default=None, kw_only=True)
+    checkpoint: str | os.PathLike[str] | None = field(default=None, kw_only=True)
+    progress: Callable[[int], object] | None = field(default=None, kw_only=True)
+
+
 class Run:
     """One upload of one source, from the first question to the last."""
 
@@ -85,13 +100,12 @@ class Run:
         resumable = self.session is not None or self._checkpoint is not None
         if resumable and not self._source.replayable:
             raise ValueError("only a source that can be read again can be resumed, no stream")
-        if self._source.size is not None:
-            self._limits.check_layer(self._source.size, self._steps.part_size)
+        self._steps.check_size(self._source.size)
         if not self._source.read(0, 1):
             self._limits.check_layer(0)
         stored = self._checkpoint.load() if self._checkpoint is not None else self.session
         if self._digest is None and self._source.replayable and (check_existing or resumable):
-            self._digest = self._hash_source()
+            self._digest = hash_source(self._source, partial(self._progress, 0))
         if stored is not None and not self._is_this_layers(stored):
             _log.info("not resumed: the session is of another layer or repository")
             stored = None
@@ -154,14 +168,6 @@ class Run:
     def _identify(self, session: UploadSession) -> None:
         session.layer_digest = self._digest
         session.layer_size = self._source.size
-
-    def _hash_source(self) -> str:
-        running, first_byte = RunningDigest(), 0
-        while blob := self._source.read(first_byte, _HASHED_AT_ONCE):
-            self._progress(0)
-            running.feed(first_byte, blob)
-            first_byte += len(blob)
-        return running.digest()
 
     def _begin(self) -> UploadSession:
         begun = self._steps.begin(self._source.size, self._digest)
@@ -283,6 +289,38 @@ class Run:
         newly, self._reported = confirmed - self._reported, confirmed
         if newly:
             self._progress(newly)
+
+
+def hash_source(source: Source, heartbeat: Callable[[], object]) -> str:
+    """The digest of a source that can be read again."""
+    running, first_byte = RunningDigest(), 0
+    while blob := source.read(first_byte, _HASHED_AT_ONCE):
+        heartbeat()
+        running.feed(first_byte, blob)
+        first_byte += len(blob)
+    return running.digest()
+
+
+def upload_layer(
+    steps: Steps,
+    layer: Layer,
+    *,
+    check_existing: bool,
+    session: UploadSession | None = None,
+) -> UploadedLayer:
+    """Upload one layer; errors carry the session and the parts."""
+    kept = None if layer.checkpoint is None else Checkpoint(layer.checkpoint)
+    with open_source(layer.source, layer.size) as opened:
+        run = Run(steps, opened, layer.digest, layer.progress, session, kept)
+        try:
+            return run.upload(check_existing)
+        except EcrPartsError as error:
+            error.session = run.session
+            error.parts = tuple(run.parts)
+            raise
+        except Stopped as stopped:
+            raised_by_progress = stopped.error
+    raise raised_by_progress
 
 
 class Stopped(BaseException):

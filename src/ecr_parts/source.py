@@ -259,6 +259,13 @@ def open_source(source: LayerSource, size: int | None = None) -> Iterator[Source
         yield opened
 
 
+def is_ours(source: LayerSource) -> bool:
+    """Whether ``open_source`` gives a source of ours: a path to a regular file, or a buffer."""
+    if isinstance(source, str | os.PathLike) and not isinstance(source, io.IOBase):
+        return os.path.isfile(source) or not os.path.exists(source)  # noqa: PTH110, PTH113
+    return isinstance(source, bytes | bytearray | memoryview)
+
+
 def _open(source: LayerSource, size: int | None, stack: ExitStack) -> Source:
     if isinstance(source, bytes | bytearray | memoryview):
         return _Buffer(source)

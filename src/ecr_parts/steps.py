@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import tenacity
@@ -13,13 +13,14 @@ from typing_extensions import Self
 from ecr_parts.chunker import Part
 from ecr_parts.errors import ServiceError, UnexpectedResponseError, UploadLostError
 from ecr_parts.limits import Limits
-from ecr_parts.service import Service, is_transient
+from ecr_parts.service import Availability, Service, is_transient
 from ecr_parts.session import Move, UploadSession
 from ecr_parts.source import Blob
 
 _log = logging.getLogger("ecr_parts")
 AVAILABLE = frozenset({"AVAILABLE"})
 ARCHIVED_TOO = frozenset({"AVAILABLE", "ARCHIVED"})
+MOST_DIGESTS = 100  # in one call, as the API has it
 _TIMES_ASKED = 4  # whether a layer is there that should be: the answer may lag
 
 
@@ -47,6 +48,18 @@ class Steps:
     def with_heartbeat(self, heartbeat: Callable[[], object]) -> Self:
         """The same steps, with ``heartbeat`` called before each attempt and each wait."""
         return replace(self, service=replace(self.service, heartbeat=heartbeat))
+
+    def with_sleep(self, sleep: Callable[[float], object]) -> Self:
+        """The same steps, with ``sleep`` for the waits; a sleep of the caller's own stays."""
+        retrying = self.service.retrying
+        if retrying.sleep is not tenacity.nap.sleep:
+            return self
+        return replace(self, service=replace(self.service, retrying=retrying.copy(sleep=sleep)))
+
+    def check_size(self, layer_size: int | None) -> None:
+        """Refuse a layer that cannot fit, as far as its size is known."""
+        if layer_size is not None:
+            self.limits.check_layer(layer_size, self.part_size)
 
     def begin(self, layer_size: int | None, layer_digest: str | None) -> UploadSession:
         """A new upload."""
@@ -111,12 +124,26 @@ class Steps:
         self, digest: str, size: int | None, statuses: frozenset[str] = AVAILABLE
     ) -> int | None:
         """The layer's size (bytes) at ECR; ``None`` if it is not there, or of another size."""
-        found = self.service.available([digest]).get(digest)
-        if found is None or found.status not in statuses:
-            return None
-        if size is not None and found.size not in (None, size):
-            return None
-        return found.size or size
+        return self.sizes_there({digest: size}, statuses).get(digest)
+
+    def sizes_there(
+        self, wanted: Mapping[str, int | None], statuses: frozenset[str] = AVAILABLE
+    ) -> dict[str, int]:
+        """The sizes (bytes) of those layers of ``wanted`` that are there, and of its size."""
+        there = {}
+        for digest, found in self.found(wanted).items():
+            size = wanted.get(digest) or found.size
+            if found.status in statuses and size and found.size in (None, size):
+                there[digest] = size
+        return there
+
+    def found(self, digests: Iterable[str]) -> dict[str, Availability]:
+        """What ECR says of any number of layers."""
+        wanted = list(digests)
+        found: dict[str, Availability] = {}
+        for i in range(0, len(wanted), MOST_DIGESTS):
+            found |= self.service.available(wanted[i : i + MOST_DIGESTS])
+        return found
 
     def size_settled(
         self, digest: str, size: int | None, statuses: frozenset[str] = AVAILABLE

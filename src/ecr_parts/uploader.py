@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable
 import tenacity
 
 from ecr_parts import wire
-from ecr_parts.checkpoint import Checkpoint
 from ecr_parts.chunker import Part
 from ecr_parts.errors import EcrPartsError
 from ecr_parts.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits, whole_number
-from ecr_parts.run import Run, Stopped, UploadedLayer
+from ecr_parts.many import Many
+from ecr_parts.run import Layer, UploadedLayer, upload_layer
 from ecr_parts.service import (
     EcrClient,
     Service,
@@ -21,10 +21,8 @@ from ecr_parts.service import (
     service_name,
 )
 from ecr_parts.session import UploadSession
-from ecr_parts.source import Blob, LayerSource, open_source
-from ecr_parts.steps import Steps, check_digest
-
-_MOST_DIGESTS = 100  # in one call, as the API has it
+from ecr_parts.source import Blob, LayerSource
+from ecr_parts.steps import AVAILABLE, Steps, check_digest
 
 
 class LayerUploader:
@@ -113,18 +111,32 @@ class LayerUploader:
             self._own(session)
             if checkpoint is not None:
                 raise ValueError("both session and checkpoint are given, and one is the other")
-        kept = None if checkpoint is None else Checkpoint(checkpoint)
-        with open_source(source, size) as opened:
-            run = Run(self._steps, opened, digest, progress, session, kept)
-            try:
-                return run.upload(check_existing)
-            except EcrPartsError as error:
-                error.session = run.session
-                error.parts = tuple(run.parts)
-                raise
-            except Stopped as stopped:
-                raised_by_progress = stopped.error
-        raise raised_by_progress
+        layer = Layer(source, digest=digest, size=size, checkpoint=checkpoint, progress=progress)
+        return upload_layer(self._steps, layer, check_existing=check_existing, session=session)
+
+    def upload_many(
+        self,
+        layers: Iterable[LayerSource | Layer],
+        *,
+        max_workers: int = 4,
+        check_existing: bool = True,
+        progress: Callable[[int], object] | None = None,
+    ) -> list[UploadedLayer]:
+        """Upload layers side by side: as many results as layers, in their order.
+
+        Each of ``layers`` is a source, or a ``Layer`` where more is known of it. At most
+        ``max_workers`` are under way at a time, and memory goes with that, not with the number of
+        layers. Paths and buffers are read in threads of this call; the caller's files and
+        iterators one after another in the caller's thread. ECR is asked for 100 layers in one
+        call, and equal content is sent once.
+
+        ``progress`` hears of all layers together, and each ``Layer``'s of its own: one call at a
+        time, on any thread. At the first error nothing new begins, what runs stops at its next
+        part, and the error is raised; its ``layer`` says which it was.
+
+        Raises as ``upload`` does; ``ValueError`` for a stream or a checkpoint that is there twice.
+        """
+        return Many(self._steps, max_workers, check_existing, progress).upload(layers)
 
     def initiate(
         self, *, layer_size: int | None = None, layer_digest: str | None = None
@@ -135,7 +147,7 @@ class LayerUploader:
         """
         if layer_size is not None:
             whole_number("layer_size", layer_size, at_least=0)
-            self._steps.limits.check_layer(layer_size, self._steps.part_size)
+        self._steps.check_size(layer_size)
         if layer_digest is not None:
             check_digest(layer_digest)
         return self._steps.begin(layer_size, layer_digest)
@@ -183,12 +195,13 @@ class LayerUploader:
         """Those of ``digests`` that the repository does not have, archived ones among them."""
         if isinstance(digests, str):
             raise TypeError("digests is a str, and must be an iterable of them")
-        wanted = list(dict.fromkeys(map(check_digest, digests)))
-        missing = set(wanted)
-        for i in range(0, len(wanted), _MOST_DIGESTS):
-            answer = self._steps.service.available(wanted[i : i + _MOST_DIGESTS])
-            missing -= {digest for digest, found in answer.items() if found.status == "AVAILABLE"}
-        return missing
+        wanted = dict.fromkeys(map(check_digest, digests))
+        found = self._steps.found(wanted)
+        return {
+            digest
+            for digest in wanted
+            if digest not in found or found[digest].status not in AVAILABLE
+        }
 
     def _own(self, session: UploadSession) -> None:
         if not isinstance(session, UploadSession):

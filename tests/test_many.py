@@ -1,0 +1,296 @@
+"""Many layers at a time, over real HTTP."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import PATIENT, SMALL, SOURCES, bytes_of, digest_of
+
+from ecr_parts import (
+    DigestMismatchError,
+    EcrPartsError,
+    EmptyLayerError,
+    Layer,
+    LayerUploader,
+    ServiceError,
+    UploadedLayer,
+    default_retrying,
+)
+from ecr_parts.testing import LocalECR
+
+BLOBS = [bytes_of(20 + seed, seed) for seed in range(12)]
+
+
+@pytest.fixture
+def ecr() -> Iterator[LocalECR]:
+    with LocalECR(limits=SMALL, part_size=8) as ecr:
+        yield ecr
+
+
+@pytest.fixture
+def uploader(ecr: LocalECR) -> LayerUploader:
+    return LayerUploader(ecr.client(), "demo", limits=SMALL, retrying=PATIENT)
+
+
+def count(ecr: LocalECR, operation: str) -> int:
+    return [call.operation for call in ecr.calls].count(operation)
+
+
+@pytest.mark.parametrize("max_workers", [1, 2, 4, 32])
+@pytest.mark.parametrize("check_existing", [True, False])
+def test_as_many_results_as_layers_in_their_order(
+    max_workers: int, check_existing: bool, ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    rng = random.Random(0)
+    layers = []
+    for i, kind in enumerate(SOURCES):
+        directory = tmp_path / str(i)
+        directory.mkdir()
+        layers.append(SOURCES[kind](BLOBS[i % 12] + bytes([i]), directory, rng))
+    heard: list[int] = []
+    before = threading.active_count()
+
+    results = uploader.upload_many(
+        layers, max_workers=max_workers, check_existing=check_existing, progress=heard.append
+    )
+
+    expected = [BLOBS[i % 12] + bytes([i]) for i in range(len(SOURCES))]
+    assert [result.digest for result in results] == [digest_of(blob) for blob in expected]
+    for blob in expected:
+        assert ecr.layer("demo", digest_of(blob)) == blob
+    assert sum(heard) == sum(map(len, expected))
+    assert threading.active_count() <= before + max_workers  # the server's, for its connections
+
+
+def test_equal_content_is_sent_once(ecr: LocalECR, uploader: LayerUploader) -> None:
+    a, b, digest = BLOBS[0], BLOBS[1], digest_of(BLOBS[0])
+    own: list[int] = []
+    everything: list[int] = []
+
+    results = uploader.upload_many(
+        [a, b, Layer(bytearray(a), progress=own.append), Layer(iter([a]), digest=digest)],
+        progress=everything.append,
+    )
+
+    assert [result.existed for result in results] == [False, False, True, True]
+    assert results[2] == UploadedLayer(digest, 20, existed=True)
+    assert count(ecr, "InitiateLayerUpload") == 2
+    assert sum(own) == 20
+    assert sum(everything) == 20 * 3 + 21
+
+
+def test_availability_is_asked_100_at_a_time(ecr: LocalECR, uploader: LayerUploader) -> None:
+    blobs = [bytes_of(5, seed) for seed in range(250)]
+    uploader.upload_many(blobs[:120])
+    ecr.calls.clear()
+    heard: list[int] = []
+
+    results = uploader.upload_many(blobs, max_workers=8, progress=heard.append)
+
+    assert [result.existed for result in results] == [True] * 120 + [False] * 130
+    assert count(ecr, "BatchCheckLayerAvailability") == 3
+    assert count(ecr, "InitiateLayerUpload") == 130
+    assert sum(heard) == 250 * 5
+
+
+def test_a_generator_is_read_no_further_than_may_run(
+    ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    given: list[int] = []
+
+    def layers() -> Iterator[bytes]:
+        for i in range(40):
+            done = len(ecr.registry.repositories["demo"].layers)
+            assert len(given) - done <= 3
+            given.append(i)
+            yield bytes_of(9, i)
+
+    assert len(uploader.upload_many(layers(), max_workers=3)) == 40
+
+
+def test_at_the_first_error_nothing_new_begins_and_waits_end(ecr: LocalECR) -> None:
+    """One layer is throttled, and waits; another fails: the wait does not last."""
+    client = ecr.client()
+    waiting = threading.Event()
+    retrying = default_retrying().copy(wait=lambda _state: 3_600)
+    ecr.fail("InitiateLayerUpload", "throttled", call=1)
+    uploader = LayerUploader(client, "demo", limits=SMALL, retrying=retrying)
+
+    def wait_is_on(n: int) -> None:
+        if any(call.outcome == "throttled" for call in ecr.calls) and n == 0:
+            waiting.set()
+
+    def fails() -> Iterator[bytes]:
+        waiting.wait()
+        raise ConnectionError("the producer died")
+        yield b""
+
+    before = threading.active_count()
+    bad = Layer(fails())
+    with pytest.raises(ConnectionError, match="the producer died") as raised:
+        uploader.upload_many(
+            [BLOBS[0], bad, *BLOBS[1:]],
+            max_workers=2,
+            check_existing=False,
+            progress=wait_is_on,
+        )
+    assert raised.value.layer is bad  # type: ignore[attr-defined]  # as promised of any error
+    assert threading.active_count() <= before + 2
+    assert len(ecr.registry.repositories["demo"].layers) < len(BLOBS)
+
+
+def test_the_error_says_which_layer(ecr: LocalECR, uploader: LayerUploader, tmp_path: Path) -> None:
+    wrong = Layer(BLOBS[3], digest=digest_of(b"other"))
+    cases: list[tuple[Any, type[Exception]]] = [
+        (wrong, DigestMismatchError),
+        (Layer(b""), EmptyLayerError),
+        (Layer(tmp_path / "nothing"), FileNotFoundError),
+        (Layer(bytes(501)), EcrPartsError),
+        (Layer(io.StringIO("text")), TypeError),  # type: ignore[arg-type]  # the point
+    ]
+    for layer, error in cases:
+        with pytest.raises(error) as raised:
+            uploader.upload_many([BLOBS[0], layer, BLOBS[1]])
+        assert raised.value.layer is layer or raised.value.layer == layer  # type: ignore[attr-defined]
+    with pytest.raises(ServiceError) as refused:
+        LayerUploader(ecr.client(), "none", retrying=PATIENT).upload_many(BLOBS[:2])
+    assert refused.value.layer is None  # the question was for all of them
+
+
+def test_what_progress_raises_ends_all(uploader: LayerUploader) -> None:
+    class EnoughError(Exception):
+        pass
+
+    def progress(n: int) -> None:
+        if n:
+            raise EnoughError
+
+    for layers in (BLOBS, [io.BytesIO(BLOBS[0])], [Layer(BLOBS[0], progress=progress)]):
+        with pytest.raises(EnoughError):
+            uploader.upload_many(layers, progress=progress)
+
+
+def test_progress_is_heard_one_call_at_a_time(uploader: LayerUploader) -> None:
+    inside = 0
+
+    def progress(_n: int) -> None:
+        nonlocal inside
+        inside += 1
+        assert inside == 1
+        inside -= 1
+
+    uploader.upload_many(BLOBS, max_workers=8, progress=progress)
+
+
+def test_the_callers_files_are_read_in_the_callers_thread(uploader: LayerUploader) -> None:
+    threads: set[int] = set()
+
+    class Watched(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            threads.add(threading.get_ident())
+            return super().read(size)
+
+    def items(blob: bytes) -> Iterator[bytes]:
+        threads.add(threading.get_ident())
+        yield blob
+
+    files = [Watched(blob) for blob in BLOBS[:4]]
+    uploader.upload_many([*files, *map(items, BLOBS[4:8]), *BLOBS[8:]])
+    assert threads == {threading.get_ident()}
+
+
+def test_each_layer_may_have_a_checkpoint(
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    ecr.fail("UploadLayerPart", "access_denied", call=3)
+    layers = [
+        Layer(blob, checkpoint=tmp_path / f"{i}.checkpoint") for i, blob in enumerate(BLOBS[:3])
+    ]
+    with pytest.raises(ServiceError):
+        uploader.upload_many(layers, max_workers=1)
+    assert len(list(tmp_path.iterdir())) == 1
+    parts_before = count(ecr, "UploadLayerPart")
+
+    again = [*layers, Layer(BLOBS[0], checkpoint=tmp_path / "again")]
+    (tmp_path / "again").touch()
+    results = uploader.upload_many(again, max_workers=1)
+
+    assert [result.existed for result in results] == [False, False, False, True]
+    assert count(ecr, "UploadLayerPart") - parts_before == 3 * 3 - 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_twice_and_cannot_be(
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    stream = iter(BLOBS)
+    file = io.BytesIO(BLOBS[0])
+    path = tmp_path / "checkpoint"
+    lists: list[list[Any]] = [
+        [stream, stream],
+        [file, Layer(file)],
+        [Layer(BLOBS[0], checkpoint=path), Layer(BLOBS[1], checkpoint=str(path))],
+    ]
+    for twice in lists:
+        with pytest.raises(ValueError, match="twice"):
+            uploader.upload_many(twice)
+    assert ecr.calls == []
+
+
+@pytest.mark.parametrize(
+    ("layers", "more", "error"),
+    [
+        ("layer.tar.gz", {}, TypeError),
+        (b"bytes", {}, TypeError),
+        (Layer(b"one"), {}, TypeError),
+        (None, {}, TypeError),
+        ([b"x"], {"max_workers": 0}, ValueError),
+        ([b"x"], {"max_workers": "4"}, TypeError),
+        ([Layer(b"x", digest="md5:00")], {}, ValueError),
+        ([5], {}, TypeError),
+    ],
+)
+def test_what_is_no_call(
+    layers: Any, more: Any, error: type[Exception], ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    with pytest.raises(error):
+        uploader.upload_many(layers, **more)
+    assert ecr.calls == []
+
+
+def test_no_layers_are_no_calls(ecr: LocalECR, uploader: LayerUploader) -> None:
+    assert uploader.upload_many([]) == []
+    assert uploader.upload_many(iter([])) == []
+    assert ecr.calls == []
+
+
+def test_faults_are_got_over_side_by_side(ecr: LocalECR, uploader: LayerUploader) -> None:
+    for call in range(1, 40, 3):
+        ecr.fail("UploadLayerPart", "answer_lost", call=call)
+    uploader.upload_many(BLOBS, max_workers=6, check_existing=False)
+    for blob in BLOBS:
+        assert ecr.layer("demo", digest_of(blob)) == blob
+
+
+def test_layers_pickle() -> None:
+    layer = Layer("layer.tar.gz", digest=digest_of(b"x"), size=1, checkpoint="c")
+    assert pickle.loads(pickle.dumps(layer)) == layer
+    error = EcrPartsError("m")
+    error.layer = layer
+    assert pickle.loads(pickle.dumps(error)).layer == layer
+
+
+def test_an_interrupt_ends_what_runs(ecr: LocalECR, uploader: LayerUploader) -> None:
+    def interrupted() -> Iterator[bytes]:
+        yield BLOBS[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        uploader.upload_many([interrupted(), *BLOBS])
