@@ -265,6 +265,26 @@ def test_what_is_no_call(
     assert ecr.calls == []
 
 
+def test_an_error_in_a_thread_ends_the_callers_upload(
+    ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    failed = threading.Event()
+
+    def fail(n: int) -> None:
+        if n:
+            failed.set()
+            raise ConnectionError("in a thread")
+
+    def long() -> Iterator[bytes]:
+        failed.wait()
+        for _ in range(50):
+            yield bytes(8)
+
+    with pytest.raises(ConnectionError, match="in a thread"):
+        uploader.upload_many([Layer(BLOBS[0], progress=fail), long()])
+    assert digest_of(bytes(400)) not in ecr.registry.repositories["demo"].layers
+
+
 def test_no_layers_are_no_calls(ecr: LocalECR, uploader: LayerUploader) -> None:
     assert uploader.upload_many([]) == []
     assert uploader.upload_many(iter([])) == []

@@ -127,11 +127,12 @@ class LocalECR:
         """
         settings: dict[str, Any] = {
             "region_name": _REGION,
-            "endpoint_url": self.endpoint_url,
             "aws_access_key_id": "local",
             "aws_secret_access_key": "local",
             "config": CLIENT_CONFIG.merge(Config(proxies={})),
         }
+        if "endpoint_url" not in kwargs:
+            settings["endpoint_url"] = self.endpoint_url
         session = botocore.session.Session()
         session.register_component("data_loader", _loader())
         client: BaseClient = session.create_client(service, **(settings | kwargs))
