@@ -34,9 +34,9 @@ def ecr() -> Iterator[LocalECR]:
         yield ecr
 
 
-@pytest.fixture
-def uploader(ecr: LocalECR) -> LayerUploader:
-    return LayerUploader(ecr.client(), "demo", limits=SMALL, retrying=PATIENT)
+@pytest.fixture(params=["ecr", "ecr-public"])
+def uploader(ecr: LocalECR, request: pytest.FixtureRequest) -> LayerUploader:
+    return LayerUploader(ecr.client(request.param), "demo", limits=SMALL, retrying=PATIENT)
 
 
 def count(ecr: LocalECR, operation: str) -> int:

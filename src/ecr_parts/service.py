@@ -382,6 +382,7 @@ _REMEDIES = {
     "RepositoryNotFoundException": (
         "Create the repository, or check its name, the registry ID and the client's region"
     ),
+    "UnsupportedCommandException": "This registry does not take such uploads",
     "UploadNotFoundException": "The upload cannot go on: begin a new one",
 }  # fmt: skip
 
