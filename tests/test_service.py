@@ -30,7 +30,8 @@ from ecr_parts import (
     UnexpectedResponseError,
     default_retrying,
 )
-from ecr_parts.service import is_transient, last_valid_byte
+from ecr_parts.retry import is_transient
+from ecr_parts.service import last_valid_byte
 from ecr_parts.testing import LocalECR, Unknowns
 
 BLOB = bytes_of(45)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # at run time each name is imported when it is first asked fo
         UploadLostError,
     )
     from ecr_parts.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
+    from ecr_parts.retry import CLIENT_CONFIG, default_retrying
     from ecr_parts.run import Layer, SentPart, UploadedLayer
-    from ecr_parts.service import CLIENT_CONFIG, default_retrying
     from ecr_parts.session import UploadSession
     from ecr_parts.uploader import LayerUploader
 
@@ -52,7 +52,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    rooms = ("errors", "limits", "chunker", "session", "service", "run", "uploader")
+    rooms = ("errors", "limits", "chunker", "session", "retry", "run", "uploader")
     for room in rooms if name in __all__ else ():
         module = import_module(f"{__name__}.{room}")
         if hasattr(module, name):

@@ -1,29 +1,17 @@
-"""The four ECR calls that are used: a narrow client, classified errors, retries."""
+"""The four ECR calls that are used: a narrow client, retried, with errors of this library."""
 
 from __future__ import annotations
 
 import logging
 import re
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import botocore.client
 import tenacity
-from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    HTTPClientError,
-    IncompleteReadError,
-    SSLError,
-)
-from botocore.exceptions import (
-    ConnectionError as BotocoreConnectionError,
-)
-from botocore.parsers import ResponseParserError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from ecr_parts import wire
 from ecr_parts.chunker import Part
@@ -34,6 +22,7 @@ from ecr_parts.errors import (
     UnexpectedResponseError,
     UploadLostError,
 )
+from ecr_parts.retry import BadAnswerError, error_code, is_transient, let_go, message, reason
 from ecr_parts.source import Blob
 
 _log = logging.getLogger("ecr_parts")
@@ -74,86 +63,6 @@ class EcrApi(Protocol):
 
 EcrClient: TypeAlias = EcrApi | botocore.client.BaseClient
 """A botocore or boto3 client for ``ecr`` or ``ecr-public``, or anything with its four calls."""
-
-CLIENT_CONFIG = Config(
-    # One send a call, because the retrying is done here. Both are said, as botocore writes what
-    # is missing into this shared object.
-    retries={"mode": "standard", "total_max_attempts": 1},
-    # Seconds. Sending a part counts as connecting on a new connection, and as reading on an old
-    # one: 60 seconds for 13.3 MiB of base64 take an uplink of 2 Mbit/s.
-    connect_timeout=60,
-    read_timeout=60,
-    tcp_keepalive=True,
-)
-"""What a client made for this library is best configured with. With any other the outcome is the
-same, but botocore's own retries multiply those of this library."""
-
-
-def default_retrying() -> tenacity.Retrying:
-    """The retry policy that is used where none is given.
-
-    Ten attempts a call, with waits that grow from up to half a second to up to 30 seconds, drawn
-    at random, two minutes in all at most. ``default_retrying().copy(wait=…, stop=…, sleep=…)``
-    changes it, and ``default_retrying()(client.put_image, …)`` serves ECR calls of one's own.
-    """
-    return tenacity.Retrying(
-        retry=tenacity.retry_if_exception(is_transient),
-        wait=tenacity.wait_random_exponential(multiplier=0.5, max=30),
-        stop=tenacity.stop_after_attempt(10),
-        before_sleep=tenacity.before_sleep_log(_log, logging.INFO),
-        reraise=True,
-    )
-
-
-# Sources: the ECR API reference (ServerException, LimitExceededException), the retry guide of
-# the AWS SDKs (throttling codes), and the code ECR itself is seen to use (ThrottlingException).
-_TRANSIENT_CODES = frozenset(
-    {
-        "PriorRequestNotComplete",
-        "RequestLimitExceeded",
-        "RequestThrottledException",
-        "RequestTimeout",
-        "RequestTimeoutException",
-        "ServerException",
-        "SlowDown",
-        "ThrottledException",
-        "ThrottleException",
-        "Throttling",
-        "ThrottlingException",
-        "TooManyRequestsException",
-    }
-)
-
-
-class _BadAnswerError(Exception):
-    """An answer whose field is missing, as botocore makes of an HTML page, or makes no sense."""
-
-    def __init__(self, message: str, *, transient: bool) -> None:
-        super().__init__(message)
-        self.transient = transient
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether the same call may succeed later."""
-    if isinstance(error, ClientError):
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        # ECR's own 400 has a code; botocore gives "400" to one that lost it on the way.
-        if error_code(error) in (*_TRANSIENT_CODES, "400"):
-            return True
-        return status in (408, 429) or status >= 500
-    if isinstance(error, _BadAnswerError):
-        return error.transient
-    if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return False
-    if isinstance(error, (BotocoreConnectionError, HTTPClientError, IncompleteReadError)):
-        return True
-    return isinstance(error, ResponseParserError) or _raised_in_parsing(error)
-
-
-def _raised_in_parsing(error: BaseException) -> bool:
-    """Whether an answer was not the JSON that botocore expects: it lets out any exception then."""
-    frames = traceback.walk_tb(error.__traceback__)
-    return any(frame.f_globals.get("__name__") == "botocore.parsers" for frame, _ in frames)
 
 
 class Availability(NamedTuple):
@@ -200,7 +109,7 @@ class Service:
             answer = self._send("initiate_layer_upload")
             upload_id, part_size = _field(answer, "uploadId", str), _field(answer, "partSize", int)
             if not upload_id or part_size < 1:
-                raise _BadAnswerError(
+                raise BadAnswerError(
                     f"it says uploadId {upload_id!r} and partSize {part_size}", transient=False
                 )
             return upload_id, part_size
@@ -282,9 +191,9 @@ class Service:
             wait = state.next_action.sleep if state.next_action else 0
             _log.info(
                 "%s: attempt %d failed, the next follows in %.1f s: %s",
-                subject, attempts, wait, _reason(failure),
+                subject, attempts, wait, reason(failure),
             )  # fmt: skip
-            _let_go(failure, callers)
+            let_go(failure, callers)
             failure = None
             self.heartbeat()
 
@@ -311,7 +220,7 @@ class Service:
         self, operation: str, subject: str, attempts: int, error: Exception
     ) -> ServiceError | UnexpectedResponseError:
         times = f" after {attempts} attempts" if attempts > 1 else ""
-        if isinstance(error, _BadAnswerError):
+        if isinstance(error, BadAnswerError):
             return UnexpectedResponseError(
                 f"{subject}: ECR's answer makes no sense{times}: {error}. Check that the client's "
                 "endpoint is ECR's, with no proxy that answers for it"
@@ -322,7 +231,7 @@ class Service:
             request_id = error.response.get("ResponseMetadata", {}).get("RequestId")
         lost = code == "UploadNotFoundException"
         return (UploadLostError if lost else ServiceError)(
-            f"{subject} failed{times}: {_reason(error)}. {self._remedy(operation, code, error)}",
+            f"{subject} failed{times}: {reason(error)}. {self._remedy(operation, code, error)}",
             operation=operation,
             repository_name=self.repository_name,
             code=code,
@@ -409,11 +318,6 @@ def service_name(client: EcrClient) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def error_code(error: ClientError) -> str:
-    """ECR's name of the error, e.g. ``"UploadNotFoundException"``."""
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
 def last_valid_byte(response: Mapping[str, object]) -> int:
     """Where ECR stands, as ``InvalidLayerPartException`` tells it; -1 where nothing is stored.
 
@@ -424,34 +328,8 @@ def last_valid_byte(response: Mapping[str, object]) -> int:
     last_byte = response.get("lastValidByteReceived")
     if last_byte is not None and _whole(last_byte) > 0:
         return _whole(last_byte)
-    expected = re.search(r"instead of (\d{1,18})", _message(response))
+    expected = re.search(r"instead of (\d{1,18})", message(response))
     return int(expected[1]) - 1 if expected else -1
-
-
-def _let_go(error: BaseException | None, callers: BaseException | None) -> None:
-    """Free what a failed attempt held, the request's body above all.
-
-    urllib3 and botocore keep exceptions in variables of the frames that their tracebacks hold:
-    cycles, which would live until Python looks for them. ``callers`` is the exception that the
-    caller was handling, and is left alone.
-    """
-    seen = {id(callers)}
-    linked: list[object] = [error]
-    while linked:
-        link = linked.pop()
-        if isinstance(link, BaseException) and id(link) not in seen:
-            seen.add(id(link))
-            link.__traceback__ = None
-            linked += [link.__cause__, link.__context__, *link.args]
-            linked += getattr(link, "kwargs", {}).values()
-
-
-def _reason(error: Exception | None) -> str:
-    if not isinstance(error, ClientError):
-        return f"{type(error).__name__}: {error}"
-    message = _message(error.response)[:500]
-    kms = error.response.get("kmsError")
-    return f"{error_code(error)}: {message}" + (f" (kmsError: {kms})" if kms else "")
 
 
 def _place(upload_id: str, part: Part) -> dict[str, object]:
@@ -465,25 +343,20 @@ def _place(upload_id: str, part: Part) -> dict[str, object]:
 def _size(layer: Answer) -> int:
     size = _field(layer, "layerSize", int)
     if size < 1:
-        raise _BadAnswerError(f"its layerSize is {size}", transient=False)
+        raise BadAnswerError(f"its layerSize is {size}", transient=False)
     return size
-
-
-def _message(response: Mapping[str, object]) -> str:
-    error = response.get("Error")
-    return str(error.get("Message", "")) if isinstance(error, Mapping) else ""
 
 
 def _whole(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise _BadAnswerError(f"{value!r} is no byte of a layer", transient=False)
+        raise BadAnswerError(f"{value!r} is no byte of a layer", transient=False)
     return value
 
 
 def _field(answer: Answer, name: str, kind: type[_T]) -> _T:
     value = answer.get(name)
     if value is None:
-        raise _BadAnswerError(f"it has no {name}", transient=True)
+        raise BadAnswerError(f"it has no {name}", transient=True)
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise _BadAnswerError(f"its {name} is {value!r}", transient=False)
+        raise BadAnswerError(f"its {name} is {value!r}", transient=False)
     return value

@@ -13,7 +13,8 @@ from typing_extensions import Self
 from ecr_parts.chunker import Part
 from ecr_parts.errors import ServiceError, UnexpectedResponseError, UploadLostError
 from ecr_parts.limits import Limits
-from ecr_parts.service import Availability, Service, is_transient
+from ecr_parts.retry import is_transient
+from ecr_parts.service import Availability, Service
 from ecr_parts.session import Move, UploadSession
 from ecr_parts.source import Blob
 

@@ -12,11 +12,11 @@ from ecr_parts.chunker import Part
 from ecr_parts.errors import EcrPartsError
 from ecr_parts.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits, whole_number
 from ecr_parts.many import Many
+from ecr_parts.retry import default_retrying
 from ecr_parts.run import Layer, UploadedLayer, upload_layer
 from ecr_parts.service import (
     EcrClient,
     Service,
-    default_retrying,
     require_ecr_client,
     service_name,
 )

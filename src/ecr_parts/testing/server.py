@@ -22,7 +22,7 @@ from botocore.loaders import Loader, create_loader
 from typing_extensions import Self, override
 
 from ecr_parts.limits import Limits
-from ecr_parts.service import CLIENT_CONFIG
+from ecr_parts.retry import CLIENT_CONFIG
 from ecr_parts.testing.faults import Fault, Faults, Reply, answer
 from ecr_parts.testing.model import Registry, Unknowns
 

@@ -1,0 +1,140 @@
+"""What is retried, and how: which errors may pass, and the policy."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Mapping
+
+import tenacity
+from botocore.config import Config
+from botocore.exceptions import (
+    ClientError,
+    HTTPClientError,
+    IncompleteReadError,
+    SSLError,
+)
+from botocore.exceptions import (
+    ConnectionError as BotocoreConnectionError,
+)
+from botocore.parsers import ResponseParserError
+
+_log = logging.getLogger("ecr_parts")
+
+CLIENT_CONFIG = Config(
+    # One send a call, because the retrying is done here. Both are said, as botocore writes what
+    # is missing into this shared object.
+    retries={"mode": "standard", "total_max_attempts": 1},
+    # Seconds. Sending a part counts as connecting on a new connection, and as reading on an old
+    # one: 60 seconds for 13.3 MiB of base64 take an uplink of 2 Mbit/s.
+    connect_timeout=60,
+    read_timeout=60,
+    tcp_keepalive=True,
+)
+"""What a client made for this library is best configured with. With any other the outcome is the
+same, but botocore's own retries multiply those of this library."""
+
+
+def default_retrying() -> tenacity.Retrying:
+    """The retry policy that is used where none is given.
+
+    Ten attempts a call, with waits that grow from up to half a second to up to 30 seconds, drawn
+    at random, two minutes in all at most. ``default_retrying().copy(wait=…, stop=…, sleep=…)``
+    changes it, and ``default_retrying()(client.put_image, …)`` serves ECR calls of one's own.
+    """
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception(is_transient),
+        wait=tenacity.wait_random_exponential(multiplier=0.5, max=30),
+        stop=tenacity.stop_after_attempt(10),
+        before_sleep=tenacity.before_sleep_log(_log, logging.INFO),
+        reraise=True,
+    )
+
+
+# Sources: the ECR API reference (ServerException, LimitExceededException), the retry guide of
+# the AWS SDKs (throttling codes), and the code ECR itself is seen to use (ThrottlingException).
+_TRANSIENT_CODES = frozenset(
+    {
+        "PriorRequestNotComplete",
+        "RequestLimitExceeded",
+        "RequestThrottledException",
+        "RequestTimeout",
+        "RequestTimeoutException",
+        "ServerException",
+        "SlowDown",
+        "ThrottledException",
+        "ThrottleException",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequestsException",
+    }
+)
+
+
+class BadAnswerError(Exception):
+    """An answer whose field is missing, as botocore makes of an HTML page, or makes no sense."""
+
+    def __init__(self, message: str, *, transient: bool) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same call may succeed later."""
+    if isinstance(error, ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        # ECR's own 400 has a code; botocore gives "400" to one that lost it on the way.
+        if error_code(error) in (*_TRANSIENT_CODES, "400"):
+            return True
+        return status in (408, 429) or status >= 500
+    if isinstance(error, BadAnswerError):
+        return error.transient
+    if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return False
+    if isinstance(error, (BotocoreConnectionError, HTTPClientError, IncompleteReadError)):
+        return True
+    return isinstance(error, ResponseParserError) or _raised_in_parsing(error)
+
+
+def _raised_in_parsing(error: BaseException) -> bool:
+    """Whether an answer was not the JSON that botocore expects: it lets out any exception then."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__") == "botocore.parsers" for frame, _ in frames)
+
+
+def error_code(error: ClientError) -> str:
+    """ECR's name of the error, e.g. ``"UploadNotFoundException"``."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def message(response: Mapping[str, object]) -> str:
+    """What ECR says of an error."""
+    error = response.get("Error")
+    return str(error.get("Message", "")) if isinstance(error, Mapping) else ""
+
+
+def reason(error: Exception | None) -> str:
+    """A failure in one line: its name and its message."""
+    if not isinstance(error, ClientError):
+        return f"{type(error).__name__}: {error}"
+    text = message(error.response)[:500]
+    kms = error.response.get("kmsError")
+    return f"{error_code(error)}: {text}" + (f" (kmsError: {kms})" if kms else "")
+
+
+def let_go(error: BaseException | None, callers: BaseException | None) -> None:
+    """Free what a failed attempt held, the request's body above all.
+
+    urllib3 and botocore keep exceptions in variables of the frames that their tracebacks hold:
+    cycles, which would live until Python looks for them. ``callers`` is the exception that the
+    caller was handling, and is left alone.
+    """
+    seen = {id(callers)}
+    linked: list[object] = [error]
+    while linked:
+        link = linked.pop()
+        if isinstance(link, BaseException) and id(link) not in seen:
+            seen.add(id(link))
+            link.__traceback__ = None
+            linked += [link.__cause__, link.__context__, *link.args]
+            linked += getattr(link, "kwargs", {}).values()
