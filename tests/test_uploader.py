@@ -125,6 +125,35 @@ def test_a_stream_without_a_digest_is_sent_and_found_to_exist(
     assert uploader.upload(iter([BLOB])) == UploadedLayer(DIGEST, 45, existed=True)
 
 
+def test_a_part_is_hashed_before_the_next_is_read_over_it(
+    uploader: LayerUploader, tmp_path: Path, mocker: Any
+) -> None:
+    """A file is read into one buffer for all parts."""
+    from ecr_parts.source import RunningDigest, _RegularFile
+
+    feed, read = RunningDigest.feed, _RegularFile._read_all
+    hashed = reads = 0
+
+    def feed_slowly(self: Any, first_byte: int, blob: Any) -> None:
+        nonlocal hashed
+        for _ in range(100_000):
+            pass
+        feed(self, first_byte, blob)
+        hashed += 1
+
+    def watched(self: Any, size: int) -> Any:
+        nonlocal reads
+        assert hashed == max(0, reads - 1)  # the first read looks whether there is a byte
+        reads += 1
+        return read(self, size)
+
+    mocker.patch.object(RunningDigest, "feed", feed_slowly)
+    mocker.patch.object(_RegularFile, "_read_all", watched)
+    layer = uploader.upload(path_to(BLOB, tmp_path), check_existing=False)
+    assert layer.digest == DIGEST
+    assert reads == 7
+
+
 def test_without_check_existing_a_file_is_read_once(uploader: LayerUploader) -> None:
     class Counting(io.BytesIO):
         bytes_read = 0
