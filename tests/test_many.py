@@ -178,11 +178,14 @@ def test_what_progress_raises_ends_all(uploader: LayerUploader) -> None:
 
 
 def test_progress_is_heard_one_call_at_a_time(uploader: LayerUploader) -> None:
-    inside = 0
+    inside = heard = 0
 
     def progress(_n: int) -> None:
-        nonlocal inside
+        nonlocal inside, heard
+        heard += 1
         inside += 1
+        for _ in range(1_000_000 if heard < 10 else 0):  # long enough for another to come
+            pass
         assert inside == 1
         inside -= 1
 

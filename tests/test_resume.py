@@ -320,6 +320,20 @@ def test_a_session_is_moved_in_place_and_goes_on_from_any_copy(
     assert [outcome for _, outcome in parts_sent(ecr)].count("ok") == 6
 
 
+def test_a_session_goes_on_though_a_copy_of_it_went_further(
+    ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    session = uploader.initiate(layer_digest=DIGEST)
+    with pytest.raises(StopError):
+        copied = UploadSession.from_json(session.to_json())
+        uploader.upload(BLOB, session=copied, progress=stop_after(24))
+
+    uploader.upload(BLOB, session=session)
+
+    assert ecr.layer("demo", DIGEST) == BLOB
+    assert [outcome for _, outcome in parts_sent(ecr)].count("ok") == 6
+
+
 def test_the_session_of_an_error_goes_on(ecr: LocalECR, uploader: LayerUploader) -> None:
     ecr.fail("UploadLayerPart", "access_denied", call=4)
     with pytest.raises(ServiceError) as raised:
