@@ -324,8 +324,8 @@ def test_a_session_goes_on_though_a_copy_of_it_went_further(
     ecr: LocalECR, uploader: LayerUploader
 ) -> None:
     session = uploader.initiate(layer_digest=DIGEST)
+    copied = UploadSession.from_json(session.to_json())
     with pytest.raises(StopError):
-        copied = UploadSession.from_json(session.to_json())
         uploader.upload(BLOB, session=copied, progress=stop_after(24))
 
     uploader.upload(BLOB, session=session)
