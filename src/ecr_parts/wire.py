@@ -87,7 +87,8 @@ def attach(client: object) -> bool:
     if not isinstance(client, botocore.client.BaseClient):
         return False
     model = client.meta.service_model
-    if model.resolved_protocol != "json":
+    # botocore before 1.38 knows one protocol a service, and no "resolved" one.
+    if getattr(model, "resolved_protocol", model.metadata.get("protocol")) != "json":
         return False
     name = f"{model.service_id.hyphenize()}.UploadLayerPart"
     events = client.meta.events

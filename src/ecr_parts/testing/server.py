@@ -86,7 +86,7 @@ class LocalECR:
         self._stopped.clear()
         self._server = _Server(self, self._port)
         self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.01,), name="LocalECR"
+            target=self._server.serve_forever, args=(0.01,), name="LocalECR", daemon=True
         )
         self._thread.start()
 
@@ -190,17 +190,21 @@ class LocalECR:
 
 
 class _Server(ThreadingHTTPServer):
-    daemon_threads = False  # so that server_close waits for them
-
     def __init__(self, ecr: LocalECR, port: int) -> None:
         self.ecr = ecr
         self._connections: set[socket.socket] = set()
+        self._handlers: list[threading.Thread] = []
         super().__init__(("127.0.0.1", port), _Handler)
 
     @override
     def process_request(self, request: Any, client_address: Any) -> None:
+        # Daemons, so that one that nobody stopped keeps no program from ending.
+        handler = threading.Thread(
+            target=self.process_request_thread, args=(request, client_address), daemon=True
+        )
         self._connections.add(request)
-        super().process_request(request, client_address)
+        self._handlers = [thread for thread in self._handlers if thread.is_alive()] + [handler]
+        handler.start()
 
     @override
     def shutdown_request(self, request: Any) -> None:
@@ -214,6 +218,8 @@ class _Server(ThreadingHTTPServer):
     def break_connections(self) -> None:
         for connection in list(self._connections):
             _shut(connection)
+        for handler in self._handlers:
+            handler.join()
 
 
 class _Handler(BaseHTTPRequestHandler):
