@@ -87,7 +87,7 @@ def attach(client: object) -> bool:
     if not isinstance(client, botocore.client.BaseClient):
         return False
     model = client.meta.service_model
-    # botocore before 1.38 knows one protocol a service, and no "resolved" one.
+    # Older botocore knows one protocol a service, and no "resolved" one.
     if getattr(model, "resolved_protocol", model.metadata.get("protocol")) != "json":
         return False
     name = f"{model.service_id.hyphenize()}.UploadLayerPart"
