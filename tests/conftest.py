@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import hypothesis
 import pytest
+from helpers import PATIENT, SMALL
+
+from ecr_parts import LayerUploader
+from ecr_parts.testing import LocalECR
 
 pytest_plugins = ["ecr_parts.testing.pytest_plugin"]
 
@@ -13,6 +19,18 @@ hypothesis.settings.load_profile("default")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, help="simulate this one upload only")
     parser.addoption("--simulations", type=int, default=1_000, help="how many to simulate")
+
+
+@pytest.fixture
+def ecr() -> Iterator[LocalECR]:
+    """With small limits: six parts of 8 bytes for 45."""
+    with LocalECR(limits=SMALL, part_size=8) as ecr:
+        yield ecr
+
+
+@pytest.fixture
+def uploader(ecr: LocalECR) -> LayerUploader:
+    return LayerUploader(ecr.client(), "demo", limits=SMALL, retrying=PATIENT)
 
 
 @pytest.fixture

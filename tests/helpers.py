@@ -18,6 +18,14 @@ from ecr_parts.source import LayerSource
 PATIENT = default_retrying().copy(sleep=lambda _seconds: None)
 """The default policy without its waits."""
 
+OPERATIONS = {
+    "BatchCheckLayerAvailability": "batch_check_layer_availability",
+    "InitiateLayerUpload": "initiate_layer_upload",
+    "UploadLayerPart": "upload_layer_part",
+    "CompleteLayerUpload": "complete_layer_upload",
+}
+"""The calls that are used, and the client's methods for them."""
+
 SMALL = Limits(min_part=4, max_part=16, max_parts=60, max_layer=500)
 """Limits that make an upload of many parts out of a few bytes; parts of 8 bytes suit them."""
 

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
 from botocore.parsers import ResponseParserError
-from helpers import PATIENT, REPLAYABLE, SMALL, SOURCES, bytes_of, digest_of
+from helpers import OPERATIONS, PATIENT, REPLAYABLE, SMALL, SOURCES, bytes_of, digest_of
 
 from ecr_parts import EcrPartsError, LayerUploader, UploadedLayer, UploadSession
 from ecr_parts.service import Answer
@@ -19,12 +19,6 @@ from ecr_parts.source import LayerSource
 from ecr_parts.testing import Fault, LocalECR, Registry, Unknowns
 from ecr_parts.testing.faults import Faults, answer
 
-OPERATIONS = {
-    "BatchCheckLayerAvailability": "batch_check_layer_availability",
-    "InitiateLayerUpload": "initiate_layer_upload",
-    "UploadLayerPart": "upload_layer_part",
-    "CompleteLayerUpload": "complete_layer_upload",
-}
 URL = "http://model"
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
-from helpers import SMALL, bytes_of, digest_of
+from helpers import bytes_of, digest_of
 
 from ecr_parts import LayerUploader
 from ecr_parts.testing import LocalECR, Unknowns
@@ -30,12 +30,6 @@ DIGEST = digest_of(BLOB)
 @pytest.fixture(params=["ecr", "ecr-public"])
 def service(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture
-def ecr() -> Iterator[LocalECR]:
-    with LocalECR(limits=SMALL, part_size=8) as ecr:
-        yield ecr
 
 
 class Caller:

@@ -14,6 +14,7 @@ import pytest
 from helpers import PATIENT, SMALL, SOURCES, bytes_of, digest_of
 
 from ecr_parts import (
+    CheckpointError,
     DigestMismatchError,
     EcrPartsError,
     EmptyLayerError,
@@ -21,17 +22,12 @@ from ecr_parts import (
     LayerUploader,
     ServiceError,
     UploadedLayer,
+    UploadSession,
     default_retrying,
 )
 from ecr_parts.testing import LocalECR
 
 BLOBS = [bytes_of(20 + seed, seed) for seed in range(12)]
-
-
-@pytest.fixture
-def ecr() -> Iterator[LocalECR]:
-    with LocalECR(limits=SMALL, part_size=8) as ecr:
-        yield ecr
 
 
 @pytest.fixture(params=["ecr", "ecr-public"])
@@ -158,7 +154,12 @@ def test_the_error_says_which_layer(ecr: LocalECR, uploader: LayerUploader, tmp_
     for layer, error in cases:
         with pytest.raises(error) as raised:
             uploader.upload_many([BLOBS[0], layer, BLOBS[1]])
-        assert raised.value.layer is layer or raised.value.layer == layer  # type: ignore[attr-defined]
+        assert raised.value.layer is layer  # type: ignore[attr-defined]  # as promised of any error
+    ecr.fail("InitiateLayerUpload", "access_denied")
+    fresh = Layer(b"whose digest is made here")
+    with pytest.raises(ServiceError) as denied:
+        uploader.upload_many([fresh])
+    assert denied.value.layer is fresh
     with pytest.raises(ServiceError) as refused:
         LayerUploader(ecr.client(), "none", retrying=PATIENT).upload_many(BLOBS[:2])
     assert refused.value.layer is None  # the question was for all of them
@@ -222,12 +223,42 @@ def test_each_layer_may_have_a_checkpoint(
     parts_before = count(ecr, "UploadLayerPart")
 
     again = [*layers, Layer(BLOBS[0], checkpoint=tmp_path / "again")]
-    (tmp_path / "again").touch()
+    (tmp_path / "again").write_text(
+        UploadSession(
+            repository_name="demo", upload_id="u", part_size=8, layer_digest=digest_of(BLOBS[0])
+        ).to_json()
+    )
     results = uploader.upload_many(again, max_workers=1)
 
     assert [result.existed for result in results] == [False, False, False, True]
     assert count(ecr, "UploadLayerPart") - parts_before == 3 * 3 - 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_a_checkpoint_of_another_layer_or_damaged_is_left_alone(
+    damaged: bool, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    kept = tmp_path / "checkpoint"
+    other = UploadSession(
+        repository_name="demo", upload_id="u", part_size=8, layer_digest=digest_of(b"other")
+    )
+    text = "damaged" if damaged else other.to_json()
+    kept.write_text(text)
+    twice = Layer(BLOBS[0], checkpoint=kept)
+    if damaged:
+        with pytest.raises(CheckpointError) as raised:
+            uploader.upload_many([BLOBS[0], twice])
+        assert raised.value.layer is twice
+    else:
+        assert uploader.upload_many([BLOBS[0], twice])[1].existed
+    assert kept.read_text() == text
+
+
+def test_a_generator_of_streams_may_let_go_of_them(uploader: LayerUploader) -> None:
+    """A new stream may have the place in memory, and so the id, of one that is gone."""
+    files = (io.BytesIO(b"%d" % i) for i in range(50))
+    assert len(uploader.upload_many(files, max_workers=1)) == 50
 
 
 def test_what_is_there_twice_and_cannot_be(
@@ -244,7 +275,11 @@ def test_what_is_there_twice_and_cannot_be(
     for twice in lists:
         with pytest.raises(ValueError, match="twice"):
             uploader.upload_many(twice)
-    assert ecr.calls == []
+        assert ecr.calls == []
+    with pytest.raises(ValueError, match="checkpoint' is there twice"):
+        uploader.upload_many(iter(lists[2]), max_workers=1)
+    with pytest.raises(ValueError, match="a stream is there twice"):
+        uploader.upload_many(iter([file, file]), max_workers=2)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,17 +34,6 @@ from ecr_parts.testing.model import Upload
 
 BLOB = bytes_of(45)  # six parts of 8 bytes, the last of 5
 DIGEST = digest_of(BLOB)
-
-
-@pytest.fixture
-def ecr() -> Iterator[LocalECR]:
-    with LocalECR(limits=SMALL, part_size=8) as ecr:
-        yield ecr
-
-
-@pytest.fixture
-def uploader(ecr: LocalECR) -> LayerUploader:
-    return LayerUploader(ecr.client(), "demo", limits=SMALL, retrying=PATIENT)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from botocore.exceptions import (
     SSLError,
 )
 from botocore.parsers import ResponseParserError
-from helpers import PATIENT, SMALL, bytes_of, digest_of
+from helpers import OPERATIONS, PATIENT, SMALL, bytes_of, digest_of
 
 from ecr_parts import (
     DigestMismatchError,
@@ -142,15 +142,7 @@ GARBAGE = [
 
 @pytest.mark.parametrize("body", GARBAGE, ids=lambda body: repr(body[:20]))
 @pytest.mark.parametrize("status", [200, 400, 500])
-@pytest.mark.parametrize(
-    "operation",
-    [
-        "BatchCheckLayerAvailability",
-        "InitiateLayerUpload",
-        "UploadLayerPart",
-        "CompleteLayerUpload",
-    ],
-)
+@pytest.mark.parametrize("operation", OPERATIONS)
 def test_garbage_is_got_over_or_a_typed_error(operation: str, status: int, body: bytes) -> None:
     with answering(operation, body, status, times=2) as ecr:
         layer = LayerUploader(ecr.client(), "demo", limits=SMALL, retrying=PATIENT).upload(BLOB)
@@ -293,7 +285,9 @@ def test_the_default_policy_is_finite_and_serves_other_calls(
 def test_a_clients_own_exception_is_typed_and_not_retried(mocker: Any) -> None:
     client = mocker.Mock()
     client.initiate_layer_upload.side_effect = RuntimeError("refreshed, but still expired")
-    with pytest.raises(ServiceError, match=r"still expired\. Check the client's cred") as raised:
+    with pytest.raises(
+        ServiceError, match=r"still expired\. The client itself failed\. Check"
+    ) as raised:
         LayerUploader(client, "demo").upload(BLOB, check_existing=False)
     assert raised.value.code == "RuntimeError"
     assert isinstance(raised.value.__cause__, RuntimeError)

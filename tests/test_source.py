@@ -181,9 +181,12 @@ def test_what_gives_no_bytes_is_a_type_error(what: Any, hint: str) -> None:
 
 def test_text_is_no_layer(tmp_path: Path) -> None:
     path = path_to(b"text", tmp_path)
-    with path.open() as file, pytest.raises(TypeError, match="open it in binary mode"):  # noqa: SIM117
-        with open_source(file):  # type: ignore[arg-type]  # the point of the test
-            pass
+    with (
+        path.open() as file,
+        pytest.raises(TypeError, match="open it in binary mode"),
+        open_source(file),  # type: ignore[arg-type]  # the point of the test
+    ):
+        pass
     with (
         codecs.open(str(path), encoding="utf-8") as reader,
         open_source(reader) as source,

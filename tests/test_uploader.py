@@ -14,6 +14,7 @@ import pytest
 import tenacity
 from botocore.config import Config
 from helpers import (
+    OPERATIONS,
     PATIENT,
     REPLAYABLE,
     SMALL,
@@ -48,17 +49,6 @@ from ecr_parts.testing.model import Layer
 
 BLOB = bytes_of(45)  # six parts of 8 bytes, the last of 5
 DIGEST = digest_of(BLOB)
-
-
-@pytest.fixture
-def ecr() -> Iterator[LocalECR]:
-    with LocalECR(limits=SMALL, part_size=8) as ecr:
-        yield ecr
-
-
-@pytest.fixture
-def uploader(ecr: LocalECR) -> LayerUploader:
-    return LayerUploader(ecr.client(), "demo", limits=SMALL, retrying=PATIENT)
 
 
 def operations(ecr: LocalECR) -> list[str]:
@@ -247,15 +237,7 @@ def test_keyboard_interrupt_passes_from_a_wait(ecr: LocalECR) -> None:
         "answer_cut", "answer_garbled",
     ],
 )  # fmt: skip
-@pytest.mark.parametrize(
-    "operation",
-    [
-        "BatchCheckLayerAvailability",
-        "InitiateLayerUpload",
-        "UploadLayerPart",
-        "CompleteLayerUpload",
-    ],
-)
+@pytest.mark.parametrize("operation", OPERATIONS)
 def test_each_fault_of_each_call_is_got_over(
     kind: str, fault: Any, operation: str, ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
 ) -> None:
@@ -962,16 +944,17 @@ def test_a_session_of_another_repository_is_refused(ecr: LocalECR, uploader: Lay
             call()
 
 
-def test_a_session_that_is_none(uploader: LayerUploader) -> None:
+@pytest.mark.parametrize("none", ["{}", 5])
+def test_a_session_that_is_none(none: Any, uploader: LayerUploader) -> None:
     for call in (
-        lambda: uploader.upload_part(None, BLOB),  # type: ignore[arg-type]  # the point
-        lambda: uploader.complete("{}", DIGEST),  # type: ignore[arg-type]  # of
-        lambda: uploader.upload(BLOB, session="{}"),  # type: ignore[arg-type]  # the test
+        lambda: uploader.upload_part(none, BLOB),
+        lambda: uploader.complete(none, DIGEST),
+        lambda: uploader.upload(BLOB, session=none),
     ):
         with pytest.raises(TypeError, match="must be an UploadSession"):
             call()
     with pytest.raises(TypeError, match=r"layer_size is 5\.5"):
-        uploader.initiate(layer_size=5.5)  # type: ignore[arg-type]  # likewise
+        uploader.initiate(layer_size=5.5)  # type: ignore[arg-type]  # the point of the test
     with pytest.raises(TypeError, match="digests is a str"):
         uploader.missing(DIGEST)
 

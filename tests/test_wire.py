@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,12 +28,6 @@ from ecr_parts.wire import EncodedBlob, attach, encode
 BLOB = bytes_of(45)
 DIGEST = digest_of(BLOB)
 SECRET = "local"
-
-
-@pytest.fixture
-def ecr() -> Iterator[LocalECR]:
-    with LocalECR(limits=SMALL, part_size=8) as ecr:
-        yield ecr
 
 
 def requests_of(client: Any) -> list[Any]:
@@ -218,7 +211,7 @@ def test_a_handler_that_changes_the_parameters_is_heard(ecr: LocalECR) -> None:
 
 
 def test_a_stubber_sees_the_bytes() -> None:
-    client = botocore.session.Session().create_client("ecr", region_name="us-east-1")
+    client: Any = botocore.session.Session().create_client("ecr", region_name="us-east-1")
     assert attach(client)
     parameters: dict[str, Any] = {
         "repositoryName": "demo", "uploadId": "u-1", "partFirstByte": 0, "partLastByte": 44,
@@ -231,9 +224,9 @@ def test_a_stubber_sees_the_bytes() -> None:
                 {**parameters, "layerPartBlob": expected},
             )
         blob = encode(parameters, BLOB)
-        client.upload_layer_part(**parameters, layerPartBlob=blob)  # type: ignore[attr-defined]
+        client.upload_layer_part(**parameters, layerPartBlob=blob)
         with pytest.raises(AssertionError, match="layerPartBlob"):
-            client.upload_layer_part(**parameters, layerPartBlob=blob)  # type: ignore[attr-defined]
+            client.upload_layer_part(**parameters, layerPartBlob=blob)
 
 
 def test_an_encoded_blob_equals_its_bytes() -> None:

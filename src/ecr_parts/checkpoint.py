@@ -21,7 +21,7 @@ class Checkpoint:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         if not isinstance(path, str | os.PathLike):
             raise TypeError(f"checkpoint is {path!r}, and must be a path")
-        self._path = Path(os.path.abspath(path))  # noqa: PTH100  (where the caller is now)
+        self._path = Path(os.path.abspath(path))  # where the caller is now
 
     def load(self) -> UploadSession | None:
         """The session it holds; ``None`` where there is no file, but could be."""
@@ -53,11 +53,11 @@ class Checkpoint:
                 prefix=f".{target.name}.", suffix=".tmp", dir=target.parent
             )
             try:
-                with open(file, "wb") as writing:  # noqa: PTH123  (a descriptor)
+                with open(file, "wb") as writing:
                     writing.write(session.to_json().encode())
                     writing.flush()
                     os.fsync(file)
-                os.replace(temporary, target)  # noqa: PTH105
+                os.replace(temporary, target)
             except BaseException:
                 Path(temporary).unlink(missing_ok=True)
                 raise

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from ecr_parts.checkpoint import Checkpoint
@@ -43,23 +44,26 @@ class Many:
         self._one_at_a_time = threading.Lock()
         self._failing = threading.Lock()
         self._error: BaseException | None = None
-        self._seen: set[object] = set()
+        self._checkpoints: set[str] = set()
         self._done: dict[str, UploadedLayer] = {}
 
     def upload(self, layers: Iterable[LayerSource | Layer]) -> list[UploadedLayer]:
         """Every layer, a window at a time."""
         if isinstance(layers, str | bytes | bytearray | memoryview | Layer):
             raise TypeError(f"layers is one {type(layers).__name__}, and must be an iterable")
-        checked: Iterable[Layer] = map(self._checked, layers)
-        heavy = self._max_workers
-        if isinstance(
-            layers, Sequence
-        ):  # in memory as it is: all are checked before the first call
-            checked, heavy = list(checked), MOST_DIGESTS
+        windows = _windows(map(_layer, layers), self._max_workers)
+        if isinstance(layers, Sequence):  # in memory as it is: checked before the first call
+            everything = list(map(_layer, layers))
+            _refuse_streams_twice(everything)
+            self._refuse_checkpoints_twice(everything)
+            self._checkpoints.clear()
+            windows = _windows(everything, MOST_DIGESTS)
         results: list[UploadedLayer] = []
         with ThreadPoolExecutor(self._max_workers, "ecr_parts.layer") as pool:
             try:
-                for window in _windows(checked, heavy):
+                for window in windows:
+                    _refuse_streams_twice(window)
+                    self._refuse_checkpoints_twice(window)
                     results += self._upload_window(window, pool)
             except _Cancelled as cancelled:  # in this thread, by an error in another
                 raise (self._error or cancelled) from None
@@ -68,72 +72,78 @@ class Many:
                 raise
         return results
 
-    def _checked(self, item: LayerSource | Layer) -> Layer:
-        """An item as a layer; ``ValueError`` for what cannot be used twice."""
-        layer = item if isinstance(item, Layer) else Layer(item)
-        if layer.digest is not None:
-            check_digest(layer.digest)
-        once: list[object] = [] if is_ours(layer.source) else [id(layer.source)]
-        if layer.checkpoint is not None:
-            once.append(os.path.abspath(layer.checkpoint))  # noqa: PTH100
-        if not self._seen.isdisjoint(once):
-            raise ValueError(f"a stream or a checkpoint is there twice: {layer}")
-        self._seen.update(once)
-        return layer
+    def _refuse_checkpoints_twice(self, layers: list[Layer]) -> None:
+        for layer in layers:
+            if layer.checkpoint is not None:
+                path = os.path.abspath(layer.checkpoint)
+                if path in self._checkpoints:
+                    raise ValueError(f"the checkpoint {path!r} is there twice")
+                self._checkpoints.add(path)
 
     def _upload_window(self, window: list[Layer], pool: Executor) -> list[UploadedLayer]:
-        window = self._all([pool.submit(self._guarded, self._with_digest, x) for x in window])
-        there = self._ask(window)
+        digests = self._all([pool.submit(self._guarded, x, self._digest) for x in window])
+        there = self._ask(window, digests)
         results: dict[int, UploadedLayer] = {}
         sending: dict[int, Future[UploadedLayer]] = {}
         first: set[str] = set()
         mine: list[int] = []
-        for i, layer in enumerate(window):
-            if layer.digest is not None and (layer.digest in self._done or layer.digest in first):
+        for i, (layer, digest) in enumerate(zip(window, digests, strict=True)):
+            if digest is not None and (digest in self._done or digest in first):
                 continue
-            if layer.digest in there and layer.checkpoint is None:
-                results[i] = UploadedLayer(layer.digest, there[layer.digest], existed=True)
+            if digest in there and layer.checkpoint is None:
+                results[i] = UploadedLayer(digest, there[digest], existed=True)
                 self._hear(layer, results[i].size)
             elif is_ours(layer.source):
-                sending[i] = pool.submit(self._guarded, self._send, layer)
+                sending[i] = pool.submit(self._guarded, layer, self._send, digest)
             else:
                 mine.append(i)
-            if layer.digest is not None:
-                first.add(layer.digest)
+            if digest is not None:
+                first.add(digest)
         for i in mine:
-            results[i] = self._guarded(self._send, window[i])
+            results[i] = self._guarded(window[i], self._send, digests[i])
         results |= zip(sending, self._all(list(sending.values())), strict=True)
         self._done |= {result.digest: result for result in results.values()}
-        return [results.get(i) or self._again(layer) for i, layer in enumerate(window)]
+        return [
+            results[i] if i in results else self._guarded(layer, self._again, digests[i])
+            for i, layer in enumerate(window)
+        ]
 
-    def _with_digest(self, layer: Layer) -> Layer:
-        """To ask for it; of what is read in the caller's thread the digest is not made here."""
+    def _digest(self, layer: Layer) -> str | None:
+        """To ask for it; of what is read in the caller's thread it is not made here."""
         if not self._check_existing or layer.digest is not None or not is_ours(layer.source):
-            return layer
+            return layer.digest
         with open_source(layer.source, layer.size) as source:
             self._steps.check_size(source.size)
-            return replace(layer, digest=hash_source(source, lambda: self._hear(layer, 0)))
+            return hash_source(source, lambda: self._hear(layer, 0))
 
-    def _ask(self, window: list[Layer]) -> dict[str, int]:
+    def _ask(self, window: list[Layer], digests: list[str | None]) -> dict[str, int]:
         if not self._check_existing:
             return {}
-        wanted = {layer.digest: layer.size for layer in window if layer.digest is not None}
-        return self._steps.sizes_there({d: wanted[d] for d in wanted if d not in self._done})
+        wanted = {
+            digest: layer.size
+            for layer, digest in zip(window, digests, strict=True)
+            if digest is not None and digest not in self._done
+        }
+        return self._steps.sizes_there(wanted)
 
-    def _send(self, layer: Layer) -> UploadedLayer:
+    def _send(self, layer: Layer, digest: str | None) -> UploadedLayer:
         with self._running:
             self._hear(layer, 0)
-            heard = replace(layer, progress=lambda newly: self._hear(layer, newly))
-            asked = layer.digest is not None and layer.checkpoint is None
+            asked = digest is not None and layer.checkpoint is None
             return upload_layer(
-                self._steps, heard, check_existing=self._check_existing and not asked
+                self._steps,
+                replace(layer, digest=digest, progress=partial(self._hear, layer)),
+                check_existing=self._check_existing and not asked,
             )
 
-    def _again(self, layer: Layer) -> UploadedLayer:
+    def _again(self, layer: Layer, digest: str | None) -> UploadedLayer:
         """The result of content that was sent for another layer."""
-        before = self._done[layer.digest or ""]
+        before = self._done[digest or ""]
         if layer.checkpoint is not None:
-            Checkpoint(layer.checkpoint).delete()
+            kept = Checkpoint(layer.checkpoint)
+            stored = kept.load()
+            if stored is not None and stored.layer_digest == digest:
+                kept.delete()
         self._hear(layer, before.size)
         return replace(before, existed=True, parts=())
 
@@ -145,9 +155,9 @@ class Many:
                 if progress is not None:
                     progress(newly)
 
-    def _guarded(self, do: Callable[[Layer], _T], layer: Layer) -> _T:
+    def _guarded(self, layer: Layer, do: Callable[..., _T], *more: object) -> _T:
         try:
-            return do(layer)
+            return do(layer, *more)
         except BaseException as error:
             self._fail(error, layer)
             raise
@@ -165,8 +175,22 @@ class Many:
                 self._error = error
                 if layer is not None and isinstance(error, Exception):
                     with suppress(AttributeError):  # an exception may have no place for it
-                        error.layer = layer  # type: ignore[attr-defined]
+                        error.layer = layer  # type: ignore[attr-defined]  # of any kind
             self._stop.set()
+
+
+def _layer(item: LayerSource | Layer) -> Layer:
+    layer = item if isinstance(item, Layer) else Layer(item)
+    if layer.digest is not None:
+        check_digest(layer.digest)
+    return layer
+
+
+def _refuse_streams_twice(layers: list[Layer]) -> None:
+    """Of layers that are all in memory: the ``id`` of one that is gone may be another's."""
+    streams = [id(layer.source) for layer in layers if not is_ours(layer.source)]
+    if len(set(streams)) < len(streams):
+        raise ValueError("a stream is there twice, and can be read once")
 
 
 def _windows(layers: Iterable[Layer], heavy: int) -> Iterator[list[Layer]]:

@@ -39,7 +39,7 @@ def default_retrying() -> tenacity.Retrying:
     """The retry policy that is used where none is given.
 
     Ten attempts a call, with waits that grow from up to half a second to up to 30 seconds, drawn
-    at random, two minutes in all at most. ``default_retrying().copy(wait=…, stop=…, sleep=…)``
+    at random, about two minutes in all. ``default_retrying().copy(wait=…, stop=…, sleep=…)``
     changes it, and ``default_retrying()(client.put_image, …)`` serves ECR calls of one's own.
     """
     return tenacity.Retrying(

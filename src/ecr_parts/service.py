@@ -244,7 +244,7 @@ class Service:
             prefix = "ecr-public" if service_name(self.client) == "ecr-public" else "ecr"
             return f"Allow {prefix}:{operation} on this repository in the caller's IAM policy"
         if not isinstance(error, (ClientError, BotoCoreError)) and not is_transient(error):
-            return _CREDENTIALS  # nothing else of a client's can fail in a way of its own
+            return f"The client itself failed. {_CREDENTIALS}"
         return _REMEDIES.get(code, "Uploading again may help once the cause is gone")
 
     def _mismatch(self, digest: str, reason: str) -> DigestMismatchError:

@@ -134,7 +134,7 @@ class _RegularFile(_SeekableFile):
     ours = True
 
     def __init__(self, path: str | os.PathLike[str], file: io.FileIO) -> None:
-        self._path = os.path.abspath(os.fspath(path))  # noqa: PTH100  (where the caller is now)
+        self._path = os.path.abspath(os.fspath(path))  # where the caller is now
         self.name = repr(os.fspath(path))
         self._opened = file
         self._stat = os.fstat(file.fileno())
@@ -155,7 +155,7 @@ class _RegularFile(_SeekableFile):
     @override
     def check(self) -> None:
         try:
-            now = os.stat(self._path)  # noqa: PTH116
+            now = os.stat(self._path)
         except FileNotFoundError:
             now = os.fstat(self._opened.fileno())  # unlinked, and still whole
         before = self._stat
@@ -262,7 +262,7 @@ def open_source(source: LayerSource, size: int | None = None) -> Iterator[Source
 def is_ours(source: LayerSource) -> bool:
     """Whether ``open_source`` gives a source of ours: a path to a regular file, or a buffer."""
     if isinstance(source, str | os.PathLike) and not isinstance(source, io.IOBase):
-        return os.path.isfile(source) or not os.path.exists(source)  # noqa: PTH110, PTH113
+        return os.path.isfile(source) or not os.path.exists(source)
     return isinstance(source, bytes | bytearray | memoryview)
 
 
@@ -270,7 +270,7 @@ def _open(source: LayerSource, size: int | None, stack: ExitStack) -> Source:
     if isinstance(source, bytes | bytearray | memoryview):
         return _Buffer(source)
     if isinstance(source, str | os.PathLike) and not isinstance(source, io.IOBase):
-        file = stack.enter_context(open(source, "rb", buffering=0))  # noqa: PTH123, SIM115
+        file = stack.enter_context(open(source, "rb", buffering=0))  # noqa: SIM115  (the stack closes it)
         regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
         return _RegularFile(source, file) if regular else _stream(file, size)
     if hasattr(source, "read"):

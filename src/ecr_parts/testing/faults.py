@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, cast, get_args
 
 from ecr_parts.testing.model import OPERATIONS, EcrError, Registry
 
@@ -143,8 +143,7 @@ def answer(
 
 
 def _first_half(parameters: Mapping[str, object]) -> dict[str, object]:
-    blob, first = parameters["layerPartBlob"], parameters["partFirstByte"]
-    assert isinstance(blob, bytes)  # noqa: S101
-    assert isinstance(first, int)  # noqa: S101
+    blob = cast("bytes", parameters["layerPartBlob"])
+    first = cast("int", parameters["partFirstByte"])
     half = blob[: max(1, len(blob) // 2)]
     return {**parameters, "layerPartBlob": half, "partLastByte": first + len(half) - 1}
