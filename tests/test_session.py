@@ -166,6 +166,18 @@ def test_an_upload_is_rewound_five_times_in_all() -> None:
     assert session.next_byte == 6
 
 
+def test_what_was_confirmed_before_is_no_progress() -> None:
+    """After a rewind, the stall counts on until ECR stands further than it ever did."""
+    session = a_session()
+    assert not session.patchy
+    assert session.receive(PART, -1, min_part=1, replayable=True) is Move.REWIND
+    assert session.receive(Part(0, 99), 99, min_part=1, replayable=True) is Move.CONFIRMED
+    moves = [session.receive(PART, 99, min_part=1, replayable=True) for _ in range(5)]
+    assert moves == [Move.SEND_AGAIN] * 4 + [Move.STUCK]
+    session.begin("u-2", 100)
+    assert not session.patchy
+
+
 def test_an_impossible_move_is_refused_and_changes_nothing() -> None:
     session = a_session()
     before = session.to_json()
