@@ -304,7 +304,7 @@ def test_an_ecr_that_loses_a_part_it_had(
 
     source = SOURCES[kind](BLOB, tmp_path, random.Random(0))
     if kind == "list":
-        with pytest.raises(UploadLostError, match=r"bytes 24-31: ECR says .* up to byte 7: "):
+        with pytest.raises(UploadLostError, match=r"bytes 24-31, attempt 1: ECR .* up to byte 7: "):
             uploader.upload(source, progress=progress)
     else:
         layer = uploader.upload(source, progress=progress)

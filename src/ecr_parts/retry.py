@@ -114,12 +114,15 @@ def message(response: Mapping[str, object]) -> str:
 
 
 def reason(error: Exception | None) -> str:
-    """A failure in one line: its name and its message."""
-    if not isinstance(error, ClientError):
-        return f"{type(error).__name__}: {error}"
-    text = message(error.response)[:500]
-    kms = error.response.get("kmsError")
-    return f"{error_code(error)}: {text}" + (f" (kmsError: {kms})" if kms else "")
+    """A failure in one line, without a full stop: its name and its message."""
+    name, text, kms = type(error).__name__, str(error), None
+    if isinstance(error, BadAnswerError):
+        name = "an answer that makes no sense"
+    if isinstance(error, ClientError):
+        name, text = error_code(error), message(error.response)
+        kms = error.response.get("kmsError")
+    line = f"{name}: {' '.join(text.split())[:500].rstrip('.')}"
+    return line + (f" (kmsError: {kms})" if kms else "")
 
 
 def let_go(error: BaseException | None, callers: BaseException | None) -> None:

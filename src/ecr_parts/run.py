@@ -162,6 +162,7 @@ class Run:
         self.session = stored
         self._identify(stored)
         stored.resume()
+        _log.info("upload %s goes on at byte %d", stored.upload_id, stored.next_byte)
         self._report(stored.next_byte)
         return stored
 

@@ -74,6 +74,15 @@ class Availability(NamedTuple):
     """Bytes."""
 
 
+class Received(NamedTuple):
+    """Where ECR stands after a part was sent."""
+
+    last_byte: int
+    """The last byte of the layer that it has, -1 for none."""
+    refused: bool
+    """Whether it refused the part, for beginning elsewhere."""
+
+
 @dataclass(frozen=True)
 class Service:
     """ECR's upload calls for one repository: with retries, and with errors of this library."""
@@ -122,22 +131,22 @@ class Service:
             return wire.encode(self._names | _place(upload_id, part), blob)
         return bytes(blob)
 
-    def upload_part(self, upload_id: str, part: Part, blob: Blob) -> Retried[int]:
-        """Send a part: the last byte of the layer that ECR then has, -1 for none.
+    def upload_part(self, upload_id: str, part: Part, blob: Blob) -> Retried[Received]:
+        """Send a part: where ECR then stands. A refusal for the part's place tells it, too.
 
-        ``blob`` comes from ``encode``. A refusal for the part's place is such an answer too.
+        ``blob`` comes from ``encode``.
         """
 
-        def once() -> int:
+        def once() -> Received:
             try:
                 answer = self._send(
                     "upload_layer_part", **_place(upload_id, part), layerPartBlob=blob
                 )
             except ClientError as error:
                 if error_code(error) == "InvalidLayerPartException":
-                    return last_valid_byte(error.response)
+                    return Received(last_valid_byte(error.response), refused=True)
                 raise
-            return _field(answer, "lastByteReceived", int)
+            return Received(_field(answer, "lastByteReceived", int), refused=False)
 
         return self._retry("UploadLayerPart", once, f"bytes {part.first_byte}-{part.last_byte}")
 
@@ -190,8 +199,8 @@ class Service:
             nonlocal failure
             wait = state.next_action.sleep if state.next_action else 0
             _log.info(
-                "%s: attempt %d failed, the next follows in %.1f s: %s",
-                subject, attempts, wait, reason(failure),
+                "%s, attempt %d: %s; the next attempt follows in %.1f s",
+                subject, attempts, reason(failure), wait,
             )  # fmt: skip
             let_go(failure, callers)
             failure = None

@@ -38,7 +38,7 @@ class Stand(Enum):
 class Move(Enum):
     """What to do next."""
 
-    CONFIRMED = "the part is stored; the next one follows"
+    CONFIRMED = "the part is stored"
     GO_ON = "go on behind the fragment that is stored"
     SEND_AGAIN = "send the part again (so many times and no more)"
     REWIND = "go back to where ECR stands"

@@ -83,14 +83,13 @@ class Steps:
         """
         sent = self.service.upload_part(session.upload_id, part, blob)
         move = session.receive(
-            part, sent.answer, min_part=self.limits.min_part, replayable=replayable
+            part, sent.answer.last_byte, min_part=self.limits.min_part, replayable=replayable
         )
-        if move is Move.CONFIRMED:
-            return sent.attempts
         message = (
             f"UploadLayerPart in repository {self.service.repository_name!r}, bytes "
-            f"{part.first_byte}-{part.last_byte}: ECR says it has the layer up to byte "
-            f"{sent.answer}: {move.value}"
+            f"{part.first_byte}-{part.last_byte}, attempt {sent.attempts}: ECR "
+            f"{'refused the part, as it' if sent.answer.refused else 'took the part, and'} has the "
+            f"layer up to byte {sent.answer.last_byte}: {move.value}"
         )
         if move in (Move.START_OVER, Move.LOST):
             raise UploadLostError(
@@ -102,7 +101,8 @@ class Steps:
             raise UnexpectedResponseError(
                 f"{message}. Check that the client's endpoint is ECR's, and upload again"
             )
-        _log.info("%s", message)
+        as_sent = move is Move.CONFIRMED and sent.attempts == 1 and not sent.answer.refused
+        _log.log(logging.DEBUG if as_sent else logging.INFO, "%s", message)
         return sent.attempts
 
     def complete(self, session: UploadSession, digest: str, size: int) -> bool:
