@@ -113,7 +113,7 @@ def message(response: Mapping[str, object]) -> str:
     return str(error.get("Message", "")) if isinstance(error, Mapping) else ""
 
 
-def reason(error: Exception | None) -> str:
+def reason(error: BaseException | None) -> str:
     """A failure in one line, without a full stop: its name and its message."""
     name, text, kms = type(error).__name__, str(error), None
     if isinstance(error, BadAnswerError):

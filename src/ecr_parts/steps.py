@@ -13,7 +13,7 @@ from typing_extensions import Self
 from ecr_parts.chunker import Part
 from ecr_parts.errors import ServiceError, UnexpectedResponseError, UploadLostError
 from ecr_parts.limits import Limits
-from ecr_parts.retry import is_transient
+from ecr_parts.retry import is_transient, reason
 from ecr_parts.service import Availability, Service
 from ecr_parts.session import Move, UploadSession
 from ecr_parts.source import Blob
@@ -117,7 +117,10 @@ class Steps:
             # An archived layer has been completed, and that is the question here.
             if not _in_doubt(error) or not self.size_settled(digest, size, ARCHIVED_TOO):
                 raise
-            _log.info("the layer is there all the same: %s", error)
+            _log.info(
+                "CompleteLayerUpload in repository %r failed, and %s is there all the same: %s",
+                self.service.repository_name, digest, reason(error.__cause__),
+            )  # fmt: skip
             return isinstance(error, ServiceError) and error.attempts == 1 and _exists(error)
         return False
 

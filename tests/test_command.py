@@ -1,0 +1,213 @@
+"""``python -m ecr_parts upload``, as it is run: a process, its two outputs, its exit status."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import bytes_of, digest_of
+
+from ecr_parts.testing import LocalECR
+
+MIB = 1024 * 1024
+BLOB = bytes_of(12 * MIB)  # of three parts of 5 MiB
+DIGEST = digest_of(BLOB)
+
+
+@pytest.fixture
+def ecr() -> Iterator[LocalECR]:
+    with LocalECR(part_size=5 * MIB, slow=60) as ecr:  # longer than any test waits
+        yield ecr
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "layer.tar.gz"
+    path.write_bytes(BLOB)
+    return path
+
+
+def start(ecr: LocalECR | None, *arguments: object, **more: Any) -> subprocess.Popen[bytes]:
+    environ = {"AWS_EC2_METADATA_DISABLED": "true", "PATH": os.environ["PATH"]}
+    kept = {name: os.environ[name] for name in os.environ if name.startswith("COVERAGE")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "ecr_parts", "upload", *map(str, arguments)],
+        env={**environ, **kept, **(ecr.environ() if ecr else {})},
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more},
+    )
+
+
+def run(ecr: LocalECR | None, *arguments: object, blob: bytes = b"") -> tuple[int, str, str]:
+    """Exit status, standard output, standard error."""
+    with start(ecr, *arguments, stdin=subprocess.PIPE) as process:
+        out, err = process.communicate(blob)
+    return process.returncode, out.decode(), err.decode()
+
+
+def sent(ecr: LocalECR) -> list[tuple[int | None, str]]:
+    return [(x.first_byte, x.outcome) for x in ecr.calls if x.operation == "UploadLayerPart"]
+
+
+def test_the_digest_on_standard_output_and_the_rest_on_standard_error(
+    ecr: LocalECR, path: Path
+) -> None:
+    ecr.fail("UploadLayerPart", "answer_lost", call=2)
+    status, out, err = run(ecr, path, "demo")
+    assert (status, out) == (0, f"{DIGEST}\n")
+    assert ecr.layer("demo", DIGEST) == BLOB
+    lost, had, there = err.splitlines()
+    assert "bytes 5242880-10485759, attempt 1: ConnectionClosedError" in lost
+    assert "attempt 2: ECR refused the part, as it has the layer up to byte 10485759" in had
+    assert there == "demo has it now: 12,582,912 bytes, 3 parts sent"
+
+    status, out, err = run(ecr, path, "demo")
+    assert (status, out) == (0, f"{DIGEST}\n")
+    assert err == "demo had it already: 12,582,912 bytes, 0 parts sent\n"
+
+
+def test_standard_input(ecr: LocalECR, path: Path) -> None:
+    assert run(ecr, "-", "demo", blob=BLOB)[:2] == (0, f"{DIGEST}\n")
+    assert ecr.layer("demo", DIGEST) == BLOB
+    ecr.registry.repositories["demo"].layers.clear()
+    with path.open("rb") as file, start(ecr, "-", "demo", stdin=file) as process:
+        assert process.communicate()[0] == f"{DIGEST}\n".encode()
+    assert ecr.layer("demo", DIGEST) == BLOB
+
+
+def test_what_is_said_of_the_layer_and_of_ecr_reaches_them(ecr: LocalECR, path: Path) -> None:
+    status, _, err = run(ecr, path, "demo", "--digest", digest_of(b"other"))
+    assert status == 1
+    assert err.startswith("error: CompleteLayerUpload in repository 'demo': what ECR received is")
+    status, _, err = run(ecr, path, "demo", "--registry-id", "999999999999")
+    assert status == 1
+    assert "does not exist in the registry with id '999999999999'" in err
+    url = ecr.endpoint_url
+    status, _, err = run(None, path, "demo", "--endpoint-url", url, "--region", "eu-west-1")
+    assert status == 1
+    assert "NoCredentialsError" in err
+
+
+def by_hand(process: subprocess.Popen[bytes], terminal: int, until: str) -> str:
+    """What a terminal shows until it shows ``until``; what is said then ends with its process."""
+    shown = b""
+    while until.encode() not in shown:
+        try:
+            more = os.read(terminal, 10_000)
+        except OSError:  # how Linux says that nobody has the terminal any more
+            break
+        if not more:
+            break
+        shown += more
+    return shown.decode()
+
+
+def test_a_bar_on_a_terminal_and_ctrl_c(ecr: LocalECR, path: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    command = (path, "demo", "--checkpoint", checkpoint)
+    ecr.fail("UploadLayerPart", "throttled", call=2)
+    ecr.fail("UploadLayerPart", "slow", call=3)
+    terminal, its_end = pty.openpty()
+    with start(ecr, *command, stderr=its_end) as process:
+        os.close(its_end)
+        shown = by_hand(process, terminal, "next attempt follows")
+        process.send_signal(signal.SIGINT)
+        shown += by_hand(process, terminal, "until it ends")
+        out, _ = process.communicate()
+    os.close(terminal)
+    assert (process.returncode, out) == (130, b"")
+    assert "\r\x1b[K[------------------------------]   0%  0.0 of 12.0 MiB  " in shown
+    assert "\r\x1b[K[############------------------]  42%  5.0 of 12.0 MiB  " in shown
+    assert "\r\x1b[KUploadLayerPart in repository 'demo', bytes 5242880-10485759, attempt" in shown
+    last = shown.splitlines()[-1]
+    assert last == "interrupted. Run the same command again: it goes on at byte 5,242,880"
+
+    ecr.calls.clear()
+    status, out_again, err = run(ecr, *command)
+    assert (status, out_again) == (0, f"{DIGEST}\n")
+    assert err.splitlines()[0].endswith(" goes on at byte 5242880")
+    assert min(first for first, _ in sent(ecr) if first is not None) == 5 * MIB
+    assert not checkpoint.exists()
+
+
+def test_a_stream_of_unknown_size_on_a_terminal(ecr: LocalECR) -> None:
+    ecr.fail("UploadLayerPart", "access_denied", call=2)
+    terminal, its_end = pty.openpty()
+    with start(ecr, "-", "demo", stdin=subprocess.PIPE, stderr=its_end) as process:
+        os.close(its_end)
+        process.communicate(BLOB)
+    shown = by_hand(process, terminal, "until it ends")
+    os.close(terminal)
+    assert process.returncode == 1
+    assert "\r\x1b[K5.0 MiB  " in shown
+    assert "Traceback" not in shown
+    assert shown.splitlines()[-1].endswith(
+        "policy. Run it again, from the beginning: only --checkpoint keeps how far it was"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["missing", "demo"], "error: [Errno 2] No such file or directory: 'missing'."),
+        (["-", "demo"], "error: the layer is empty, and ECR takes no layer of 0 bytes: leave it"),
+        (["-", "demo", "--digest", "sha256:1"], "error: digest is 'sha256:1', and must be "),
+        (["-", "demo", "--checkpoint", "c"], "error: only a source that can be read again can be"),
+        (["-", ""], "error: repository_name is empty."),
+        (["-", "demo", "--endpoint-url", "foo"], "error: Invalid endpoint: foo."),
+        (["-", "demo", "--profile", "foo"], "could not be found. Check --profile, --region"),
+        (["-", "demo", "--region", "a b"], "supported format. Check --profile, --region and"),
+        ([__file__, "none"], "the client's region. Nothing was sent"),
+    ],
+)
+def test_errors_without_a_traceback(arguments: list[str], said: str, ecr: LocalECR) -> None:
+    status, out, err = run(ecr, *arguments)
+    assert (status, out) == (1, "")
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_an_error_says_where_the_checkpoint_goes_on(
+    ecr: LocalECR, path: Path, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    command = (path, "demo", "--checkpoint", checkpoint)
+    ecr.fail("UploadLayerPart", "access_denied", call=2)
+    status, _, err = run(ecr, *command)
+    assert status == 1
+    assert err.endswith("IAM policy. Run the same command again: it goes on at byte 5,242,880\n")
+
+    ecr.fail("BatchCheckLayerAvailability", "expired_token")  # before anything is resumed
+    status, _, err = run(ecr, *command)
+    assert err.endswith("clock. Run the same command again: it goes on at byte 5,242,880\n")
+
+    checkpoint.write_text("{")
+    status, _, err = run(ecr, *command)
+    assert status == 1
+    assert err.endswith("Delete it to upload from the beginning.\n")
+    assert checkpoint.read_text() == "{"
+
+
+def test_a_standard_output_that_is_closed_is_an_error(ecr: LocalECR, path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with start(ecr, path, "demo", stdout=writing) as process:
+        os.close(writing)
+        _, err = process.communicate()
+    assert process.returncode == 1
+    assert err.decode().splitlines() == [
+        "demo has it now: 12,582,912 bytes, 3 parts sent",
+        "error: [Errno 32] Broken pipe.",
+    ]
+
+
+def test_a_wrong_command_line(ecr: LocalECR) -> None:
+    status, out, err = run(ecr)
+    assert (status, out) == (2, "")
+    assert "the following arguments are required: FILE, REPOSITORY" in err
