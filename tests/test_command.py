@@ -164,6 +164,7 @@ def test_a_stream_of_unknown_size_on_a_terminal(ecr: LocalECR) -> None:
         (["-", "demo", "--profile", "foo"], "could not be found. Check --profile, --region"),
         (["-", "demo", "--region", "a b"], "supported format. Check --profile, --region and"),
         ([__file__, "none"], "the client's region. Nothing was sent"),
+        ([__file__, "none", "--checkpoint", "c"], "the client's region. Nothing was sent"),
     ],
 )
 def test_errors_without_a_traceback(arguments: list[str], said: str, ecr: LocalECR) -> None:

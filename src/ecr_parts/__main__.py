@@ -8,6 +8,7 @@ import os
 import stat
 import sys
 import time
+from contextlib import suppress
 from typing import TextIO
 
 import botocore.session
@@ -155,10 +156,9 @@ def _how_to_go_on(options: argparse.Namespace, confirmed: int, error: BaseExcept
     if not isinstance(error, mends) or isinstance(error, UploadLostError):
         return ""
     if options.checkpoint is not None:
-        try:
+        kept = None
+        with suppress(CheckpointError):  # another error is being told
             kept = Checkpoint(options.checkpoint).load()
-        except CheckpointError as unreadable:
-            return str(unreadable)
         if kept is not None:
             return f"Run the same command again: it goes on at byte {kept.next_byte:,}"
     if confirmed:
