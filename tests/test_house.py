@@ -15,8 +15,8 @@ import ecr_parts.testing
 HOUSE = Path(ecr_parts.__file__).parent
 # Each room imports only from rooms above it.
 ROOMS = [
-    "errors", "limits", "chunker", "session", "source", "checkpoint", "wire", "retry", "service",
-    "steps", "ahead", "run", "many", "uploader", "__init__", "__main__",
+    "errors", "limits", "notebook", "chunker", "session", "source", "checkpoint", "wire", "retry",
+    "service", "steps", "ahead", "run", "many", "uploader", "__init__", "__main__",
     "testing.model", "testing.faults", "testing.server", "testing.__init__",
     "testing.pytest_plugin", "testing.__main__",
 ]  # fmt: skip

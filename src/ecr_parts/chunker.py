@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import overload
 
 from ecr_parts.limits import whole_number
+from ecr_parts.notebook import bar
 
 
 @dataclass(frozen=True, order=True)
@@ -97,6 +98,16 @@ class Chunker(Sequence[Part]):
             )
         first_bytes = range(last_byte_received + 1, self.layer_size, self.part_size)
         return map(self._part_from, first_bytes)
+
+    def _repr_html_(self) -> str:
+        """In a notebook: a bar of parts."""
+        caption = f"{self.layer_size:,} bytes in 1 part"
+        if len(self) > 1:
+            caption = (
+                f"{self.layer_size:,} bytes in {len(self):,} parts of {self.part_size:,} bytes, "
+                f"the last of {self[-1].size:,}"
+            )
+        return bar(caption, range(0), self._first_bytes)
 
     @property
     def _first_bytes(self) -> range:

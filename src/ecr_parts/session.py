@@ -17,6 +17,7 @@ from typing_extensions import Self
 
 from ecr_parts.chunker import Part
 from ecr_parts.limits import whole_number
+from ecr_parts.notebook import bar
 
 _VERSION = 1
 _MOST_STALLS = 5  # answers in a row that bring nothing
@@ -237,6 +238,20 @@ class UploadSession:
             raise ValueError(f"this upload session lacks {error}") from error
         except TypeError as error:
             raise ValueError(f"this upload session is damaged: {error}") from error
+
+    def _repr_html_(self) -> str:
+        """In a notebook: a bar of the parts that ECR has, and of those that are left."""
+        behind = self.layer_size or self.next_byte + self.part_size
+        size = f"{self.layer_size:,}" if self.layer_size else "an unknown number of"
+        caption = (
+            f"{self.repository_name}, upload {self.upload_id}: "
+            f"ECR has {self.next_byte:,} of {size} bytes"
+        )
+        return bar(
+            caption,
+            range(0, self.next_byte, self.part_size),
+            range(self.next_byte, behind, self.part_size),
+        )
 
     def __reduce__(self) -> tuple[Callable[[str], Self], tuple[str]]:
         # A copy is a session resumed: the original may move on.
