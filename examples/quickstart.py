@@ -1,8 +1,10 @@
-"""Upload a layer to a local ECR over real HTTP, lose an answer on the way, and compare.
+"""Upload a layer to a local ECR, lose an answer on the way, kill the upload, and go on with it.
 
     python examples/quickstart.py [LAYER]
 
-Without LAYER, a layer of 45 MiB is made first. No AWS account is needed.
+Without LAYER, a layer of 45 MiB is made first. No AWS account is needed: the local ECR is part of
+the library, and is reached over real HTTP. It answers slowly here, so that there is something to
+see.
 """
 
 from __future__ import annotations
@@ -10,15 +12,24 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from pathlib import Path
 
-from ecr_parts import LayerUploader
+from ecr_parts import Chunker
 from ecr_parts.testing import LocalECR
 
 MIB = 1024 * 1024
+BOLD, RED, GREEN = 1, 31, 32
+
+
+def say(text: str, style: int | None = None) -> None:
+    """Print, in colour on a terminal."""
+    colour = style is not None and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(f"\x1b[{style}m{text}\x1b[0m" if colour else text, flush=True)
 
 
 def make_layer(directory: Path) -> Path:
@@ -32,36 +43,46 @@ def make_layer(directory: Path) -> Path:
     return path
 
 
-def main(path: Path) -> None:
-    """Upload ``path`` in parts."""
-    with LocalECR(repositories=["demo"]) as ecr:
-        # With AWS: client = botocore.session.get_session().create_client("ecr")
-        client = ecr.client()
-        ecr.fail("UploadLayerPart", "answer_lost", call=3)
-        print(f"{path.name}: {path.stat().st_size:,} bytes, to {ecr.endpoint_url}")
+def upload(path: Path, checkpoint: Path, ecr: LocalECR) -> subprocess.Popen[bytes]:
+    """The upload, in a process of its own."""
+    say(f"\n$ python -m ecr_parts upload {path.name} demo --checkpoint {checkpoint.name}", BOLD)
+    return subprocess.Popen(
+        [sys.executable, "-m", "ecr_parts", "upload", path, "demo", "--checkpoint", checkpoint],
+        env={**os.environ, **ecr.environ()},
+    )
 
-        layer = LayerUploader(client, "demo").upload(path)
 
-        for sent in layer.parts:
-            print(
-                f"  bytes {sent.part.first_byte:>11,} to {sent.part.last_byte:>11,}  "
-                f"{sent.seconds:6.2f} s  attempts: {sent.attempts}"
-            )
-        for call in ecr.calls:
-            if call.outcome != "ok" and call.first_byte is not None:
-                print(f"  on the way, at byte {call.first_byte:,}: {call.outcome}")
-        arrived = hashlib.sha256(ecr.layer("demo", layer.digest)).hexdigest()
-        sent_digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    print(f"sent    sha256:{sent_digest}")
-    print(f"arrived sha256:{arrived}")
-    if arrived != sent_digest:
+def kill_at(byte: int, uploading: subprocess.Popen[bytes], ecr: LocalECR) -> None:
+    """Kill the upload while the part that begins at ``byte`` is on the way."""
+    while uploading.poll() is None and not any(call.first_byte == byte for call in ecr.calls):
+        time.sleep(0.01)
+    uploading.kill()
+    uploading.wait()
+    say(("\n" if sys.stderr.isatty() else "") + f"killed, with byte {byte:,} on the way", RED)
+
+
+def main(path: Path, checkpoint: Path) -> None:
+    """Upload ``path`` in parts, and compare what arrived."""
+    parts = Chunker(path.stat().st_size, part_size=10 * MIB)
+    with LocalECR(repositories=["demo"], slow=0.5) as ecr:
+        say(f"{path.name}: {parts.layer_size:,} bytes, to a local ECR at {ecr.endpoint_url}")
+        say(f"the answer to part {min(3, len(parts))} will be lost")
+        ecr.fail("UploadLayerPart", "answer_lost", call=min(3, len(parts)))
+        ecr.fail("UploadLayerPart", "slow", times=1_000)
+
+        kill_at(parts[:4][-1].first_byte, upload(path, checkpoint, ecr), ecr)
+        if upload(path, checkpoint, ecr).wait() != 0:
+            sys.exit("the second upload failed, too")
+
+        sent = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+        arrived = f"sha256:{hashlib.sha256(ecr.layer('demo', sent)).hexdigest()}"
+    say(f"\nsent    {sent}\narrived {arrived}")
+    if arrived != sent:
         sys.exit("the layer did not arrive whole")
-    print("the layer arrived whole")
+    say("the layer arrived whole", GREEN)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        main(Path(sys.argv[1]))
-    else:
-        with tempfile.TemporaryDirectory() as directory:
-            main(make_layer(Path(directory)))
+    with tempfile.TemporaryDirectory() as directory:
+        layer = Path(sys.argv[1]) if len(sys.argv) > 1 else make_layer(Path(directory))
+        main(layer, Path(directory) / "layer.checkpoint")

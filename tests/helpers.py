@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import random
 import tarfile
 from collections.abc import Callable, Iterator
@@ -28,6 +29,20 @@ OPERATIONS = {
 
 SMALL = Limits(min_part=4, max_part=16, max_parts=60, max_layer=500)
 """Limits that make an upload of many parts out of a few bytes; parts of 8 bytes suit them."""
+
+
+def shown_by(terminal: int, until: str | None = None) -> str:
+    """What a terminal's program writes until it has written ``until``, or to its end."""
+    shown = b""
+    while until is None or until.encode() not in shown:
+        try:
+            more = os.read(terminal, 10_000)
+        except OSError:  # how Linux says that nobody writes there any more
+            more = b""
+        if not more:
+            break
+        shown += more
+    return shown.decode()
 
 
 def bytes_of(size: int, seed: int = 0) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import bytes_of, path_to, shown_by
 from registry_front import front
 
 from ecr_parts import DigestMismatchError, ServiceError
@@ -70,6 +72,32 @@ def test_an_example_runs_with_no_arguments(name: str) -> None:
     done = run(name)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("the layer arrived whole\n")
+
+
+def test_the_quickstart_on_a_terminal_and_elsewhere(tmp_path: Path) -> None:
+    layer = path_to(bytes_of(1000), tmp_path)
+    elsewhere = run("quickstart", str(layer))
+    assert elsewhere.returncode == 0
+    assert "\x1b" not in elsewhere.stdout + elsewhere.stderr
+
+    for colour in (True, False):
+        terminal, its_end = pty.openpty()
+        with subprocess.Popen(
+            [sys.executable, EXAMPLES / "quickstart.py", layer],
+            stdin=subprocess.DEVNULL,
+            stdout=its_end,
+            stderr=its_end,
+            env={**os.environ, **({} if colour else {"NO_COLOR": "1"})},
+        ) as process:
+            os.close(its_end)
+            shown = shown_by(terminal)
+        os.close(terminal)
+        assert process.returncode == 0
+        assert "[##############################] 100%" in shown
+        assert ("\x1b[32mthe layer arrived whole\x1b[0m" in shown) == colour
+        assert "killed, with byte 0 on the way" in shown
+        assert "goes on at byte 0" in shown
+        assert "ECR refused the part, as it has the layer up to byte 999" in shown
 
 
 def test_an_image_is_pushed_whole_and_pushed_again_without_a_byte(
