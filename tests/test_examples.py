@@ -100,6 +100,14 @@ def test_the_quickstart_on_a_terminal_and_elsewhere(tmp_path: Path) -> None:
         assert "ECR refused the part, as it has the layer up to byte 999" in shown
 
 
+def test_the_tests_to_copy_pass_where_they_are_copied_to(tmp_path: Path) -> None:
+    shutil.copy(EXAMPLES / "test_your_tool.py", tmp_path)
+    command = [sys.executable, "-m", "pytest", "-W", "error", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "6 passed" in done.stdout
+
+
 def test_an_image_is_pushed_whole_and_pushed_again_without_a_byte(
     layout: Path, client: Any, local_ecr: LocalECR
 ) -> None:
