@@ -121,6 +121,14 @@ def test_where_nothing_is_stored(nothing: Any) -> None:
         assert refusal.get("lastValidByteReceived", "absent") == nothing
 
 
+def test_the_largest_part() -> None:
+    with LocalECR(unknowns=Unknowns(largest_part=8)) as ecr:
+        call = Caller(ecr.client())
+        upload_id = call.initiate()
+        assert call.part(upload_id, 0, BLOB[:9])["code"] == "InvalidParameterException"
+        assert call.part(upload_id, 0, BLOB[:8])["lastByteReceived"] == 7
+
+
 def test_sizes(call: Caller) -> None:
     upload_id = call.initiate()
     for blob, last in ((b"", 0), (bytes(17), None), (BLOB[:8], 8), (BLOB[:8], 6)):

@@ -44,7 +44,7 @@ from ecr_parts import (
     UploadSession,
     default_retrying,
 )
-from ecr_parts.testing import LocalECR
+from ecr_parts.testing import LocalECR, Unknowns
 from ecr_parts.testing.model import Layer
 
 BLOB = bytes_of(45)  # six parts of 8 bytes, the last of 5
@@ -251,6 +251,24 @@ def test_each_fault_of_each_call_is_got_over(
     assert layer == UploadedLayer(DIGEST, 45, existed=False)
 
 
+@pytest.mark.parametrize("kept", ["nothing", "fragment"])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_connection_that_breaks_in_the_middle_of_a_request(
+    kept: Any, operation: str, tmp_path: Path
+) -> None:
+    blob = bytes_of(4500)  # parts so large that half of the request is within the blob
+    limits = Limits(min_part=100, max_part=1600, max_parts=60, max_layer=50_000)
+    unknowns = Unknowns(broken_part=kept)
+    with LocalECR(limits=limits, part_size=800, unknowns=unknowns) as ecr:
+        uploader = LayerUploader(ecr.client(), "demo", limits=limits, retrying=PATIENT)
+        ecr.fail(operation, "reset", call=1, times=2)
+        layer = uploader.upload(path_to(blob, tmp_path))
+        assert ecr.layer("demo", layer.digest) == blob
+        broke_off = ecr.registry.repositories["demo"].layers[layer.digest].blobs[0]
+        fragment = kept == "fragment" and operation == "UploadLayerPart"
+        assert (100 < len(broke_off) < 800) == fragment
+
+
 def test_a_part_ecr_has_is_not_sent_a_third_time(ecr: LocalECR, uploader: LayerUploader) -> None:
     ecr.fail("UploadLayerPart", "answer_lost", call=2)
 
@@ -388,8 +406,6 @@ def test_an_archived_layer_is_there_only_for_a_complete_in_doubt(
 def test_a_layer_completed_by_a_lost_answer_did_not_exist(
     ecr: LocalECR, uploader: LayerUploader
 ) -> None:
-    from ecr_parts.testing import Unknowns
-
     ecr.registry._unknowns = Unknowns(completed_again="LayerAlreadyExistsException")
     ecr.fail("CompleteLayerUpload", "answer_lost")
     assert not uploader.upload(BLOB).existed
@@ -561,8 +577,6 @@ def test_the_shared_config_stays_as_it_is(ecr: LocalECR) -> None:
 @pytest.mark.parametrize("lag", [0, 3])
 @pytest.mark.parametrize("fault", ["answer_lost", "answer_cut", "answer_garbled"])
 def test_a_doubtful_complete_is_settled(again: Any, lag: int, fault: Any) -> None:
-    from ecr_parts.testing import Unknowns
-
     unknowns = Unknowns(completed_again=again, availability_lag=lag)
     with LocalECR(limits=SMALL, part_size=8, unknowns=unknowns) as ecr:
         ecr.fail("CompleteLayerUpload", fault)

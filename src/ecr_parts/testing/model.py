@@ -55,6 +55,11 @@ class Unknowns:
     layers as ``UNAVAILABLE``."""
     availability_lag: int = 0
     """For how many questions a completed layer still counts as missing."""
+    broken_part: Literal["nothing", "fragment"] = "nothing"
+    """What is stored of a part whose connection breaks while it is sent."""
+    largest_part: int | None = None
+    """The largest part taken (bytes); ``None``: the limits'. AWS's API page and its quotas page
+    say 20,971,520 and 10,485,760."""
     error_namespace: str = ""
     """What stands before the ``#`` in an error's ``__type``; without one there is no ``#``."""
 
@@ -260,8 +265,9 @@ class Registry:
                 f"First byte of the layer part is {first} instead of {upload.size}",
                 **request.echo(uploadId=request.text("uploadId"), **self._last_valid(upload)),
             )
-        if not 1 <= len(blob) <= request.limits.max_part:
-            raise _invalid("layerPartBlob", f"must have 1 to {request.limits.max_part} bytes")
+        largest = self._unknowns.largest_part or request.limits.max_part
+        if not 1 <= len(blob) <= largest:
+            raise _invalid("layerPartBlob", f"must have 1 to {largest} bytes")
         if last - first + 1 != len(blob):
             raise _invalid("partLastByte", f"is {last}, and the part has {len(blob)} bytes")
         if len(upload.blobs) == request.limits.max_parts:

@@ -23,7 +23,7 @@ from typing_extensions import Self, override
 from ecr_parts.limits import Limits
 from ecr_parts.retry import CLIENT_CONFIG
 from ecr_parts.testing.faults import Fault, Faults, Reply, answer
-from ecr_parts.testing.model import Registry, Unknowns
+from ecr_parts.testing.model import EcrError, Registry, Unknowns
 
 _TARGETS = {"AmazonEC2ContainerRegistry_V20150921": False, "SpencerFrontendService": True}
 _REGION = "us-east-1"
@@ -157,6 +157,12 @@ class LocalECR:
         with self._lock:
             return self._faults.next(operation)
 
+    def _keep_fragment(self, body: bytes) -> None:
+        """What is stored of a request whose connection broke."""
+        if self._unknowns.broken_part == "fragment":
+            with self._lock, suppress(EcrError):  # it may be no part, or in the wrong place
+                self.registry.call("UploadLayerPart", _fragment(body))
+
     def _answer(
         self, operation: str, parameters: dict[str, object], fault: Fault | None, public: bool
     ) -> Reply:
@@ -227,8 +233,11 @@ class _Handler(BaseHTTPRequestHandler):
         service, _, operation = self.headers.get("X-Amz-Target", "").partition(".")
         fault = ecr._next_fault(operation)
         body = self.rfile.read(length // 2 if fault == "reset" else length)
+        if len(body) < length:
+            ecr._keep_fragment(body)
+            fault, body = "reset", b"{}"
         try:
-            parameters = {} if fault == "reset" else _parameters(body)
+            parameters = _parameters(body)
             public = _TARGETS[service]
         except (KeyError, ValueError, TypeError) as error:
             self._send(Reply(400, _SERIALIZATION, repr(error)))
@@ -266,14 +275,26 @@ def _loader() -> Loader:
     return create_loader()
 
 
-def _parameters(body: bytes) -> dict[str, object]:
-    parameters: object = json.loads(body)
+def _parameters(body: bytes) -> dict[str, Any]:
+    parameters: Any = json.loads(body)
     if not isinstance(parameters, dict):
         raise TypeError("a request is a JSON object")
     blob = parameters.get("layerPartBlob")
     if isinstance(blob, str):
         parameters["layerPartBlob"] = base64.b64decode(blob, validate=True)
     return parameters
+
+
+def _fragment(body: bytes) -> dict[str, Any]:
+    """The beginning of a part, from the beginning of a request; empty if there is none."""
+    base64_text = body.rpartition(b'"')[2]
+    try:
+        fragment = _parameters(body[: len(body) - len(base64_text) % 4] + b'"}')
+        size = len(fragment["layerPartBlob"])
+        fragment["partLastByte"] = fragment["partFirstByte"] + size - 1
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return fragment
 
 
 def _shut(connection: socket.socket) -> None:
