@@ -1,11 +1,13 @@
-"""Seconds and memory of an upload, side by side with a plain botocore loop and with the limit.
+"""Seconds and memory of an upload, side by side with its peers and with the limit.
 
     python tests/benchmark.py [--mib 512] [--rounds 5] [--huge-mib 5120]
 
 One server, in a process of its own, takes every upload: it reads the bytes and throws them away.
 Each upload is a fresh process, and all ways take turns, so that a machine whose speed drifts
-drifts for all of them. The limit is what nobody can avoid: the layer's digest and the signed
-payload's, on two threads, without any sending.
+drifts for all of them. The peers are a plain botocore loop and, where it is installed, skopeo,
+which pushes the same layer by the registry's HTTP API, unsigned, to the same server. The limit is
+what nobody can avoid: the layer's digest and the signed payload's, on two threads, without any
+sending.
 """
 
 from __future__ import annotations
@@ -16,17 +18,20 @@ import json
 import os
 import re
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 MIB = 1024 * 1024
 PART = 10 * MIB
@@ -40,15 +45,44 @@ class Sink(BaseHTTPRequestHandler):
     wbufsize = -1
     buffer = threading.local()
 
-    def do_POST(self) -> None:
-        length = int(self.headers["Content-Length"])
-        operation = self.headers["X-Amz-Target"].partition(".")[2]
-        head = self.rfile.read(min(length, 1024))
+    def do_GET(self) -> None:
+        """Of a registry: it is one, and it is empty."""
+        self.answer(200 if self.path == "/v2/" else 404)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_PATCH(self) -> None:
+        """Of a registry: the layer."""
+        self.throw_away(int(self.headers["Content-Length"]))
+        self.answer(202, Location=self.path)
+
+    def do_PUT(self) -> None:
+        """Of a registry: the end of a layer, or the manifest."""
+        self.throw_away(int(self.headers["Content-Length"]))
+        self.answer(201)
+
+    def throw_away(self, left: int) -> None:
         if not hasattr(self.buffer, "view"):
             self.buffer.view = memoryview(bytearray(MIB))
-        left = length - len(head)
         while left:
             left -= self.rfile.readinto(self.buffer.view[:left])
+
+    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        length = int(self.headers["Content-Length"])
+        if "X-Amz-Target" not in self.headers:
+            self.answer(202, Location=f"{self.path}1")
+            return
+        operation = self.headers["X-Amz-Target"].partition(".")[2]
+        head = self.rfile.read(min(length, 1024))
+        self.throw_away(length - len(head))
         if operation == "UploadLayerPart":
             # A server takes its time here, and that is measured: no test waits for it.
             time.sleep(float(self.path.strip("/") or 0) / 1000)
@@ -60,11 +94,7 @@ class Sink(BaseHTTPRequestHandler):
             "UploadLayerPart": {"lastByteReceived": int(last[1]) if last else 0},
             "CompleteLayerUpload": {"layerDigest": digest[0].decode() if digest else ""},
         }
-        body = json.dumps(answers[operation]).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self.answer(200, json.dumps(answers[operation]).encode())
 
     def log_message(self, *_args: object) -> None:
         """Quiet."""
@@ -92,7 +122,7 @@ def make_client(url: str) -> Any:
     )
 
 
-def botocore_loop(url: str, path: str) -> Callable[[], None]:
+def botocore_loop(url: str, path: str) -> Callable[[], object]:
     """What one writes without a library: no retry, no resumption."""
     client = make_client(url)
 
@@ -119,23 +149,23 @@ def botocore_loop(url: str, path: str) -> Callable[[], None]:
     return upload
 
 
-def ecr_parts(url: str, path: str, *, check: bool = False) -> Callable[[], None]:
+def ecr_parts(url: str, path: str, *, check: bool = False) -> Callable[[], object]:
     from ecr_parts import LayerUploader
 
     uploader = LayerUploader(make_client(url), "demo")
-    return lambda: print(uploader.upload(path, check_existing=check).size, file=sys.stderr)
+    return lambda: uploader.upload(path, check_existing=check)
 
 
-def ecr_parts_checked(url: str, path: str) -> Callable[[], None]:
+def ecr_parts_checked(url: str, path: str) -> Callable[[], object]:
     return ecr_parts(url, path, check=True)
 
 
-def ecr_parts_without_pybase64(url: str, path: str) -> Callable[[], None]:
+def ecr_parts_without_pybase64(url: str, path: str) -> Callable[[], object]:
     sys.modules["pybase64"] = None  # type: ignore[assignment]  # as if it were not installed
     return ecr_parts(url, path)
 
 
-def ecr_parts_from_a_pipe(url: str, path: str) -> Callable[[], None]:
+def ecr_parts_from_a_pipe(url: str, path: str) -> Callable[[], object]:
     from ecr_parts import LayerUploader
 
     uploader = LayerUploader(make_client(url), "demo")
@@ -148,7 +178,15 @@ def ecr_parts_from_a_pipe(url: str, path: str) -> Callable[[], None]:
     return upload
 
 
-def two_hashes(_url: str, path: str) -> Callable[[], None]:
+def skopeo(url: str, path: str) -> Callable[[], object]:
+    """The same layer as an image's only one, pushed to a registry."""
+    layout, host = Path(path).parent / "layout", urlsplit(url).netloc
+    command = ["skopeo", "copy", "--insecure-policy", "--dest-tls-verify=false"]
+    command += [f"oci:{layout}", f"docker://{host}/demo:v1"]
+    return lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+
+
+def two_hashes(_url: str, path: str) -> Callable[[], object]:
     """The layer's digest, and the digest of as many bytes as its base64 has."""
 
     def digest(per_part: int) -> None:
@@ -171,8 +209,10 @@ WAYS = {
         ecr_parts_without_pybase64,
         ecr_parts_checked,
         ecr_parts_from_a_pipe,
+        skopeo,
         two_hashes,
     )
+    if way is not skopeo or shutil.which("skopeo")
 }
 
 
@@ -182,22 +222,57 @@ def one(way: str, url: str, path: str) -> None:
     begun = time.perf_counter()
     upload()
     seconds = time.perf_counter() - begun
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    of = resource.RUSAGE_CHILDREN if way == "skopeo" else resource.RUSAGE_SELF
+    peak = resource.getrusage(of).ru_maxrss / 1024
     print(json.dumps({"seconds": seconds, "peak": peak}))
 
 
 def measure(way: str, url: str, path: Path) -> dict[str, float]:
     command = [sys.executable, __file__, "--one", way, url, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     measured: dict[str, float] = json.loads(done.stdout)
     return measured
 
 
+def make_layer(path: Path, mib: int) -> None:
+    """A layer of random bytes, gzip in form (or skopeo would compress it), and an image of it."""
+    blobs = path.parent / "layout" / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+
+    def blob(content: bytes, media_type: str) -> dict[str, object]:
+        name = hashlib.sha256(content).hexdigest()
+        (blobs / name).write_bytes(content)
+        return {"mediaType": media_type, "digest": f"sha256:{name}", "size": len(content)}
+
+    pack, digest = zlib.compressobj(level=0, wbits=31), hashlib.sha256()
+    with path.open("wb") as file:
+        for left in range(mib, -1, -1):
+            content = pack.compress(os.urandom(MIB)) if left else pack.flush()
+            file.write(content)
+            digest.update(content)
+    path.with_name("layout").joinpath("oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    (blobs / digest.hexdigest()).symlink_to(path)
+    oci = "application/vnd.oci.image"
+    rootfs = {"type": "layers", "diff_ids": [f"sha256:{digest.hexdigest()}"]}
+    config = {"architecture": "amd64", "os": "linux", "rootfs": rootfs}
+    layer = {
+        "mediaType": f"{oci}.layer.v1.tar+gzip",
+        "digest": f"sha256:{digest.hexdigest()}",
+        "size": path.stat().st_size,
+    }
+    manifest = {
+        "schemaVersion": 2,
+        "config": blob(json.dumps(config).encode(), f"{oci}.config.v1+json"),
+        "layers": [layer],
+    }
+    index = [blob(json.dumps(manifest).encode(), f"{oci}.manifest.v1+json")]
+    top = {"schemaVersion": 2, "manifests": index}
+    path.with_name("layout").joinpath("index.json").write_text(json.dumps(top))
+
+
 def compare(mib: int, rounds: int, huge_mib: int, directory: Path) -> None:
     layer, small, huge = directory / "layer", directory / "small", directory / "huge"
-    with layer.open("wb") as file:
-        for _ in range(mib):
-            file.write(os.urandom(MIB))
+    make_layer(layer, mib)
     for path, size in ((small, 128), (huge, huge_mib)):
         with path.open("wb") as file:
             file.truncate(size * MIB)
@@ -208,11 +283,13 @@ def compare(mib: int, rounds: int, huge_mib: int, directory: Path) -> None:
         url = server.stdout.readline().strip()
         lines = [(way, 0) for way in WAYS] + [("botocore_loop", 80), ("ecr_parts", 80)]
         taken: dict[tuple[str, int], list[dict[str, float]]] = {line: [] for line in lines}
-        for _ in range(rounds):
-            for way, delay in lines:
-                taken[way, delay].append(measure(way, f"{url}/{delay}", layer))
-        peaks = [measure("ecr_parts", url, path)["peak"] for path in (small, huge)]
-        server.terminate()
+        try:
+            for _ in range(rounds):
+                for way, delay in lines:
+                    taken[way, delay].append(measure(way, f"{url}/{delay}", layer))
+            peaks = [measure("ecr_parts", url, path)["peak"] for path in (small, huge)]
+        finally:
+            server.terminate()
 
     def median(line: tuple[str, int], what: str = "seconds") -> float:
         return statistics.median(measured[what] for measured in taken[line])
