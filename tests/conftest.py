@@ -21,6 +21,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--simulations", type=int, default=1_000, help="how many to simulate")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _options_of_its_own() -> Iterator[None]:
+    """A pytest that a test runs takes none of this one's options: coverage of its own, for one."""
+    with pytest.MonkeyPatch.context() as environ:
+        environ.delenv("PYTEST_ADDOPTS", raising=False)
+        yield
+
+
 @pytest.fixture
 def ecr() -> Iterator[LocalECR]:
     """With small limits: six parts of 8 bytes for 45."""
