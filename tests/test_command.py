@@ -177,7 +177,7 @@ def test_an_error_says_where_the_checkpoint_goes_on(
     checkpoint.write_text("{")
     status, _, err = run(ecr, *command)
     assert status == 1
-    assert err.endswith("Delete it to upload from the beginning.\n")
+    assert err.endswith("Name another file; or, if it was one, delete it to begin anew.\n")
     assert checkpoint.read_text() == "{"
 
 

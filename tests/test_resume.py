@@ -427,7 +427,7 @@ def test_a_damaged_or_newer_checkpoint(
     content: bytes, ecr: LocalECR, uploader: LayerUploader, checkpoint: Path
 ) -> None:
     checkpoint.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"layer\.checkpoint' is no checkpoint.*Delete it"):
+    with pytest.raises(CheckpointError, match=r"layer\.checkpoint' is no checkpoint.*delete it"):
         uploader.upload(BLOB, checkpoint=checkpoint)
     assert checkpoint.read_bytes() == content
     assert ecr.calls == []

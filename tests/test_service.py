@@ -239,6 +239,23 @@ def test_kms_says_its_own_error() -> None:
         assert raised.value.code == "KmsException"
 
 
+def test_a_web_server_that_is_not_ecr_is_named_as_such() -> None:
+    page = b"<html>\n<h1>Not Found</h1>\n</html>"
+    with answering("InitiateLayerUpload", page, 404) as ecr:
+        uploader = LayerUploader(ecr.client(), "demo", limits=SMALL, retrying=PATIENT)
+        with pytest.raises(ServiceError, match=r"failed: 404: Not Found\. Check .* endpoint is"):
+            uploader.upload(BLOB)
+
+
+def test_an_endpoint_where_nobody_listens_is_named_as_such(ecr: LocalECR) -> None:
+    client = ecr.client()
+    ecr.stop()
+    with pytest.raises(ServiceError, match="Check the network, and the client's region") as raised:
+        LayerUploader(client, "demo", retrying=PATIENT).upload(BLOB)
+    assert raised.value.code == "EndpointConnectionError"
+    assert raised.value.attempts == 10
+
+
 def test_an_error_type_may_have_a_namespace() -> None:
     unknowns = Unknowns(error_namespace="com.amazonaws.ecr")
     with LocalECR(limits=SMALL, part_size=8, unknowns=unknowns) as ecr:

@@ -101,7 +101,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m ecr_parts", description="Upload image layers to Amazon ECR in parts."
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="upload")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     upload = commands.add_parser(
         "upload",
         help="upload one layer",
@@ -143,9 +143,8 @@ def _upload(options: argparse.Namespace, terminal: _Terminal) -> None:
         progress=terminal.progress,
     )
     has = "had it already" if layer.existed else "has it now"
-    terminal.end(
-        f"{options.repository} {has}: {layer.size:,} bytes, {len(layer.parts):,} parts sent"
-    )
+    sent = f"{len(layer.parts):,} part{'' if len(layer.parts) == 1 else 's'} sent"
+    terminal.end(f"{options.repository} {has}: {layer.size:,} bytes, {sent}")
     os.write(sys.stdout.fileno(), f"{layer.digest}\n".encode())  # a failure is an error now
 
 

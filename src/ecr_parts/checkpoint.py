@@ -39,7 +39,8 @@ class Checkpoint:
             return UploadSession.from_json(text)
         except ValueError as error:
             raise self._error(
-                "is no checkpoint", f"{error}. Delete it to upload from the beginning"
+                "is no checkpoint",
+                f"{error}. Name another file; or, if it was one, delete it to begin anew",
             ) from error
 
     def save(self, session: UploadSession) -> None:

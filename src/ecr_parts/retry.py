@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import traceback
 from collections.abc import Mapping
 
@@ -119,7 +120,7 @@ def reason(error: BaseException | None) -> str:
     if isinstance(error, BadAnswerError):
         name = "an answer that makes no sense"
     if isinstance(error, ClientError):
-        name, text = error_code(error), message(error.response)
+        name, text = error_code(error), re.sub("<[^>]*>", " ", message(error.response))
         kms = error.response.get("kmsError")
     line = f"{name}: {' '.join(text.split())[:500].rstrip('.')}"
     return line + (f" (kmsError: {kms})" if kms else "")

@@ -160,7 +160,7 @@ class Service:
                 )
             except ClientError as error:
                 if error_code(error) == "InvalidLayerException":
-                    raise self._mismatch(digest, str(error)) from error
+                    raise self._mismatch(digest, reason(error)) from error
                 raise
             answered = _field(answer, "layerDigest", str)
             if answered != digest:
@@ -231,8 +231,7 @@ class Service:
         times = f" after {attempts} attempts" if attempts > 1 else ""
         if isinstance(error, BadAnswerError):
             return UnexpectedResponseError(
-                f"{subject}: ECR's answer makes no sense{times}: {error}. Check that the client's "
-                "endpoint is ECR's, with no proxy that answers for it"
+                f"{subject}: ECR's answer makes no sense{times}: {error}. {_NOT_ECR}"
             )
         code, request_id = type(error).__name__, None
         if isinstance(error, ClientError):
@@ -254,6 +253,10 @@ class Service:
             return f"Allow {prefix}:{operation} on this repository in the caller's IAM policy"
         if not isinstance(error, (ClientError, BotoCoreError)) and not is_transient(error):
             return f"The client itself failed. {_CREDENTIALS}"
+        if code.isdigit() and not is_transient(error):
+            return _NOT_ECR
+        if isinstance(error, BotoCoreError) and is_transient(error):
+            return "Check the network, and the client's region and endpoint; then upload again"
         return _REMEDIES.get(code, "Uploading again may help once the cause is gone")
 
     def _mismatch(self, digest: str, reason: str) -> DigestMismatchError:
@@ -273,6 +276,7 @@ class Retried(Generic[_T]):
 
 
 _ACCESS_DENIED = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedException"})
+_NOT_ECR = "Check that the client's endpoint is ECR's, with no proxy that answers for it"
 _CREDENTIALS = "Check the client's credentials, and this machine's clock"
 _REMEDIES = {
     **dict.fromkeys(
@@ -298,7 +302,8 @@ _REMEDIES = {
     "LimitExceededException": "A quota of the registry is reached: retrying does not help",
     "RegistryNotFoundException": "Check the registry ID, and that the registry exists",
     "RepositoryNotFoundException": (
-        "Create the repository, or check its name, the registry ID and the client's region"
+        "Create the repository, or check its name (no registry before it, no tag behind it), the "
+        "registry ID and the client's region"
     ),
     "UnsupportedCommandException": "This registry does not take such uploads",
     "UploadNotFoundException": "The upload cannot go on: begin a new one",

@@ -223,10 +223,10 @@ class UploadSession:
         """
         try:
             document = json.loads(text)
-        except RecursionError as error:
-            raise ValueError("this JSON is no upload session") from error
+        except (RecursionError, ValueError) as error:
+            raise ValueError("this is no upload session's JSON") from error
         if not isinstance(document, dict) or "version" not in document:
-            raise ValueError("this JSON is no upload session")
+            raise ValueError("this is no upload session's JSON")
         if document["version"] != _VERSION:
             raise ValueError(
                 f"this upload session has version {document['version']!r}, and this library "

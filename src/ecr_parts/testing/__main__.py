@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+import sys
 import threading
 
 from ecr_parts.testing.server import LocalECR
@@ -11,7 +12,11 @@ from ecr_parts.testing.server import LocalECR
 
 def main() -> None:
     """Serve until interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m ecr_parts.testing", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m ecr_parts.testing",
+        description="Serve a LocalECR. Prints its URL, and the environment variables that make the "
+        "AWS SDKs, the AWS CLI and python -m ecr_parts talk to it.",
+    )
     parser.add_argument("--port", type=int, default=0, help="0, the default: any free one")
     parser.add_argument(
         "--repository",
@@ -19,11 +24,16 @@ def main() -> None:
         metavar="NAME",
         help="a repository that is there from the beginning; may be repeated (default: demo)",
     )
+    parser.add_argument(
+        "--slow", type=float, default=0, metavar="SECONDS", help="how late it answers each part"
+    )
     options = parser.parse_args()
     done = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: done.set())
-    with LocalECR(options.repository or ["demo"], port=options.port) as ecr:
+    with LocalECR(options.repository or ["demo"], port=options.port, slow=options.slow) as ecr:
+        if options.slow:
+            ecr.fail("UploadLayerPart", "slow", times=sys.maxsize)
         print(ecr.endpoint_url, flush=True)
         for name, value in ecr.environ().items():
             print(f"export {name}={value}", flush=True)

@@ -151,7 +151,10 @@ class LocalECR:
     def layer(self, repository: str, digest: str) -> bytes:
         """A completed layer's bytes; ``KeyError`` where there is none."""
         with self._lock:
-            return b"".join(self.registry.repositories[repository].layers[digest].blobs)
+            layers = self.registry.repositories[repository].layers
+            if digest not in layers:
+                raise KeyError(f"repository {repository!r} has no layer {digest}")
+            return b"".join(layers[digest].blobs)
 
     def _next_fault(self, operation: str) -> Fault | None:
         with self._lock:
