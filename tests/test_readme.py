@@ -26,7 +26,7 @@ from helpers import OPERATIONS, bytes_of, digest_of, shown_by
 from test_live import UNKNOWN
 
 import ecr_parts
-from ecr_parts import CLIENT_CONFIG, EcrPartsError, LayerUploader, default_retrying
+from ecr_parts import CLIENT_CONFIG, EcrPartsError, LayerUploader, ServiceError, default_retrying
 from ecr_parts.testing import Fault, LocalECR
 
 MIB = 1024 * 1024
@@ -72,8 +72,6 @@ class Desk:
         self.names: dict[str, Any] = {
             "client": client,
             "uploader": LayerUploader(client, "team/app"),
-            "blob": LAYER,
-            "digest": DIGEST,
         }
 
     def run(self, text: str) -> Any:
@@ -177,14 +175,36 @@ def quickstart_of_ones_own(text: str, desk: Desk) -> None:
     assert desk.shell(text).endswith(f"arrived {DIGEST}\nthe layer arrived whole\n")
 
 
+def served(text: str, desk: Desk) -> None:
+    """In one terminal; and in another, what it printed and a command of the block before."""
+    (desk.path / "layer.tar").touch()
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    with subprocess.Popen(
+        [sys.executable, *shlex.split(text)[1:]], stdout=subprocess.PIPE, text=True, env=environ
+    ) as server:
+        assert server.stdout is not None
+        printed = [server.stdout.readline() for _ in range(len(desk.ecr.environ()) + 1)]
+        assert printed[0].startswith("http://127.0.0.1:")
+        command = BLOCKS[Block("From the command line", "sh", 0)].splitlines()[0]
+        assert desk.shell("".join([*printed[1:], command])) == f"{DIGEST}\n"
+        server.terminate()
+    assert desk.ecr.calls == []
+
+
 def any_stream(text: str, desk: Desk) -> None:
-    desk.names.update(body=iter([LAYER[:5], LAYER[5:]]), size=len(LAYER))
+    desk.names.update(body=iter([LAYER[:5], LAYER[5:]]), size=len(LAYER), digest=DIGEST)
     desk.run(text)
     assert desk.arrived() == LAYER
 
 
-def resuming(text: str, desk: Desk) -> None:
+def broken_off(text: str, desk: Desk) -> None:
     desk.ecr.fail("UploadLayerPart", "expired_token", call=2)
+    with pytest.raises(ServiceError):
+        desk.run(text)
+
+
+def resumed(text: str, desk: Desk) -> None:
+    broken_off(BLOCKS[Block("Resuming", "python", 0)], desk)
     desk.run(text)
     assert desk.arrived() == LAYER
     sent = [call.first_byte for call in desk.ecr.calls if call.first_byte is not None]
@@ -309,9 +329,11 @@ CHECKS: dict[Block, Callable[[str, Desk], None]] = {
     Block("ecr-parts", "python", 0): first_program,
     Block("ecr-parts", "sh", 1): run_by_ci,
     Block("From the command line", "sh", 0): command_line,
-    Block("From the command line", "sh", 1): quickstart_of_ones_own,
+    Block("From the command line", "sh", 1): served,
+    Block("From the command line", "sh", 2): quickstart_of_ones_own,
     Block("What is uploaded", "python", 0): any_stream,
-    Block("Resuming", "python", 0): resuming,
+    Block("Resuming", "python", 0): broken_off,
+    Block("Resuming", "python", 1): resumed,
     Block("A Lambda function", "python", 0): lambda_function,
     Block("A stream", "python", 0): stream,
     Block("Progress", "python", 0): progress,
