@@ -9,6 +9,7 @@ see.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import os
@@ -46,15 +47,18 @@ def make_layer(directory: Path) -> Path:
 def upload(path: Path, checkpoint: Path, ecr: LocalECR) -> subprocess.Popen[bytes]:
     """The upload, in a process of its own."""
     say(f"\n$ python -m ecr_parts upload {path.name} demo --checkpoint {checkpoint.name}", BOLD)
+    own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     return subprocess.Popen(
         [sys.executable, "-m", "ecr_parts", "upload", path, "demo", "--checkpoint", checkpoint],
-        env={**os.environ, **ecr.environ()},
+        env={**own, **ecr.environ()},
     )
 
 
 def kill_at(byte: int, uploading: subprocess.Popen[bytes], ecr: LocalECR) -> None:
     """Kill the upload while the part that begins at ``byte`` is on the way."""
-    while uploading.poll() is None and not any(call.first_byte == byte for call in ecr.calls):
+    while not any(call.first_byte == byte for call in ecr.calls):
+        if uploading.poll() is not None:
+            sys.exit("the upload ended by itself")
         time.sleep(0.01)
     uploading.kill()
     uploading.wait()
@@ -83,6 +87,11 @@ def main(path: Path, checkpoint: Path) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("layer", type=Path, nargs="?", metavar="LAYER")
+    given = parser.parse_args().layer
+    if given is not None and not (given.is_file() and given.stat().st_size):
+        parser.error(f"{given} is no file, or an empty one")
     with tempfile.TemporaryDirectory() as directory:
-        layer = Path(sys.argv[1]) if len(sys.argv) > 1 else make_layer(Path(directory))
+        layer = given or make_layer(Path(directory))
         main(layer, Path(directory) / "layer.checkpoint")

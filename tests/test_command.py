@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -141,16 +144,21 @@ def test_a_stream_of_unknown_size_on_a_terminal(ecr: LocalECR) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["missing", "demo"], "error: [Errno 2] No such file or directory: 'missing'."),
+        (["missing", "demo"], "error: [Errno 2] No such file or directory: 'missing'\n"),
         (["-", "demo"], "error: the layer is empty, and ECR takes no layer of 0 bytes: leave it"),
         (["-", "demo", "--digest", "sha256:1"], "error: digest is 'sha256:1', and must be "),
         (["-", "demo", "--checkpoint", "c"], "error: only a source that can be read again can be"),
-        (["-", ""], "error: repository_name is empty."),
-        (["-", "demo", "--endpoint-url", "foo"], "error: Invalid endpoint: foo."),
-        (["-", "demo", "--profile", "foo"], "could not be found. Check --profile, --region"),
-        (["-", "demo", "--region", "a b"], "supported format. Check --profile, --region and"),
-        ([__file__, "none"], "the client's region. Nothing was sent"),
-        ([__file__, "none", "--checkpoint", "c"], "the client's region. Nothing was sent"),
+        (["-", ""], "error: repository_name is empty\n"),
+        (
+            ["-", "demo", "--endpoint-url", "foo"],
+            "error: no client can be made: ValueError: Invalid",
+        ),
+        (["-", "demo", "--profile", "foo"], "could not be found. Check the AWS configuration"),
+        (["-", "demo", "--region", "a b"], "supported format. Check the AWS configuration"),
+        ([__file__, "none"], "the client's region\n"),
+        ([__file__, "none", "--checkpoint", "c"], "the client's region\n"),
+        ([__file__, "demo", "--checkpoint", __file__], "the checkpoint is the layer's own file"),
+        ([__file__, "demo", "--checkpoint", os.devnull], "/dev/null' is no file: name another"),
     ],
 )
 def test_errors_without_a_traceback(arguments: list[str], said: str, ecr: LocalECR) -> None:
@@ -172,12 +180,12 @@ def test_an_error_says_where_the_checkpoint_goes_on(
 
     ecr.fail("BatchCheckLayerAvailability", "expired_token")  # before anything is resumed
     status, _, err = run(ecr, *command)
-    assert err.endswith("clock. Run the same command again: it goes on at byte 5,242,880\n")
+    assert err.endswith("at byte 5,242,880, if the checkpoint is of this layer\n")
 
     checkpoint.write_text("{")
     status, _, err = run(ecr, *command)
     assert status == 1
-    assert err.endswith("Name another file; or, if it was one, delete it to begin anew.\n")
+    assert err.endswith("Name another file; or, if it was one, delete it to begin anew\n")
     assert checkpoint.read_text() == "{"
 
 
@@ -190,8 +198,76 @@ def test_a_standard_output_that_is_closed_is_an_error(ecr: LocalECR, path: Path)
     assert process.returncode == 1
     assert err.decode().splitlines() == [
         "demo has it now: 12,582,912 bytes, 3 parts sent",
-        "error: [Errno 32] Broken pipe.",
+        "error: [Errno 32] Broken pipe",
     ]
+
+
+def test_a_standard_error_that_is_closed_or_full_changes_nothing(ecr: LocalECR, path: Path) -> None:
+    for redirection in ("2>&-", "2>/dev/full"):
+        ecr.registry.repositories["demo"].layers.clear()
+        ecr.fail("UploadLayerPart", "throttled", call=2)  # something to say
+        status, out, _ = run_redirected(ecr, redirection, path, "demo")
+        assert (status, out) == (0, f"{DIGEST}\n")
+
+
+def test_other_standard_streams_that_are_closed_are_errors(ecr: LocalECR, path: Path) -> None:
+    for redirection, file in ((">&-", path), ("<&-", "-")):
+        status, out, err = run_redirected(ecr, redirection, file, "demo")
+        assert (status, out) == (1, "")
+        assert err == "error: standard output, or the standard input to upload, is closed\n"
+    assert ecr.calls == []
+
+
+def run_redirected(ecr: LocalECR, redirection: str, *arguments: object) -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "ecr_parts", "upload", *map(str, arguments)]
+    done = subprocess.run(
+        ["bash", "-c", f'exec "$0" "$@" {redirection}', *command],
+        env={**os.environ, **ecr.environ()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(("columns", "drawn"), [(20, "5.0 of 12.0 MiB  "), (63, "[####")])
+def test_a_bar_is_no_wider_than_the_terminal(
+    columns: int, drawn: str, ecr: LocalECR, path: Path
+) -> None:
+    terminal, its_end = pty.openpty()
+    fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with start(ecr, path, "demo", stderr=its_end):
+        os.close(its_end)
+        shown = shown_by(terminal)
+    os.close(terminal)
+    bars = [line.partition("\r\n")[0] for line in shown.split("\r\x1b[K")[1:]]
+    assert any(bar.startswith(drawn) for bar in bars)
+    assert max(map(len, bars)) < columns
+
+
+def test_standard_input_is_read_from_where_it_stands(ecr: LocalECR, path: Path) -> None:
+    terminal, its_end = pty.openpty()
+    with path.open("rb") as file:
+        file.seek(2 * MIB)
+        with start(ecr, "-", "demo", stdin=file, stderr=its_end) as process:
+            os.close(its_end)
+            shown = shown_by(terminal)
+            out, _ = process.communicate()
+    os.close(terminal)
+    assert ecr.layer("demo", out.decode().strip()) == BLOB[2 * MIB :]
+    assert "] 100%  10.0 of 10.0 MiB" in shown
+
+
+def test_ctrl_c_before_anything_is_confirmed(ecr: LocalECR, path: Path) -> None:
+    ecr.fail("BatchCheckLayerAvailability", "throttled", times=4)
+    with start(ecr, path, "demo") as process:
+        assert process.stderr is not None
+        assert b"next attempt follows" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert process.returncode == 130
+    last = err.decode().splitlines()[-1]
+    assert last == "interrupted. ECR has confirmed nothing yet: run it again"
 
 
 def test_a_wrong_command_line(ecr: LocalECR) -> None:

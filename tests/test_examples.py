@@ -76,7 +76,10 @@ def test_an_example_runs_with_no_arguments(name: str) -> None:
 
 def test_the_quickstart_on_a_terminal_and_elsewhere(tmp_path: Path) -> None:
     layer = path_to(bytes_of(1000), tmp_path)
-    elsewhere = run("quickstart", str(layer))
+    refused = run("quickstart", str(tmp_path / "missing"))
+    assert refused.returncode == 2
+    assert refused.stderr.endswith("missing is no file, or an empty one\n")
+    elsewhere = run("quickstart", str(layer), AWS_PROFILE="of somebody else")
     assert elsewhere.returncode == 0
     assert "\x1b" not in elsewhere.stdout + elsewhere.stderr
 

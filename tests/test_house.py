@@ -16,7 +16,7 @@ HOUSE = Path(ecr_parts.__file__).parent
 # Each room imports only from rooms above it.
 ROOMS = [
     "errors", "limits", "notebook", "chunker", "session", "source", "checkpoint", "wire", "retry",
-    "service", "steps", "ahead", "run", "many", "uploader", "__init__", "__main__",
+    "service", "steps", "ahead", "run", "many", "uploader", "__init__", "command", "__main__",
     "testing.model", "testing.faults", "testing.server", "testing.__init__",
     "testing.pytest_plugin", "testing.__main__",
 ]  # fmt: skip

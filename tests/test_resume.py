@@ -436,7 +436,7 @@ def test_a_damaged_or_newer_checkpoint(
 def test_a_checkpoint_that_is_a_directory_or_in_none(
     ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
 ) -> None:
-    with pytest.raises(CheckpointError, match=f"{tmp_path}' cannot be read"):
+    with pytest.raises(CheckpointError, match=f"{tmp_path}' is no file"):
         uploader.upload(BLOB, checkpoint=tmp_path)
     with pytest.raises(CheckpointError, match=r"none/here' cannot be written: its directory"):
         uploader.upload(BLOB, checkpoint=tmp_path / "none" / "here")
@@ -595,3 +595,26 @@ def test_a_file_that_changes_while_it_is_resumed(
     path.write_bytes(BLOB)
     layer = uploader.upload(path, checkpoint=checkpoint)
     assert ecr.layer("demo", layer.digest) == BLOB
+
+
+def test_a_checkpoint_that_is_the_layers_own_file_is_refused(
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    path, link = path_to(BLOB, tmp_path), tmp_path / "link"
+    link.symlink_to(path)
+    for checkpoint in (path, link):
+        with pytest.raises(ValueError, match="the checkpoint is the layer's own file"):
+            uploader.upload(path, checkpoint=checkpoint)
+    assert path.read_bytes() == BLOB
+    assert ecr.calls == []
+
+
+def test_a_checkpoint_that_is_no_file_or_a_large_one_is_not_read(
+    uploader: LayerUploader, tmp_path: Path
+) -> None:
+    fifo, large = tmp_path / "fifo", tmp_path / "large"
+    os.mkfifo(fifo)
+    large.write_text(" " * 100_000 + uploader.initiate().to_json())
+    for checkpoint, said in ((fifo, "is no file: name another"), (large, "is no checkpoint")):
+        with pytest.raises(CheckpointError, match=said):
+            uploader.upload(BLOB, checkpoint=checkpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,34 @@ def test_kms_says_its_own_error() -> None:
             LayerUploader(ecr.client(), "demo", limits=SMALL, retrying=PATIENT).upload(BLOB)
         assert len(ecr.calls) == 2
         assert raised.value.code == "KmsException"
+
+
+def test_ctrl_c_while_an_answer_is_parsed_is_no_bad_answer(mocker: Any, ecr: LocalECR) -> None:
+    mocker.patch("botocore.parsers.JSONParser._parse_body_as_json", side_effect=KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        LayerUploader(ecr.client(), "demo", retrying=PATIENT).upload(BLOB)
+    assert len(ecr.calls) == 1
+
+
+@pytest.mark.parametrize("name", ["aws_session_token", "aws_access_key_id"])
+def test_a_credential_with_a_line_break_is_said_and_not_shown(
+    name: str, ecr: LocalECR, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "ecr_parts")
+    uploader = LayerUploader(ecr.client(**{name: "SECRET\n"}), "demo", retrying=PATIENT)
+    with pytest.raises(ServiceError, match="its credentials for a line break") as raised:
+        uploader.upload(BLOB)
+    assert raised.value.attempts == 1
+    assert "SECRET" not in str(raised.value)
+    assert "SECRET" not in "".join(x.getMessage() for x in caplog.records if x.name == "ecr_parts")
+
+
+def test_what_cannot_be_printed_is_left_out() -> None:
+    body = json.dumps({"__type": "KmsException", "message": "a\x1b[31m\nb", "kmsError": "c\u202ed"})
+    with answering("InitiateLayerUpload", body.encode(), 400) as ecr:
+        uploader = LayerUploader(ecr.client(), "demo", limits=SMALL, retrying=PATIENT)
+        with pytest.raises(ServiceError, match=r"KmsException: a \[31m b \(kmsError: c d\)\. "):
+            uploader.upload(BLOB)
 
 
 def test_a_web_server_that_is_not_ecr_is_named_as_such() -> None:

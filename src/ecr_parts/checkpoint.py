@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from ecr_parts.errors import CheckpointError
 from ecr_parts.session import UploadSession
+
+_MOST_BYTES = 64 * 1024  # of a session: more is another file
 
 
 class Checkpoint:
@@ -26,7 +30,10 @@ class Checkpoint:
     def load(self) -> UploadSession | None:
         """The session it holds; ``None`` where there is no file, but could be."""
         try:
-            text = self._path.read_bytes()
+            if not stat.S_ISREG(self._path.stat().st_mode):
+                raise self._error("is no file", "name another")
+            with self._path.open("rb") as file:
+                text = file.read(_MOST_BYTES)
         except FileNotFoundError:
             if not os.access(self._path.parent, os.W_OK):
                 raise self._error(
@@ -42,6 +49,12 @@ class Checkpoint:
                 "is no checkpoint",
                 f"{error}. Name another file; or, if it was one, delete it to begin anew",
             ) from error
+
+    def is_at(self, path: str | os.PathLike[str]) -> bool:
+        """Whether that is its own file, by whatever name."""
+        with suppress(OSError):  # there is none yet
+            return os.path.samefile(self._path, path)
+        return False
 
     def save(self, session: UploadSession) -> None:
         """Replace it, on the disk and not only in its cache.

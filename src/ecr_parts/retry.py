@@ -82,6 +82,10 @@ class BadAnswerError(Exception):
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same call may succeed later."""
+    if not isinstance(error, Exception):
+        return False  # Ctrl-C may come anywhere
+    if _cannot_be_sent(error):
+        return False
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         # ECR's own 400 has a code; botocore gives "400" to one that lost it on the way.
@@ -95,6 +99,13 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, (BotocoreConnectionError, HTTPClientError, IncompleteReadError)):
         return True
     return isinstance(error, ResponseParserError) or _raised_in_parsing(error)
+
+
+def _cannot_be_sent(error: BaseException | None) -> bool:
+    """Whether the request itself is impossible: its URL, or a credential with a line break."""
+    if type(error) is not HTTPClientError:
+        return False
+    return isinstance(error.kwargs.get("error"), ValueError)
 
 
 def _raised_in_parsing(error: BaseException) -> bool:
@@ -122,8 +133,11 @@ def reason(error: BaseException | None) -> str:
     if isinstance(error, ClientError):
         name, text = error_code(error), re.sub("<[^>]*>", " ", message(error.response))
         kms = error.response.get("kmsError")
-    line = f"{name}: {' '.join(text.split())[:500].rstrip('.')}"
-    return line + (f" (kmsError: {kms})" if kms else "")
+    if _cannot_be_sent(error):
+        text = "the request cannot be sent"  # its own text may hold a credential
+    line = f"{name}: {text[:500]}" + (f" (kmsError: {kms})" if kms else "")
+    printable = "".join(letter if letter.isprintable() else " " for letter in line)
+    return " ".join(printable.split()).rstrip(".")
 
 
 def let_go(error: BaseException | None, callers: BaseException | None) -> None:

@@ -312,6 +312,9 @@ def upload_layer(
     """Upload one layer; errors carry the session and the parts."""
     kept = None if layer.checkpoint is None else Checkpoint(layer.checkpoint)
     with open_source(layer.source, layer.size) as opened:
+        path = layer.source if isinstance(layer.source, str | os.PathLike) else None
+        if kept is not None and path is not None and kept.is_at(path):
+            raise ValueError(f"the checkpoint is the layer's own file, {os.fspath(path)!r}")
         run = Run(steps, opened, layer.digest, layer.progress, session, kept)
         try:
             return run.upload(check_existing)

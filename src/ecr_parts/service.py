@@ -253,6 +253,8 @@ class Service:
             return f"Allow {prefix}:{operation} on this repository in the caller's IAM policy"
         if not isinstance(error, (ClientError, BotoCoreError)) and not is_transient(error):
             return f"The client itself failed. {_CREDENTIALS}"
+        if code == "HTTPClientError":
+            return "Check the client's endpoint and proxy, and its credentials for a line break"
         if code.isdigit() and not is_transient(error):
             return _NOT_ECR
         if isinstance(error, BotoCoreError) and is_transient(error):

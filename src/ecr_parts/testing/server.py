@@ -137,10 +137,13 @@ class LocalECR:
         return {
             "AWS_ENDPOINT_URL_ECR": self.endpoint_url,
             "AWS_ENDPOINT_URL_ECR_PUBLIC": self.endpoint_url,
+            "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "false",
             "AWS_ACCESS_KEY_ID": "local",
             "AWS_SECRET_ACCESS_KEY": "local",
             "AWS_REGION": _REGION,
             "AWS_DEFAULT_REGION": _REGION,
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
         }
 
     def fail(self, operation: str, fault: Fault, *, call: int = 1, times: int = 1) -> None:
