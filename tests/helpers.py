@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import os
+import pty
 import random
+import struct
+import subprocess
 import tarfile
+import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from typing_extensions import override
 
@@ -43,6 +48,18 @@ def shown_by(terminal: int, until: str | None = None) -> str:
             break
         shown += more
     return shown.decode()
+
+
+def shown_on_a_terminal(start: Callable[..., subprocess.Popen[Any]], columns: int = 80) -> str:
+    """What a process that succeeds shows, started with ``stdout=`` and ``stderr=`` a terminal."""
+    terminal, its_end = pty.openpty()
+    fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with start(stdout=its_end, stderr=its_end) as process:
+        os.close(its_end)
+        shown = shown_by(terminal)
+    os.close(terminal)
+    assert process.returncode == 0
+    return shown
 
 
 def bytes_of(size: int, seed: int = 0) -> bytes:

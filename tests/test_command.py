@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pty
 import signal
-import struct
 import subprocess
 import sys
-import termios
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import bytes_of, digest_of, shown_by
+from helpers import bytes_of, digest_of, shown_by, shown_on_a_terminal
 
 from ecr_parts.testing import LocalECR
 
@@ -234,27 +232,17 @@ def run_redirected(ecr: LocalECR, redirection: str, *arguments: object) -> tuple
 def test_a_bar_is_no_wider_than_the_terminal(
     columns: int, drawn: str, ecr: LocalECR, path: Path
 ) -> None:
-    terminal, its_end = pty.openpty()
-    fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    with start(ecr, path, "demo", stderr=its_end):
-        os.close(its_end)
-        shown = shown_by(terminal)
-    os.close(terminal)
+    shown = shown_on_a_terminal(partial(start, ecr, path, "demo"), columns)
     bars = [line.partition("\r\n")[0] for line in shown.split("\r\x1b[K")[1:]]
     assert any(bar.startswith(drawn) for bar in bars)
     assert max(map(len, bars)) < columns
 
 
 def test_standard_input_is_read_from_where_it_stands(ecr: LocalECR, path: Path) -> None:
-    terminal, its_end = pty.openpty()
     with path.open("rb") as file:
         file.seek(2 * MIB)
-        with start(ecr, "-", "demo", stdin=file, stderr=its_end) as process:
-            os.close(its_end)
-            shown = shown_by(terminal)
-            out, _ = process.communicate()
-    os.close(terminal)
-    assert ecr.layer("demo", out.decode().strip()) == BLOB[2 * MIB :]
+        shown = shown_on_a_terminal(partial(start, ecr, "-", "demo", stdin=file))
+    assert ecr.layer("demo", digest_of(BLOB[2 * MIB :])) == BLOB[2 * MIB :]
     assert "] 100%  10.0 of 10.0 MiB" in shown
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import pty
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import bytes_of, path_to, shown_by
+from helpers import bytes_of, path_to, shown_on_a_terminal
 from registry_front import front
 
 from ecr_parts import DigestMismatchError, ServiceError
@@ -84,18 +84,11 @@ def test_the_quickstart_on_a_terminal_and_elsewhere(tmp_path: Path) -> None:
     assert "\x1b" not in elsewhere.stdout + elsewhere.stderr
 
     for colour in (True, False):
-        terminal, its_end = pty.openpty()
-        with subprocess.Popen(
-            [sys.executable, EXAMPLES / "quickstart.py", layer],
-            stdin=subprocess.DEVNULL,
-            stdout=its_end,
-            stderr=its_end,
-            env={**os.environ, **({} if colour else {"NO_COLOR": "1"})},
-        ) as process:
-            os.close(its_end)
-            shown = shown_by(terminal)
-        os.close(terminal)
-        assert process.returncode == 0
+        command = [sys.executable, EXAMPLES / "quickstart.py", layer]
+        environ = {**os.environ, **({} if colour else {"NO_COLOR": "1"})}
+        shown = shown_on_a_terminal(
+            partial(subprocess.Popen, command, env=environ, stdin=subprocess.DEVNULL)
+        )
         assert "[##############################] 100%" in shown
         assert ("\x1b[32mthe layer arrived whole\x1b[0m" in shown) == colour
         assert "killed, with byte 0 on the way" in shown

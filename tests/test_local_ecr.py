@@ -396,7 +396,6 @@ def test_its_environment_is_enough_for_somebody_elses_client(
 @pytest.fixture
 def served() -> Iterator[tuple[subprocess.Popen[str], str]]:
     command = [sys.executable, "-m", "ecr_parts.testing", "--repository", "layer-test"]
-    command += ["--slow", "0.01"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     with process:

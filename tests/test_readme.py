@@ -7,7 +7,6 @@ import gzip
 import io
 import json
 import os
-import pty
 import re
 import shlex
 import subprocess
@@ -16,13 +15,14 @@ import tarfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import botocore.session
 import pytest
 from botocore.exceptions import ConnectionClosedError
-from helpers import OPERATIONS, bytes_of, digest_of, shown_by
+from helpers import OPERATIONS, bytes_of, digest_of, shown_on_a_terminal
 from test_live import UNKNOWN
 
 import ecr_parts
@@ -116,20 +116,9 @@ def last_command(text: str) -> list[str]:
 
 def quickstart(text: str, desk: Desk) -> None:
     """As on a terminal: and that is what the README shows of it."""
-    terminal, its_end = pty.openpty()
-    with subprocess.Popen(
-        last_command(text),
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=its_end,
-        stderr=its_end,
-        env={**os.environ, "NO_COLOR": "1"},
-    ) as process:
-        os.close(its_end)
-        shown = shown_by(terminal)
-    os.close(terminal)
-    assert process.returncode == 0
-
+    environ = {**os.environ, "NO_COLOR": "1"}
+    command = partial(subprocess.Popen, last_command(text), cwd=ROOT, env=environ)
+    shown = shown_on_a_terminal(partial(command, stdin=subprocess.DEVNULL))
     screen = [line.rpartition("\r\x1b[K")[2] for line in shown.split("\r\n")]
     said = BLOCKS[Block("ecr-parts", "text", 0)].split("\n")
     for line, promised in zip(map(what_stays, screen), map(what_stays, said), strict=True):

@@ -436,6 +436,8 @@ def test_a_damaged_or_newer_checkpoint(
 def test_a_checkpoint_that_is_a_directory_or_in_none(
     ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
 ) -> None:
+    with pytest.raises(CheckpointError, match=r"cannot be read: .* too long"):
+        uploader.upload(BLOB, checkpoint=tmp_path / ("x" * 300))
     with pytest.raises(CheckpointError, match=f"{tmp_path}' is no file"):
         uploader.upload(BLOB, checkpoint=tmp_path)
     with pytest.raises(CheckpointError, match=r"none/here' cannot be written: its directory"):

@@ -108,9 +108,9 @@ def main() -> int:
         return 130
     except (EcrPartsError, OSError, TypeError, ValueError) as error:
         how = ""
-        if isinstance(error, ServiceError | UnexpectedResponseError):
-            ours = error.session is not None and not isinstance(error, UploadLostError)
-            how = _how_to_go_on(options, terminal.confirmed, ours=ours)
+        mends = ServiceError | UnexpectedResponseError
+        if isinstance(error, mends) and not isinstance(error, UploadLostError):
+            how = _how_to_go_on(options, terminal.confirmed, ours=error.session is not None)
         terminal.end(f"error: {str(error).rstrip('.')}. {how}".rstrip(". "))
         return 1
     return 0
