@@ -100,7 +100,7 @@ def random_unknowns(rng: random.Random) -> Unknowns:
     return Unknowns(
         nothing_stored=rng.choice((-1, 0, "absent")),
         completed_again=rng.choice(("UploadNotFoundException", "LayerAlreadyExistsException")),
-        missing_layers=rng.choice(("failures", "layers")),
+        missing_layers=rng.choice(("failures", "layers", "failures alone")),
         availability_lag=rng.choice((0, 0, 1, 2)),
     )
 

@@ -199,7 +199,7 @@ def test_what_does_not_exist(call: Caller) -> None:
         assert "'none' does not exist in the registry with id '012345678910'" in refusal["message"]
 
 
-@pytest.mark.parametrize("where", ["failures", "layers"])
+@pytest.mark.parametrize("where", ["failures", "layers", "failures alone"])
 def test_availability(where: Any) -> None:
     missing = digest_of(b"missing")
     with LocalECR(unknowns=Unknowns(missing_layers=where, availability_lag=2)) as ecr:
@@ -210,9 +210,11 @@ def test_availability(where: Any) -> None:
             return call("batch_check_layer_availability", layerDigests=digests)
 
         for _ in range(2):
-            assert [a.get("layerAvailability") for a in ask(DIGEST)["layers"]] != ["AVAILABLE"]
+            layers = ask(DIGEST).get("layers", [])
+            assert [layer["layerAvailability"] for layer in layers] != ["AVAILABLE"]
         assert ask(DIGEST)["layers"][0]["layerAvailability"] == "AVAILABLE"
-        if where == "failures":
+        assert ("layers" in ask(missing)) == (where != "failures alone")
+        if where != "layers":
             assert ask(missing)["failures"][0]["failureCode"] == "MissingLayerDigest"
         else:
             assert ask(missing)["layers"] == [

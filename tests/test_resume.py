@@ -29,7 +29,7 @@ from ecr_parts import (
     UploadedLayer,
     UploadSession,
 )
-from ecr_parts.testing import Fault, LocalECR, Registry
+from ecr_parts.testing import Fault, LocalECR, Registry, Unknowns
 from ecr_parts.testing.model import Upload
 
 BLOB = bytes_of(45)  # six parts of 8 bytes, the last of 5
@@ -620,3 +620,29 @@ def test_a_checkpoint_that_is_no_file_or_a_large_one_is_not_read(
     for checkpoint, said in ((fifo, "is no file: name another"), (large, "is no checkpoint")):
         with pytest.raises(CheckpointError, match=said):
             uploader.upload(BLOB, checkpoint=checkpoint)
+
+
+def test_a_session_with_a_digest_of_the_callers_is_mended_when_its_file_was_another(
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    """With ``digest`` nothing is hashed, so that parts of two files may meet in one upload."""
+    path = path_to(BLOB, tmp_path)
+    session = uploader.initiate()
+    uploader.upload_part(session, bytes_of(8, seed=1))
+    assert session.next_byte == 8
+    layer = uploader.upload(path, digest=DIGEST, session=session)
+    assert ecr.layer("demo", layer.digest) == BLOB
+
+    session = uploader.initiate()
+    wrong = digest_of(b"other")
+    with pytest.raises(DigestMismatchError):
+        uploader.upload(path, digest=wrong, session=session, check_existing=False)
+
+
+@pytest.mark.parametrize("where", ["failures", "layers", "failures alone"])
+def test_wherever_missing_layers_are_listed(where: Any) -> None:
+    with LocalECR(limits=SMALL, part_size=8, unknowns=Unknowns(missing_layers=where)) as ecr:
+        uploader = LayerUploader(ecr.client(), "demo", limits=SMALL, retrying=PATIENT)
+        assert uploader.missing([DIGEST]) == {DIGEST}
+        assert not uploader.upload(BLOB).existed
+        assert uploader.upload(BLOB).existed

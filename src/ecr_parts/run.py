@@ -158,7 +158,7 @@ class Run:
 
     def _resume(self, stored: UploadSession) -> UploadSession:
         self._parts_before = -(-stored.next_byte // stored.part_size)
-        self._proven = stored.layer_digest is not None
+        self._proven = False  # with a digest from the caller, the content may be another by now
         self.session = stored
         self._identify(stored)
         stored.resume()

@@ -106,7 +106,7 @@ class Service:
                     _field(layer, "layerAvailability", str),
                     None if layer.get("layerSize") is None else _size(layer),
                 )
-                for layer in _field(answer, "layers", list)
+                for layer in _field(_with_layers(answer), "layers", list)
             }
 
         return self._retry("BatchCheckLayerAvailability", once).answer
@@ -295,7 +295,8 @@ _REMEDIES = {
     ),
     "KmsException": "Check the KMS key that encrypts the repository, and the right to use it",
     "LayerAlreadyExistsException": (
-        "ECR says that a layer of this content exists, but not under this digest: check the digest"
+        "ECR says that a layer of this content exists, but does not list this digest: check the "
+        "digest; or it does not list it yet: upload again"
     ),
     "LayerPartTooSmallException": (
         "A broken connection left a fragment of a part there: upload the layer again from its "
@@ -361,6 +362,11 @@ def _size(layer: Answer) -> int:
     if size < 1:
         raise BadAnswerError(f"its layerSize is {size}", transient=False)
     return size
+
+
+def _with_layers(answer: Answer) -> Answer:
+    """Of an availability answer: whether a list that is empty is left out is unknown."""
+    return {"layers": [], **answer} if "failures" in answer else answer
 
 
 def _whole(value: object) -> int:

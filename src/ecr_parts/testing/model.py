@@ -50,9 +50,9 @@ class Unknowns:
         "UploadNotFoundException"
     )
     """What a second Complete of the same upload is refused with."""
-    missing_layers: Literal["failures", "layers"] = "failures"
+    missing_layers: Literal["failures", "layers", "failures alone"] = "failures"
     """Where BatchCheckLayerAvailability lists a missing layer: among the failures, or among the
-    layers as ``UNAVAILABLE``."""
+    layers as ``UNAVAILABLE``; or among the failures, and a list of no layers is left out."""
     availability_lag: int = 0
     """For how many questions a completed layer still counts as missing."""
     broken_part: Literal["nothing", "fragment"] = "nothing"
@@ -340,6 +340,8 @@ class Registry:
                 layers.append({"layerDigest": digest, "layerAvailability": "UNAVAILABLE"})
             else:
                 failures.append(_failure(digest, "MissingLayerDigest", "was not found"))
+        if self._unknowns.missing_layers == "failures alone" and not layers:
+            return {"failures": failures}
         return {"layers": layers, "failures": failures}
 
     def _put_image(self, request: _Request) -> dict[str, object]:
