@@ -627,14 +627,14 @@ def test_a_session_with_a_digest_of_the_callers_is_mended_when_its_file_was_anot
 ) -> None:
     """With ``digest`` nothing is hashed, so that parts of two files may meet in one upload."""
     path = path_to(BLOB, tmp_path)
-    session = uploader.initiate()
+    session = uploader.initiate(layer_digest=DIGEST)
     uploader.upload_part(session, bytes_of(8, seed=1))
     assert session.next_byte == 8
     layer = uploader.upload(path, digest=DIGEST, session=session)
     assert ecr.layer("demo", layer.digest) == BLOB
 
-    session = uploader.initiate()
     wrong = digest_of(b"other")
+    session = uploader.initiate(layer_digest=wrong)
     with pytest.raises(DigestMismatchError):
         uploader.upload(path, digest=wrong, session=session, check_existing=False)
 
