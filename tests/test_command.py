@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from helpers import bytes_of, digest_of, shown_by, shown_on_a_terminal
 
+from ecr_parts.command import _Terminal
 from ecr_parts.testing import LocalECR
 
 MIB = 1024 * 1024
@@ -214,6 +215,31 @@ def test_other_standard_streams_that_are_closed_are_errors(ecr: LocalECR, path: 
         assert (status, out) == (1, "")
         assert err == "error: standard output, or the standard input to upload, is closed\n"
     assert ecr.calls == []
+
+
+def test_ctrl_c_that_python_dropped_is_heard_of_at_the_next_sign_of_life() -> None:
+    terminal = _Terminal()
+    terminal.progress(0)
+    with pytest.raises(KeyboardInterrupt):  # while an object is finalized, nobody hears of it
+        terminal.interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        terminal.progress(0)
+
+
+def test_ctrl_c_that_is_ignored_stays_ignored(ecr: LocalECR, path: Path) -> None:
+    command = [sys.executable, "-m", "ecr_parts", "upload", str(path), "demo"]
+    ecr.fail("UploadLayerPart", "throttled", call=2)
+    with subprocess.Popen(
+        ["bash", "-c", 'trap "" INT; exec "$0" "$@"', *command],
+        env={**os.environ, **ecr.environ()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stderr is not None
+        assert b"next attempt follows" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate()
+    assert (process.returncode, out.decode()) == (0, f"{DIGEST}\n")
 
 
 def run_redirected(ecr: LocalECR, redirection: str, *arguments: object) -> tuple[int, str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import stat
 import sys
 import time
@@ -49,10 +50,18 @@ class _Terminal(logging.Handler):
         """The layer's bytes, where they are known."""
         self.confirmed = 0
         """Bytes that ECR has."""
+        self._interrupted = False
+
+    def interrupt(self, *_signal: object) -> None:
+        """Ctrl-C."""
+        self._interrupted = True
+        raise KeyboardInterrupt
 
     def progress(self, newly: int) -> None:
         """For ``upload(progress=…)``."""
         self.confirmed += newly
+        if self._interrupted:  # Python drops what is raised while an object is finalized
+            raise KeyboardInterrupt
         if newly or time.monotonic() - self._drawn > _REDRAWN:
             self._draw()
 
@@ -97,6 +106,8 @@ def main() -> int:
     """Do what the command line says. Returns the exit status."""
     options = _options()
     terminal = _Terminal()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored
+        signal.signal(signal.SIGINT, terminal.interrupt)
     log = logging.getLogger("ecr_parts")
     log.addHandler(terminal)
     log.setLevel(logging.INFO)
