@@ -74,8 +74,8 @@ class Desk:
             "uploader": LayerUploader(client, "team/app"),
         }
 
-    def run(self, text: str) -> Any:
-        """A Python block; its names as attributes."""
+    def run(self, text: str) -> None:
+        """A Python block; what it defines is in ``names``."""
         exec(compile(text, "README.md", "exec"), self.names)
 
     def arrived(self, digest: str = DIGEST) -> bytes:
