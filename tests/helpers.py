@@ -12,6 +12,7 @@ import struct
 import subprocess
 import tarfile
 import termios
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -60,6 +61,17 @@ def shown_on_a_terminal(start: Callable[..., subprocess.Popen[Any]], columns: in
     os.close(terminal)
     assert process.returncode == 0
     return shown
+
+
+def join_threads(seconds: float = 10) -> None:
+    """Wait for the library's threads, which end once an upload is over.
+
+    Those of single steps end when they have had nothing to do for 5 seconds.
+    """
+    for thread in threading.enumerate():
+        if thread.name.startswith("ecr_parts "):
+            thread.join(seconds)
+            assert not thread.is_alive(), thread
 
 
 def bytes_of(size: int, seed: int = 0) -> bytes:

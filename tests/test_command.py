@@ -87,7 +87,8 @@ def test_standard_input(ecr: LocalECR, path: Path) -> None:
 def test_what_is_said_of_the_layer_and_of_ecr_reaches_them(ecr: LocalECR, path: Path) -> None:
     status, _, err = run(ecr, path, "demo", "--digest", digest_of(b"other"))
     assert status == 1
-    assert err.startswith("error: CompleteLayerUpload in repository 'demo': what ECR received is")
+    assert err.startswith("error: CompleteLayerUpload in repository 'demo', upload ")
+    assert f": the bytes that ECR received do not match {digest_of(b'other')}: " in err
     status, _, err = run(ecr, path, "demo", "--registry-id", "999999999999")
     assert status == 1
     assert "does not exist in the registry with id '999999999999'" in err
@@ -119,7 +120,7 @@ def test_a_bar_on_a_terminal_and_ctrl_c(ecr: LocalECR, path: Path, tmp_path: Pat
     ecr.calls.clear()
     status, out_again, err = run(ecr, *command)
     assert (status, out_again) == (0, f"{DIGEST}\n")
-    assert err.splitlines()[0].endswith(" goes on at byte 5242880")
+    assert err.splitlines()[0].endswith(" at byte 5242880")
     assert min(sent(ecr)) == 5 * MIB
     assert not checkpoint.exists()
 
@@ -145,7 +146,7 @@ def test_a_stream_of_unknown_size_on_a_terminal(ecr: LocalECR) -> None:
     [
         (["missing", "demo"], "error: [Errno 2] No such file or directory: 'missing'\n"),
         (["-", "demo"], "error: the layer is empty, and ECR takes no layer of 0 bytes: leave it"),
-        (["-", "demo", "--digest", "sha256:1"], "error: digest is 'sha256:1', and must be "),
+        (["-", "demo", "--digest", "sha256:1"], "error: digest must be 'sha256:' and 64 "),
         (["-", "demo", "--checkpoint", "c"], "error: only a source that can be read again can be"),
         (["-", ""], "error: repository_name is empty\n"),
         (

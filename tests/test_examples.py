@@ -92,7 +92,7 @@ def test_the_quickstart_on_a_terminal_and_elsewhere(tmp_path: Path) -> None:
         assert "[##############################] 100%" in shown
         assert ("\x1b[32mthe layer arrived whole\x1b[0m" in shown) == colour
         assert "killed, with byte 0 on the way" in shown
-        assert "goes on at byte 0" in shown
+        assert " at byte 0\r\n" in shown
         assert "ECR refused the part, as it has the layer up to byte 999" in shown
 
 

@@ -6,7 +6,7 @@ import base64
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from botocore.config import Config
@@ -29,10 +29,10 @@ def ecr() -> Iterator[LocalECR]:
         yield ecr
 
 
-def uploader_of(ecr: LocalECR) -> LayerUploader:
+def uploader_of(ecr: LocalECR, **settings: Any) -> LayerUploader:
     impatient = CLIENT_CONFIG.merge(Config(read_timeout=0.1, proxies={}))
     client = ecr.client(config=impatient, **SECRETS)
-    return LayerUploader(client, "demo", limits=SMALL, retrying=PATIENT)
+    return LayerUploader(client, "demo", limits=SMALL, retrying=PATIENT, **settings)
 
 
 def lines(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
@@ -48,7 +48,8 @@ def test_one_line_a_part_at_debug(ecr: LocalECR, caplog: pytest.LogCaptureFixtur
     uploader_of(ecr).upload(PART * 3)
     assert lines(caplog, logging.DEBUG) == [
         f"UploadLayerPart in repository 'demo', bytes {first}-{last}, attempt 1: "
-        f"ECR took the part, and has the layer up to byte {last}: the part is stored"
+        f"ECR took the part, and has the layer up to byte {last}: all of the part "
+        "is stored; continuing after the part"
         for first, last in ((0, 7), (8, 15), (16, 23))
     ]
     assert lines(caplog, logging.INFO) == []
@@ -61,21 +62,21 @@ def test_one_line_a_part_at_debug(ecr: LocalECR, caplog: pytest.LogCaptureFixtur
             "answer_lost",
             [
                 "attempt 1: ConnectionClosedError: Connection was closed before ",
-                "attempt 2: ECR refused the part, as it has the layer up to byte 15: the part is",
+                "attempt 2: ECR refused the part, as it has the layer up to byte 15: all of ",
             ],
         ),
         (
             "throttled",
             [
                 "attempt 1: ThrottlingException: Rate exceeded; the next attempt follows in ",
-                "attempt 2: ECR took the part, and has the layer up to byte 15: the part is stored",
+                "attempt 2: ECR took the part, and has the layer up to byte 15: all of the",
             ],
         ),
         (
             "stored_in_part",
             [
                 "attempt 1: ConnectionClosedError: ",
-                "attempt 2: ECR refused the part, as it has the layer up to byte 11: go on behind",
+                "attempt 2: ECR refused the part, as it has the layer up to byte 11: a fragment",
             ],
         ),
     ],
@@ -105,8 +106,9 @@ def test_a_start_over_and_a_resumption_at_info(
     assert lines(caplog, logging.INFO) == []
     uploader_of(ecr).upload(PART * 3, checkpoint=checkpoint)
     resumed, started_over = lines(caplog, logging.INFO)
-    assert resumed.endswith(" goes on at byte 16")
-    assert started_over.startswith("starting over, for the 1. time: UploadLayerPart in repository")
+    assert resumed.startswith("resuming upload ")
+    assert resumed.endswith(" at byte 16")
+    assert started_over.startswith("starting over (restart 1 of 3): UploadLayerPart in repository")
     assert "bytes 16-23 failed: UploadNotFoundException" in started_over
 
 
@@ -120,7 +122,7 @@ def test_no_payload_no_credential_and_one_line_each(
             ecr.fail(operation, fault)
     for _ in range(5):  # some faults end an upload
         try:
-            uploader_of(ecr).upload(PART * 3)
+            uploader_of(ecr, attempt_timeout=0.2).upload(PART * 3)
         except EcrPartsError:
             continue
         break

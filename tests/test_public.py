@@ -67,7 +67,7 @@ def test_faults_checkpoints_and_streams(fault: Any, tmp_path: Path) -> None:
     ("code", "remedy"),
     [
         ("RegistryNotFoundException", "the registry exists"),
-        ("UnsupportedCommandException", "does not take such uploads"),
+        ("UnsupportedCommandException", "does not accept such uploads"),
         ("RepositoryNotFoundException", "Create the repository"),
     ],
 )

@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import PATIENT, REPLAYABLE, SMALL, STREAMS, bytes_of, digest_of, path_to
+from helpers import (
+    PATIENT,
+    REPLAYABLE,
+    SMALL,
+    STREAMS,
+    bytes_of,
+    digest_of,
+    join_threads,
+    path_to,
+)
 from simulation import Cut, ModelClient
 
 from ecr_parts import (
@@ -570,9 +579,6 @@ def test_fifty_kills_in_a_row(tmp_path: Path, checkpoint: Path) -> None:
 def test_an_interrupt_keeps_the_checkpoint_and_leaves_no_thread(
     ecr: LocalECR, uploader: LayerUploader, checkpoint: Path
 ) -> None:
-    uploader.upload(b"first, so that the server has its threads")
-    before = threading.active_count()
-
     def interrupt(n: int) -> None:
         if n:
             raise KeyboardInterrupt
@@ -580,7 +586,7 @@ def test_an_interrupt_keeps_the_checkpoint_and_leaves_no_thread(
     with pytest.raises(KeyboardInterrupt):
         uploader.upload(BLOB, checkpoint=checkpoint, progress=interrupt)
     assert checkpoint.exists()
-    assert threading.active_count() == before
+    join_threads()
 
 
 def test_a_file_that_changes_while_it_is_resumed(

@@ -31,8 +31,8 @@ from ecr_parts import (
     UnexpectedResponseError,
     default_retrying,
 )
+from ecr_parts._failures import last_valid_byte
 from ecr_parts.retry import is_transient
-from ecr_parts.service import last_valid_byte
 from ecr_parts.testing import LocalECR, Unknowns
 
 BLOB = bytes_of(45)
@@ -325,6 +325,12 @@ def test_the_default_policy_is_finite_and_serves_other_calls(
 
     with pytest.raises(ClientError, match="ImageTagAlreadyExists"):
         policy(refused)
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        policy(interrupted)
     assert len(waits) == 2 + 9
 
 

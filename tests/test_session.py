@@ -10,11 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecr_parts import Part, UploadSession
-from ecr_parts.session import MOVES, Move, Stand, stand
+from ecr_parts._session import TRANSITIONS, Event, NextAction, Position, position
 
 PART = Part(100, 199)
 LAYER_SIZE = 1_000
 MIN_PART = 40
+
+
+def receive(
+    session: UploadSession, part: Part, last_byte: int, *, min_part: int, replayable: bool
+) -> NextAction | Event:
+    """The action that the table names; the event where ECR makes no progress."""
+    event, action = session._receive(part, last_byte, min_part=min_part, replayable=replayable)
+    if event is Event.NO_PROGRESS:
+        assert action is NextAction.FAIL
+        return event
+    return action
 
 
 def a_session(*, begun_here: bool = True, **fields: Any) -> UploadSession:
@@ -26,9 +37,10 @@ def a_session(*, begun_here: bool = True, **fields: Any) -> UploadSession:
     }
     session = UploadSession(**known | fields)
     if begun_here:
-        session.begin(session.upload_id, session.part_size)
+        session._begin(session.upload_id, session.part_size)
         while session.last_byte_received < 99:
-            session.receive(
+            receive(
+                session,
                 Part(session.next_byte, session.next_byte + 99),
                 session.next_byte + 99,
                 min_part=MIN_PART,
@@ -42,48 +54,58 @@ def a_session(*, begun_here: bool = True, **fields: Any) -> UploadSession:
 # The table of the design, row by row: where ECR says it stands, while 100..199 is sent, and what
 # that means for a replayable source, for a stream, and for a resumed session.
 TABLE = [
-    (199, Move.CONFIRMED, Move.CONFIRMED, Move.CONFIRMED),
-    (139, Move.GO_ON, Move.GO_ON, Move.GO_ON),
-    (198, Move.GO_ON, Move.GO_ON, Move.GO_ON),
-    (138, Move.START_OVER, Move.GO_ON, Move.START_OVER),
-    (100, Move.START_OVER, Move.GO_ON, Move.START_OVER),
-    (99, Move.SEND_AGAIN, Move.SEND_AGAIN, Move.SEND_AGAIN),
-    (98, Move.REWIND, Move.LOST, Move.REWIND),
-    (0, Move.REWIND, Move.LOST, Move.REWIND),
-    (-1, Move.REWIND, Move.LOST, Move.REWIND),
-    (200, Move.NONSENSE, Move.NONSENSE, Move.SKIP),
-    (999, Move.NONSENSE, Move.NONSENSE, Move.SKIP),
-    (1_000, Move.NONSENSE, Move.NONSENSE, Move.NONSENSE),
-    (-2, Move.NONSENSE, Move.NONSENSE, Move.NONSENSE),
+    (199, NextAction.CONTINUE, NextAction.CONTINUE, NextAction.CONTINUE),
+    (139, NextAction.CONTINUE_INSIDE, NextAction.CONTINUE_INSIDE, NextAction.CONTINUE_INSIDE),
+    (198, NextAction.CONTINUE_INSIDE, NextAction.CONTINUE_INSIDE, NextAction.CONTINUE_INSIDE),
+    (138, NextAction.CHECK_LOST, NextAction.CONTINUE_INSIDE, NextAction.CHECK_LOST),
+    (100, NextAction.CHECK_LOST, NextAction.CONTINUE_INSIDE, NextAction.CHECK_LOST),
+    (99, NextAction.SEND_AGAIN, NextAction.SEND_AGAIN, NextAction.SEND_AGAIN),
+    (98, NextAction.REWIND, NextAction.CHECK_LOST, NextAction.REWIND),
+    (0, NextAction.REWIND, NextAction.CHECK_LOST, NextAction.REWIND),
+    (-1, NextAction.REWIND, NextAction.CHECK_LOST, NextAction.REWIND),
+    (200, NextAction.FAIL, NextAction.FAIL, NextAction.SKIP_FORWARD),
+    (999, NextAction.FAIL, NextAction.FAIL, NextAction.SKIP_FORWARD),
+    (1_000, NextAction.FAIL, NextAction.FAIL, NextAction.FAIL),
+    (-2, NextAction.FAIL, NextAction.FAIL, NextAction.FAIL),
 ]
-MOVING = {Move.CONFIRMED, Move.GO_ON, Move.REWIND, Move.SKIP}
+MOVING = {
+    NextAction.CONTINUE,
+    NextAction.CONTINUE_INSIDE,
+    NextAction.REWIND,
+    NextAction.SKIP_FORWARD,
+}
 
 
 @pytest.mark.parametrize(("last_byte", "replayable", "stream", "resumed"), TABLE)
-def test_the_table(last_byte: int, replayable: Move, stream: Move, resumed: Move) -> None:
+def test_the_table(
+    last_byte: int, replayable: NextAction, stream: NextAction, resumed: NextAction
+) -> None:
     for session, is_replayable, expected in (
         (a_session(), True, replayable),
         (a_session(), False, stream),
         (a_session(begun_here=False), True, resumed),
     ):
-        move = session.receive(PART, last_byte, min_part=MIN_PART, replayable=is_replayable)
+        move = receive(session, PART, last_byte, min_part=MIN_PART, replayable=is_replayable)
 
         assert move is expected
         assert session.last_byte_received == (last_byte if move in MOVING else 99)
 
 
 def test_the_table_is_complete() -> None:
-    assert set(MOVES) == set(Stand)
+    assert set(TRANSITIONS) == {*Position, *Event}
 
 
 def test_a_service_that_answers_small_parts_has_a_small_minimum() -> None:
     session = a_session(part_size=10)
 
-    assert session.receive(PART, 109, min_part=MIN_PART, replayable=True) is Move.GO_ON
+    assert (
+        receive(session, PART, 109, min_part=MIN_PART, replayable=True)
+        is NextAction.CONTINUE_INSIDE
+    )
 
 
 def test_of_a_stream_of_unknown_size_nothing_is_behind_the_layer() -> None:
-    assert stand(PART, 10**15, layer_size=None, min_part=1) is Stand.BEYOND_IT
+    assert position(PART, 10**15, layer_size=None, min_part=1) is Position.PAST_LAST_BYTE
 
 
 @given(st.lists(st.tuples(st.integers(-3, 130), st.booleans()), max_size=60))
@@ -95,61 +117,62 @@ def test_no_answers_make_it_move_for_ever_or_stand_outside(
     furthest, stalls, rewinds = -1, 0, 0
     for answer, resumed in answers:
         if resumed:
-            session.resume()
+            session._share()
         if session.next_byte == 100:
             return
         part = Part(session.next_byte, min(session.next_byte + 9, 99))
         before = session.last_byte_received
-        move = session.receive(part, answer, min_part=4, replayable=True)
+        move = receive(session, part, answer, min_part=4, replayable=True)
         assert -1 <= session.last_byte_received < 100
         if session.last_byte_received > furthest:
             furthest, stalls = session.last_byte_received, 0
-        elif move is not Move.CONFIRMED:
+        elif move is not NextAction.CONTINUE:
             stalls += 1
         rewinds += -1 <= answer < before
-        assert (move is Move.STUCK) == (stalls > 5 or rewinds > 5)
-        if move is Move.STUCK:
+        assert (move is Event.NO_PROGRESS) == (stalls > 5 or rewinds > 5)
+        if move is Event.NO_PROGRESS:
             assert session.last_byte_received == before
 
 
 def test_the_same_answer_for_ever_is_stuck_at_the_sixth() -> None:
     session = a_session()
-    moves = [session.receive(PART, 99, min_part=1, replayable=True) for _ in range(6)]
+    moves = [receive(session, PART, 99, min_part=1, replayable=True) for _ in range(6)]
 
-    assert moves == [Move.SEND_AGAIN] * 5 + [Move.STUCK]
+    assert moves == [NextAction.SEND_AGAIN] * 5 + [Event.NO_PROGRESS]
 
 
 def test_a_new_upload_counts_anew() -> None:
     session = a_session()
     for _ in range(6):
-        session.receive(PART, 99, min_part=1, replayable=True)
-    session.begin("u-2", 100)
-    moves = [session.receive(Part(0, 99), -1, min_part=1, replayable=True) for _ in range(5)]
-    assert moves == [Move.SEND_AGAIN] * 5
-    session.receive(Part(0, 0), 0, min_part=1, replayable=True)
-    moves = [session.receive(Part(1, 99), 0, min_part=1, replayable=True) for _ in range(6)]
-    assert moves == [Move.SEND_AGAIN] * 5 + [Move.STUCK]
-    session.begin("u-3", 100)
-    moves = [session.receive(Part(0, 99), -1, min_part=1, replayable=True) for _ in range(6)]
-    assert moves == [Move.SEND_AGAIN] * 5 + [Move.STUCK]
+        receive(session, PART, 99, min_part=1, replayable=True)
+    session._begin("u-2", 100)
+    moves = [receive(session, Part(0, 99), -1, min_part=1, replayable=True) for _ in range(5)]
+    assert moves == [NextAction.SEND_AGAIN] * 5
+    receive(session, Part(0, 0), 0, min_part=1, replayable=True)
+    moves = [receive(session, Part(1, 99), 0, min_part=1, replayable=True) for _ in range(6)]
+    assert moves == [NextAction.SEND_AGAIN] * 5 + [Event.NO_PROGRESS]
+    session._begin("u-3", 100)
+    moves = [receive(session, Part(0, 99), -1, min_part=1, replayable=True) for _ in range(6)]
+    assert moves == [NextAction.SEND_AGAIN] * 5 + [Event.NO_PROGRESS]
 
 
 def test_a_session_may_be_resumed_where_it_was_begun() -> None:
     session = a_session()
-    assert not session.resumed
-    session.resume()
-    assert session.resumed
-    assert session.receive(PART, 300, min_part=1, replayable=True) is Move.SKIP
+    assert session._begun_here
+    session._resume()
+    assert not session._begun_here
+    assert receive(session, PART, 300, min_part=1, replayable=True) is NextAction.SKIP_FORWARD
 
 
 def test_parts_confirmed_again_after_a_rewind_are_no_stall() -> None:
     session = UploadSession(repository_name="r", upload_id="u", part_size=1, layer_size=100)
     for byte in range(50):
-        session.receive(Part(byte, byte), byte, min_part=1, replayable=True)
-    session.receive(Part(50, 50), -1, min_part=1, replayable=True)
+        receive(session, Part(byte, byte), byte, min_part=1, replayable=True)
+    receive(session, Part(50, 50), -1, min_part=1, replayable=True)
     for byte in range(100):
         assert (
-            session.receive(Part(byte, byte), byte, min_part=1, replayable=True) is Move.CONFIRMED
+            receive(session, Part(byte, byte), byte, min_part=1, replayable=True)
+            is NextAction.CONTINUE
         )
 
 
@@ -158,24 +181,24 @@ def test_an_upload_is_rewound_five_times_in_all() -> None:
     session = UploadSession(repository_name="r", upload_id="u", part_size=1, layer_size=100)
     for rewinds in range(6):
         for byte in range(rewinds + 1):
-            session.receive(Part(byte, byte), byte, min_part=1, replayable=True)
+            receive(session, Part(byte, byte), byte, min_part=1, replayable=True)
         last = Part(rewinds + 1, rewinds + 1)
-        move = session.receive(last, -1, min_part=1, replayable=True)
-        assert move is (Move.REWIND if rewinds < 5 else Move.STUCK)
-        assert session.patchy
+        move = receive(session, last, -1, min_part=1, replayable=True)
+        assert move is (NextAction.REWIND if rewinds < 5 else Event.NO_PROGRESS)
+        assert session._after(Event.PART_TOO_SMALL, replayable=True) is NextAction.CHECK_LOST
     assert session.next_byte == 6
 
 
 def test_what_was_confirmed_before_is_no_progress() -> None:
     """After a rewind, the stall counts on until ECR stands further than it ever did."""
     session = a_session()
-    assert not session.patchy
-    assert session.receive(PART, -1, min_part=1, replayable=True) is Move.REWIND
-    assert session.receive(Part(0, 99), 99, min_part=1, replayable=True) is Move.CONFIRMED
-    moves = [session.receive(PART, 99, min_part=1, replayable=True) for _ in range(5)]
-    assert moves == [Move.SEND_AGAIN] * 4 + [Move.STUCK]
-    session.begin("u-2", 100)
-    assert not session.patchy
+    assert session._after(Event.PART_TOO_SMALL, replayable=True) is NextAction.FAIL
+    assert receive(session, PART, -1, min_part=1, replayable=True) is NextAction.REWIND
+    assert receive(session, Part(0, 99), 99, min_part=1, replayable=True) is NextAction.CONTINUE
+    moves = [receive(session, PART, 99, min_part=1, replayable=True) for _ in range(5)]
+    assert moves == [NextAction.SEND_AGAIN] * 4 + [Event.NO_PROGRESS]
+    session._begin("u-2", 100)
+    assert session._after(Event.PART_TOO_SMALL, replayable=True) is NextAction.FAIL
 
 
 def test_an_impossible_move_is_refused_and_changes_nothing() -> None:
@@ -183,28 +206,28 @@ def test_an_impossible_move_is_refused_and_changes_nothing() -> None:
     before = session.to_json()
     for part in (Part(0, 99), Part(101, 200), Part(100, 1_000)):
         with pytest.raises(ValueError, match="Part"):
-            session.receive(part, 150, min_part=1, replayable=True)
+            receive(session, part, 150, min_part=1, replayable=True)
     for upload_id, part_size in (("", 1), ("u", 0)):
         with pytest.raises(ValueError, match=r"upload_id|part_size"):
-            session.begin(upload_id, part_size)
+            session._begin(upload_id, part_size)
     assert session.to_json() == before
 
 
 def test_after_a_part_under_the_minimum_none_can_follow() -> None:
     session = a_session()
-    assert not session.ended(MIN_PART)
-    session.receive(Part(100, 138), 138, min_part=MIN_PART, replayable=True)
-    assert session.ended(MIN_PART)
-    assert not session.ended(39)
-    session.receive(Part(139, 200), 99, min_part=MIN_PART, replayable=True)
-    assert not session.ended(MIN_PART)
-    session.receive(Part(100, 199), 110, min_part=MIN_PART, replayable=False)
-    assert session.ended(MIN_PART)
-    session.begin("u-2", 100)
-    assert not session.ended(MIN_PART)
-    session.receive(Part(0, 99), 0, min_part=MIN_PART, replayable=False)
-    assert session.ended(2)
-    assert not session.ended(1)
+    assert not session._ended(MIN_PART)
+    receive(session, Part(100, 138), 138, min_part=MIN_PART, replayable=True)
+    assert session._ended(MIN_PART)
+    assert not session._ended(39)
+    receive(session, Part(139, 200), 99, min_part=MIN_PART, replayable=True)
+    assert not session._ended(MIN_PART)
+    receive(session, Part(100, 199), 110, min_part=MIN_PART, replayable=False)
+    assert session._ended(MIN_PART)
+    session._begin("u-2", 100)
+    assert not session._ended(MIN_PART)
+    receive(session, Part(0, 99), 0, min_part=MIN_PART, replayable=False)
+    assert session._ended(2)
+    assert not session._ended(1)
 
 
 def test_it_goes_through_json_with_the_apis_names() -> None:
@@ -234,8 +257,8 @@ def test_a_copy_is_a_resumed_session() -> None:
         UploadSession.from_json(session.to_json()),
     ):
         assert twin == session
-        assert twin.receive(PART, 300, min_part=1, replayable=True) is Move.SKIP
-    assert session.receive(PART, 300, min_part=1, replayable=True) is Move.NONSENSE
+        assert receive(twin, PART, 300, min_part=1, replayable=True) is NextAction.SKIP_FORWARD
+    assert receive(session, PART, 300, min_part=1, replayable=True) is NextAction.FAIL
 
 
 def without(key: str) -> dict[str, object]:

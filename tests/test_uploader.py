@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
+import os
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -415,10 +417,10 @@ def test_a_layer_completed_by_a_lost_answer_did_not_exist(
 def test_an_available_layer_of_unknown_size_is_there(
     digest: str | None, ecr: LocalECR, uploader: LayerUploader, mocker: Any
 ) -> None:
-    from ecr_parts.service import Availability, Service
+    from ecr_parts._client import Answered, Availability, RepositoryClient
 
-    found = {DIGEST: Availability("AVAILABLE", None)}
-    mocker.patch.object(Service, "available", return_value=found)
+    found = Answered({DIGEST: Availability("AVAILABLE", None)}, attempts=1)
+    mocker.patch.object(RepositoryClient, "batch_check_layer_availability", return_value=found)
     assert uploader.upload(BLOB, digest=digest) == UploadedLayer(DIGEST, 45, existed=True)
     assert operations(ecr) == []
     layer = uploader.upload(iter([BLOB]), digest=digest)  # whose size nobody knows: it is sent
@@ -481,7 +483,7 @@ def test_a_service_that_goes_back_again_and_again_is_stuck(
             return {}
 
     client = Zig()
-    with pytest.raises(UnexpectedResponseError, match="does not move"):
+    with pytest.raises(UnexpectedResponseError, match="keeps answering without progress"):
         LayerUploader(client, "demo", limits=SMALL, retrying=PATIENT).upload(bytes_of(480))
     assert client.requests < 40
 
@@ -651,7 +653,7 @@ def test_a_stream_too_large_is_refused_when_its_size_is_known_and_noticed_when_n
     with pytest.raises(LayerTooLargeError, match="at most 500"):
         uploader.upload(iter([bytes_of(501)]), size=501)
     assert ecr.calls == []
-    with pytest.raises(LayerTooLargeError, match="the layer goes on behind byte"):
+    with pytest.raises(LayerTooLargeError, match="the layer continues past byte"):
         uploader.upload(iter([bytes_of(501)]))
     assert "CompleteLayerUpload" not in operations(ecr)
 
@@ -709,7 +711,7 @@ def test_a_digest_that_is_none(
         lambda: uploader.initiate(layer_digest=digest),
         lambda: uploader.missing([DIGEST, digest]),
     ):
-        with pytest.raises(error, match="digest is"):
+        with pytest.raises(error, match="digest must be"):
             call()
     assert ecr.calls == []
 
@@ -751,6 +753,32 @@ def test_no_permission_names_the_action(service: str, ecr: LocalECR) -> None:
     with pytest.raises(ServiceError, match=f"Allow {service}:InitiateLayerUpload on"):
         uploader.upload(BLOB)
     assert sent(ecr) == []
+
+
+def test_single_steps_raise_what_ecr_refuses(ecr: LocalECR) -> None:
+    uploader = LayerUploader(ecr.client(), "none", limits=SMALL, retrying=PATIENT)
+    for call in (uploader.initiate, lambda: uploader.missing([DIGEST])):
+        with pytest.raises(ServiceError, match="'none' failed: RepositoryNotFoundException"):
+            call()
+    uploader = LayerUploader(ecr.client(), "demo", limits=SMALL, retrying=PATIENT)
+    session = uploader.initiate()
+    uploader.upload_part(session, BLOB[:8])
+    ecr.fail("CompleteLayerUpload", "access_denied")
+    with pytest.raises(ServiceError, match="AccessDenied") as raised:
+        uploader.complete(session, digest_of(BLOB[:8]))
+    assert raised.value.session is session
+
+
+def test_a_complete_whose_answer_is_lost_is_settled(ecr: LocalECR, uploader: LayerUploader) -> None:
+    session = uploader.initiate()
+    uploader.upload_part(session, BLOB[:8])
+    ecr.fail("CompleteLayerUpload", "answer_lost")
+    assert not uploader.complete(session, digest_of(BLOB[:8])).existed
+    lost = uploader.initiate()
+    uploader.upload_part(lost, BLOB[:9])
+    ecr.fail("CompleteLayerUpload", "upload_forgotten")
+    with pytest.raises(UploadLostError):
+        uploader.complete(lost, digest_of(BLOB[:9]))
 
 
 def test_expired_credentials_say_so(ecr: LocalECR, uploader: LayerUploader) -> None:
@@ -811,6 +839,20 @@ def test_a_file_that_changes_on_the_way_is_never_completed(
         uploader.upload(path, progress=progress)
     assert "CompleteLayerUpload" not in operations(ecr)
     assert raised.value.session is not None
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_file_that_shrinks_while_it_is_hashed(many: bool, ecr: LocalECR, tmp_path: Path) -> None:
+    uploader = LayerUploader(ecr.client(), "demo", retrying=PATIENT)
+    path = path_to(bytes_of(3 * 1024**2), tmp_path)
+
+    def progress(_n: int) -> None:
+        os.truncate(path, 100)
+
+    upload: Any = partial(uploader.upload_many, [path]) if many else partial(uploader.upload, path)
+    with pytest.raises(SourceChangedError, match=r"ended after .* before its size of 3,145,728"):
+        upload(progress=progress)
+    assert ecr.calls == []
 
 
 @pytest.mark.parametrize("kind", STREAMS)
@@ -911,7 +953,7 @@ def test_a_fragment_under_the_minimum_ends_a_session(ecr: LocalECR) -> None:
     [
         (b"", ValueError, "1 to 16 bytes, not 0"),
         (bytes(17), ValueError, "1 to 16 bytes, not 17"),
-        (bytes(11), ValueError, "ends behind the layer's 10 bytes"),
+        (bytes(11), ValueError, "ends past the layer's 10 bytes"),
         (memoryview(bytes(20)).cast("I"), ValueError, "1 to 16 bytes, not 20"),
         ("text", TypeError, "not str"),
         (None, TypeError, "not NoneType"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import gc
 import hashlib
 import hmac
@@ -20,10 +21,10 @@ from botocore.config import Config
 from botocore.stub import Stubber
 from helpers import PATIENT, SMALL, bytes_of, digest_of
 
-import ecr_parts.wire
+import ecr_parts._request
 from ecr_parts import CLIENT_CONFIG, LayerUploader
-from ecr_parts.testing import LocalECR
-from ecr_parts.wire import EncodedBlob, attach, encode
+from ecr_parts._request import PreparedBlob, attach, prepare
+from ecr_parts.testing import Fault, LocalECR
 
 BLOB = bytes_of(45)
 DIGEST = digest_of(BLOB)
@@ -33,7 +34,10 @@ SECRET = "local"
 def requests_of(client: Any) -> list[Any]:
     """The requests that ``client`` sends from now on, as they are sent."""
     sent: list[Any] = []
-    client.meta.events.register("before-send.*.*", lambda request, **_: sent.append(request))
+    # Copies, as a request of the library's has a body that is empty once it was sent.
+    client.meta.events.register(
+        "before-send.*.*", lambda request, **_: sent.append(copy.copy(request))
+    )
     return sent
 
 
@@ -157,6 +161,29 @@ def test_each_of_botocores_own_attempts_is_signed(ecr: LocalECR, mocker: Any) ->
     assert {part.attempts for part in layer.parts} == {1}
 
 
+@pytest.mark.parametrize("mode", ["ours", "legacy", "standard", "adaptive"])
+def test_a_large_body_leaves_in_pieces_and_is_sent_again_whole(
+    mode: Any, local_ecr: LocalECR, mocker: Any
+) -> None:
+    mocker.patch("time.sleep")  # botocore's own waits
+    config = CLIENT_CONFIG if mode == "ours" else Config(retries={"mode": mode})
+    client: Any = local_ecr.client(config=config.merge(Config(proxies={})))
+    sent: list[Any] = []
+    uploader = LayerUploader(client, "demo", retrying=PATIENT)
+    client.meta.events.register_last("before-send", lambda request, **_: sent.append(request))
+    faults: list[Fault] = ["reset", "answer_lost", "server_error", "html_503"]
+    for call, fault in enumerate(faults, start=1):
+        local_ecr.fail("UploadLayerPart", fault, call=call)
+    blob = bytes_of(11 * 1024**2)
+
+    layer = uploader.upload(blob)
+
+    assert local_ecr.layer("demo", layer.digest) == blob
+    parts = [request for request in sent if "X-Amz-Content-SHA256" in request.headers]
+    assert len(parts) >= 6
+    assert not any(isinstance(request.body, bytes) for request in parts)
+
+
 def test_unsigned_requests_are_left_unsigned(ecr: LocalECR) -> None:
     client = ecr.client(config=Config(proxies={}, signature_version=botocore.UNSIGNED))
     sent = requests_of(client)
@@ -223,14 +250,25 @@ def test_a_stubber_sees_the_bytes() -> None:
                 {"lastByteReceived": 44},
                 {**parameters, "layerPartBlob": expected},
             )
-        blob = encode(parameters, BLOB)
+        blob = prepare(parameters, BLOB)
         client.upload_layer_part(**parameters, layerPartBlob=blob)
         with pytest.raises(AssertionError, match="layerPartBlob"):
             client.upload_layer_part(**parameters, layerPartBlob=blob)
 
 
+def test_a_prepared_blob_is_sent_from_any_thread(ecr: LocalECR) -> None:
+    client: Any = ecr.client()
+    assert attach(client)
+    upload_id = client.initiate_layer_upload(repositoryName="demo")["uploadId"]
+    names = {"repositoryName": "demo", "uploadId": upload_id}
+    parameters: Any = {**names, "partFirstByte": 0, "partLastByte": 7}
+    client.upload_layer_part(**parameters, layerPartBlob=prepare(parameters, BLOB[:8]))
+    client.complete_layer_upload(**names, layerDigests=[digest_of(BLOB[:8])])
+    assert ecr.layer("demo", digest_of(BLOB[:8])) == BLOB[:8]
+
+
 def test_an_encoded_blob_equals_its_bytes() -> None:
-    blob = encode({"repositoryName": "demo"}, memoryview(BLOB))
+    blob = prepare({"repositoryName": "demo"}, memoryview(BLOB))
     assert blob == BLOB
     assert blob == BLOB
     assert blob != BLOB[:-1]
@@ -243,7 +281,7 @@ def test_an_encoded_blob_equals_its_bytes() -> None:
 
 @pytest.mark.parametrize("name", ["ünï/code", 'quo"ted', "plain"])
 def test_the_envelope_is_json_whatever_the_names(name: str) -> None:
-    blob = encode({"repositoryName": name, "partFirstByte": 0}, BLOB)
+    blob = prepare({"repositoryName": name, "partFirstByte": 0}, BLOB)
     document = json.loads(blob.body)
     assert document["repositoryName"] == name
     assert blob.sha256 == hashlib.sha256(blob.body).hexdigest()
@@ -280,15 +318,15 @@ def test_pybase64_is_used_where_it_is_installed(
     stand_in: Any = types.ModuleType("pybase64")
     stand_in.b64encode = b64encode
     monkeypatch.setitem(sys.modules, "pybase64", stand_in)
-    monkeypatch.setattr(ecr_parts.wire, "_base64", ecr_parts.wire._fastest_base64())
+    monkeypatch.setattr(ecr_parts._request, "_base64", ecr_parts._request._fastest_base64())
     LayerUploader(ecr.client(), "demo", limits=SMALL).upload(BLOB)
     assert used == [8, 8, 8, 8, 8, 5]
 
 
 def test_without_pybase64_everything_works(ecr: LocalECR, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pybase64", None)
-    monkeypatch.setattr(ecr_parts.wire, "_base64", ecr_parts.wire._fastest_base64())
-    assert ecr_parts.wire._base64 is base64.b64encode
+    monkeypatch.setattr(ecr_parts._request, "_base64", ecr_parts._request._fastest_base64())
+    assert ecr_parts._request._base64 is base64.b64encode
     LayerUploader(ecr.client(), "demo", limits=SMALL).upload(BLOB)
     assert ecr.layer("demo", DIGEST) == BLOB
 
@@ -345,6 +383,6 @@ def test_a_failed_attempt_keeps_no_part(fault: Any) -> None:
         try:
             ecr.fail("UploadLayerPart", fault, times=2)
             uploader.upload(BLOB)
-            assert [thing for thing in gc.get_objects() if type(thing) is EncodedBlob] == []
+            assert [thing for thing in gc.get_objects() if type(thing) is PreparedBlob] == []
         finally:
             gc.enable()

@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # at run time each name is imported when it is first asked for
+    from ecr_parts._layer_upload import Layer, SentPart, UploadedLayer
+    from ecr_parts._session import UploadSession
     from ecr_parts.chunker import Chunker, Part
     from ecr_parts.errors import (
         CheckpointError,
@@ -20,8 +22,6 @@ if TYPE_CHECKING:  # at run time each name is imported when it is first asked fo
     )
     from ecr_parts.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
     from ecr_parts.retry import CLIENT_CONFIG, default_retrying
-    from ecr_parts.run import Layer, SentPart, UploadedLayer
-    from ecr_parts.session import UploadSession
     from ecr_parts.uploader import LayerUploader
 
 __version__ = "0.1.0"
@@ -52,7 +52,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    rooms = ("errors", "limits", "chunker", "session", "retry", "run", "uploader")
+    rooms = ("errors", "limits", "chunker", "_session", "retry", "_layer_upload", "uploader")
     for room in rooms if name in __all__ else ():
         module = import_module(f"{__name__}.{room}")
         if hasattr(module, name):

@@ -8,8 +8,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from ecr_parts._session import UploadSession
 from ecr_parts.errors import CheckpointError
-from ecr_parts.session import UploadSession
 
 _MOST_BYTES = 64 * 1024  # of a session: more is another file
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # annotations only: at run time this room imports nothing of ours
-    from ecr_parts.run import Layer, SentPart
-    from ecr_parts.session import UploadSession
+    from ecr_parts._layer_upload import Layer, SentPart
+    from ecr_parts._session import UploadSession
 
 
 class EcrPartsError(Exception):

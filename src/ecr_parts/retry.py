@@ -6,6 +6,7 @@ import logging
 import re
 import traceback
 from collections.abc import Mapping
+from http.client import HTTPException
 
 import tenacity
 from botocore.config import Config
@@ -19,6 +20,7 @@ from botocore.exceptions import (
     ConnectionError as BotocoreConnectionError,
 )
 from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError
 
 _log = logging.getLogger("ecr_parts")
 
@@ -26,8 +28,7 @@ CLIENT_CONFIG = Config(
     # One send a call, because the retrying is done here. Both are said, as botocore writes what
     # is missing into this shared object.
     retries={"mode": "standard", "total_max_attempts": 1},
-    # Seconds. Sending a part counts as connecting on a new connection, and as reading on an old
-    # one: 60 seconds for 13.3 MiB of base64 take an uplink of 2 Mbit/s.
+    # Seconds of silence. A part is sent in pieces of 256 KiB, and each piece has as long.
     connect_timeout=60,
     read_timeout=60,
     tcp_keepalive=True,
@@ -80,22 +81,32 @@ class BadAnswerError(Exception):
         self.transient = transient
 
 
+class AttemptTimeoutError(Exception):
+    """An attempt that took too long in all, although no timeout of the client's ended it."""
+
+    def __init__(self, message: str, *, transient: bool) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether the same call may succeed later."""
     if not isinstance(error, Exception):
-        return False  # Ctrl-C may come anywhere
-    if _cannot_be_sent(error):
         return False
     if isinstance(error, ClientError):
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        status: object = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         # ECR's own 400 has a code; botocore gives "400" to one that lost it on the way.
         if error_code(error) in (*_TRANSIENT_CODES, "400"):
             return True
-        return status in (408, 429) or status >= 500
-    if isinstance(error, BadAnswerError):
+        return isinstance(status, int) and (status in (408, 429) or status >= 500)
+    if isinstance(error, (AttemptTimeoutError, BadAnswerError)):
         return error.transient
     if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
         return False
+    if type(error) is HTTPClientError:
+        # What botocore does not know: only what the network or HTTP raised may pass.
+        known = isinstance(error.kwargs.get("error"), (OSError, HTTPException, HTTPError))
+        return known and not _cannot_be_sent(error)
     if isinstance(error, (BotocoreConnectionError, HTTPClientError, IncompleteReadError)):
         return True
     return isinstance(error, ResponseParserError) or _raised_in_parsing(error)
@@ -103,9 +114,7 @@ def is_transient(error: BaseException) -> bool:
 
 def _cannot_be_sent(error: BaseException | None) -> bool:
     """Whether the request itself is impossible: its URL, or a credential with a line break."""
-    if type(error) is not HTTPClientError:
-        return False
-    return isinstance(error.kwargs.get("error"), ValueError)
+    return type(error) is HTTPClientError and isinstance(error.kwargs.get("error"), ValueError)
 
 
 def _raised_in_parsing(error: BaseException) -> bool:
@@ -138,21 +147,3 @@ def reason(error: BaseException | None) -> str:
     line = f"{name}: {text[:500]}" + (f" (kmsError: {kms})" if kms else "")
     printable = "".join(letter if letter.isprintable() else " " for letter in line)
     return " ".join(printable.split()).rstrip(".")
-
-
-def let_go(error: BaseException | None, callers: BaseException | None) -> None:
-    """Free what a failed attempt held, the request's body above all.
-
-    urllib3 and botocore keep exceptions in variables of the frames that their tracebacks hold:
-    cycles, which would live until Python looks for them. ``callers`` is the exception that the
-    caller was handling, and is left alone.
-    """
-    seen = {id(callers)}
-    linked: list[object] = [error]
-    while linked:
-        link = linked.pop()
-        if isinstance(link, BaseException) and id(link) not in seen:
-            seen.add(id(link))
-            link.__traceback__ = None
-            linked += [link.__cause__, link.__context__, *link.args]
-            linked += getattr(link, "kwargs", {}).values()

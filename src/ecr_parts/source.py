@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -9,12 +10,11 @@ import stat
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Protocol, TypeAlias, cast
 
-from typing_extensions import override
+from typing_extensions import Self, override
 
-from ecr_parts.errors import SourceChangedError
+from ecr_parts.errors import EcrPartsError, SourceChangedError
 from ecr_parts.limits import whole_number
 
 Blob: TypeAlias = bytes | bytearray | memoryview
@@ -39,22 +39,33 @@ class _Seekable(Readable, Protocol):
 class Source(ABC):
     """A layer's bytes, by position. Positions are the layer's, sizes are bytes."""
 
+    name = "the source"
+    """In messages."""
+    file_opened_here: io.FileIO | None = None
     size: int | None
     """The layer's size, or ``None`` until a stream has ended."""
     replayable: bool
     """Whether the whole layer can be read twice."""
-    ours: bool
-    """Whether nobody else holds what is read, and reading does not block: then it may be read
-    in a thread of ours, and what is read is good until the next ``read`` only."""
+    background_readable: bool
+    """Whether it is a regular file or a buffer, which may be read in a thread of this library.
+    Each ``read`` invalidates the previous one then."""
 
     @abstractmethod
     def read(self, first_byte: int, size: int) -> Blob:
-        """The bytes from ``first_byte`` on: ``size`` of them, fewer only at the layer's end.
+        """The bytes from ``first_byte`` on: ``size`` of them, fewer only at the source's end.
 
-        ``SourceChangedError`` where the source ends before its known size.
+        Raises nothing of this library's: what comes out was raised by the source.
         """
 
-    def holds(self, _first_byte: int) -> bool:
+    def ended_at(self, next_byte: int) -> SourceChangedError | None:
+        """What to raise when a ``read`` found the source's end there: nothing, if it may end."""
+        if self.size is None or next_byte >= self.size:
+            return None
+        return SourceChangedError(
+            f"{self.name} ended after {next_byte:,} bytes, before its size of {self.size:,} bytes"
+        )
+
+    def can_reread_from(self, _first_byte: int) -> bool:
         """Whether the bytes from ``first_byte`` on can be read (again)."""
         return True
 
@@ -62,16 +73,25 @@ class Source(ABC):
         """What lies before ``next_byte`` is not needed again."""
 
     @abstractmethod
-    def check(self) -> None:
-        """Raise ``SourceChangedError`` if the source is no longer what was read."""
+    def changed(self) -> SourceChangedError | None:
+        """What to raise if the source is no longer what was read."""
 
-    def close(self) -> None:  # noqa: B027  (nothing is kept by default)
-        """Let go of what is the caller's."""
+    def close(self) -> None:
+        """Release what is the caller's, and close what was opened here."""
+        if self.file_opened_here is not None:
+            self.file_opened_here.close()
+
+    # Not a generator with ``contextmanager``: that changes a StopIteration that passes.
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
 
 
 class _Buffer(Source):
     replayable = True
-    ours = True
+    background_readable = True
 
     def __init__(self, blob: Blob) -> None:
         view = memoryview(blob)
@@ -83,7 +103,7 @@ class _Buffer(Source):
         return self._bytes[first_byte : first_byte + size]
 
     @override
-    def check(self) -> None:
+    def changed(self) -> None:
         """A buffer keeps its size while a view of it is held."""
 
     @override
@@ -95,8 +115,7 @@ class _SeekableFile(Source):
     """A file object that can be read again from where it stood."""
 
     replayable = True
-    ours = False
-    name = "the source"
+    background_readable = False
 
     def __init__(self, file: _Seekable, size: int) -> None:
         self._file = file
@@ -107,10 +126,7 @@ class _SeekableFile(Source):
     def read(self, first_byte: int, size: int) -> Blob:
         size = min(size, self.size - first_byte)
         self._file.seek(self._start + first_byte)
-        blob = self._read_all(size)
-        if len(blob) < size:
-            raise _ended_early(first_byte + len(blob), self.size, self.name)
-        return blob
+        return self._read_all(size)
 
     def _read_all(self, size: int) -> Blob:
         return _read_all(self._read_chunk, size)
@@ -119,19 +135,20 @@ class _SeekableFile(Source):
         return _chunk(self._file.read(most), "read()")[:most]
 
     @override
-    def check(self) -> None:
+    def changed(self) -> SourceChangedError | None:
         self._file.seek(0, os.SEEK_END)
         now = self._file.tell() - self._start
-        if now != self.size:
-            raise SourceChangedError(
-                f"the file had {self.size:,} bytes when the upload began and has {now:,} now"
-            )
+        if now == self.size:
+            return None
+        return SourceChangedError(
+            f"the file had {self.size:,} bytes when the upload began and has {now:,} now"
+        )
 
 
 class _RegularFile(_SeekableFile):
     """A file opened here, by its path."""
 
-    ours = True
+    background_readable = True
 
     def __init__(self, path: str | os.PathLike[str], file: io.FileIO) -> None:
         self._path = os.path.abspath(os.fspath(path))  # where the caller is now
@@ -153,7 +170,7 @@ class _RegularFile(_SeekableFile):
         return view[:at]
 
     @override
-    def check(self) -> None:
+    def changed(self) -> SourceChangedError | None:
         try:
             now = os.stat(self._path)
         except FileNotFoundError:
@@ -166,8 +183,8 @@ class _RegularFile(_SeekableFile):
         elif now.st_mtime_ns != before.st_mtime_ns:
             what = "was written to"
         else:
-            return
-        raise SourceChangedError(
+            return None
+        return SourceChangedError(
             f"{self.name} {what} during the upload: upload it again once it is done"
         )
 
@@ -176,7 +193,7 @@ class _Stream(Source):
     """Bytes that come once. What ECR has not confirmed is held, in the pieces it was read in."""
 
     replayable = False
-    ours = False
+    background_readable = False
 
     def __init__(self, pull: Callable[[int], Blob], size: int | None) -> None:
         self.size = size
@@ -210,9 +227,8 @@ class _Stream(Source):
             self._end += len(piece)
         if len(piece) < size:
             self._ended = True
-            if self._expected is not None:
-                raise _ended_early(self._end, self._expected)
-            self.size = self._end
+            if self._expected is None:
+                self.size = self._end
 
     def _next_chunk(self, most: int) -> Blob:
         chunk = b"" if self._ended else self._surplus or self._pull(most)
@@ -220,7 +236,7 @@ class _Stream(Source):
         return chunk[:most]
 
     @override
-    def holds(self, first_byte: int) -> bool:
+    def can_reread_from(self, first_byte: int) -> bool:
         return first_byte >= self._first_held
 
     @override
@@ -233,17 +249,17 @@ class _Stream(Source):
                 self._pieces.appendleft(left)
 
     @override
-    def check(self) -> None:
+    def changed(self) -> SourceChangedError | None:
         # No read to find out: what follows may be somebody else's, or never come.
-        if self._expected is not None and self._surplus:
-            raise SourceChangedError(
-                f"the source goes on behind the {self._expected:,} bytes that were its size"
-            )
+        if self._expected is None or not self._surplus:
+            return None
+        return SourceChangedError(
+            f"the source continues past the {self._expected:,} bytes that were its size"
+        )
 
 
-@contextmanager
-def open_source(source: LayerSource, size: int | None = None) -> Iterator[Source]:
-    """``source`` ready to be read; what is opened or held here is let go of at the end.
+def open_source(source: LayerSource, size: int | None = None) -> Source:
+    """``source`` ready to be read: a context that releases what it opened or holds.
 
     ``size`` (bytes) is what the caller knows of it. Raises ``TypeError`` for what is no source,
     ``SourceChangedError`` where it has another size than the caller says, and whatever opening
@@ -251,28 +267,29 @@ def open_source(source: LayerSource, size: int | None = None) -> Iterator[Source
     """
     if size is not None:
         whole_number("size", size, at_least=0)
-    with ExitStack() as stack:
-        opened = _open(source, size, stack)
-        stack.callback(opened.close)
-        if size is not None and opened.size != size:
-            raise SourceChangedError(f"size is {size:,} bytes, and the source has {opened.size:,}")
-        yield opened
+    opened = _open(source, size)
+    if size is not None and opened.size != size:
+        opened.close()
+        raise SourceChangedError(f"size is {size:,} bytes, and the source has {opened.size:,}")
+    return opened
 
 
-def is_ours(source: LayerSource) -> bool:
-    """Whether ``open_source`` gives a source of ours: a path to a regular file, or a buffer."""
+def is_background_readable(source: LayerSource) -> bool:
+    """Whether ``open_source`` gives what a thread may read: a regular file, or a buffer."""
     if isinstance(source, str | os.PathLike) and not isinstance(source, io.IOBase):
         return os.path.isfile(source) or not os.path.exists(source)
     return isinstance(source, bytes | bytearray | memoryview)
 
 
-def _open(source: LayerSource, size: int | None, stack: ExitStack) -> Source:
+def _open(source: LayerSource, size: int | None) -> Source:
     if isinstance(source, bytes | bytearray | memoryview):
         return _Buffer(source)
     if isinstance(source, str | os.PathLike) and not isinstance(source, io.IOBase):
-        file = stack.enter_context(open(source, "rb", buffering=0))  # noqa: SIM115  (the stack closes it)
+        file = open(source, "rb", buffering=0)  # noqa: SIM115  (closed with the source)
         regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-        return _RegularFile(source, file) if regular else _stream(file, size)
+        opened = _RegularFile(source, file) if regular else _stream(file, size)
+        opened.file_opened_here = file
+        return opened
     if hasattr(source, "read"):
         return _from_file(cast("_Seekable", source), size)
     if isinstance(source, Iterable):
@@ -298,7 +315,13 @@ def _size_if_seekable(file: _Seekable) -> int | None:
             return None
         start = file.tell()
         file.seek(0, os.SEEK_END)
-    except (AttributeError, NotImplementedError, OSError, ValueError):  # tarfile's streams
+    except EcrPartsError:  # some are a ValueError, and this one is not about seeking
+        raise
+    except (AttributeError, NotImplementedError, ValueError):  # tarfile's streams
+        return None
+    except OSError as error:  # and not a time limit's TimeoutError
+        if error.errno != errno.ESPIPE:
+            raise
         return None
     size = max(0, file.tell() - start)
     file.seek(start)
@@ -344,10 +367,6 @@ def _chunk(chunk: object, giver: str) -> Blob:
         str: "open it in binary mode, 'rb'",
     }.get(type(chunk), "it must give bytes")
     raise TypeError(f"{giver} of the source gave {type(chunk).__name__}: {hint}")
-
-
-def _ended_early(at: int, size: int | None, name: str = "the source") -> SourceChangedError:
-    return SourceChangedError(f"{name} ended after {at:,} bytes, before its size of {size:,} bytes")
 
 
 class RunningDigest:

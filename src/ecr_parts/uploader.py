@@ -1,4 +1,4 @@
-"""LayerUploader: what a user holds."""
+"""LayerUploader: the public entry point."""
 
 from __future__ import annotations
 
@@ -7,32 +7,39 @@ from collections.abc import Callable, Iterable
 
 import tenacity
 
-from ecr_parts import wire
-from ecr_parts.chunker import Part
-from ecr_parts.errors import EcrPartsError
-from ecr_parts.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits, whole_number
-from ecr_parts.many import Many
-from ecr_parts.retry import default_retrying
-from ecr_parts.run import Layer, UploadedLayer, upload_layer
-from ecr_parts.service import (
+from ecr_parts import _request
+from ecr_parts._batch import BatchUpload
+from ecr_parts._calls import AVAILABLE, Step, UploadCalls, check_digest
+from ecr_parts._client import (
     EcrClient,
-    Service,
+    Failed,
+    RepositoryClient,
     require_ecr_client,
     service_name,
 )
-from ecr_parts.session import UploadSession
+from ecr_parts._layer_upload import Layer, UploadedLayer, upload_layer
+from ecr_parts._session import NextAction, UploadSession
+from ecr_parts.chunker import Part
+from ecr_parts.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits, whole_number
+from ecr_parts.retry import default_retrying
 from ecr_parts.source import Blob, LayerSource
-from ecr_parts.steps import AVAILABLE, Steps, check_digest
 
 
 class LayerUploader:
     """Uploads layers to one repository of Amazon ECR or ECR Public. Safe to share by threads.
 
-    ``client`` is a botocore or boto3 client for ``ecr`` or ``ecr-public``, at best made with
+    ``client`` is a botocore or boto3 client for ``ecr`` or ``ecr-public``, preferably made with
     ``CLIENT_CONFIG``. ``registry_id`` is the AWS account ID, where it is not the client's own.
     ``part_size`` (bytes) is what ECR answers unless given; ``limits`` are the service's own.
-    Of ``retrying``, a ``tenacity`` policy, the stop, wait and sleep count; what is retried is
-    decided here. Nothing is sent before the first call of a method.
+    Only the stop, wait and sleep of ``retrying``, a ``tenacity`` policy, are used; what is
+    retried is decided here. ``attempt_timeout`` (seconds) bounds one attempt of a call in all, for
+    a server whose answer has no end; after three such attempts a call fails. Nothing is sent
+    before the first call of a method.
+
+    The calls to ECR run in threads of this library, while the caller's thread waits. So Ctrl-C, or
+    an exception raised by a signal handler or by ``progress``, comes out of every method within
+    about a second, as the very object that was raised. Nothing is sent afterwards, unless the
+    client is not botocore's: such a client cannot be stopped in the middle of a call.
     """
 
     def __init__(
@@ -44,6 +51,7 @@ class LayerUploader:
         part_size: int | None = None,
         limits: Limits | None = None,
         retrying: tenacity.Retrying | None = None,
+        attempt_timeout: float = 900,
     ) -> None:
         require_ecr_client(client)
         if not isinstance(repository_name, str):
@@ -61,14 +69,17 @@ class LayerUploader:
             raise TypeError(f"limits is {limits!r}, and must be Limits")
         if part_size is not None:
             limits.check_part_size(part_size)
-        service = Service(
+        _check_seconds("attempt_timeout", attempt_timeout)
+        _request.watch(client)
+        repository_client = RepositoryClient(
             client,
             repository_name,
             registry_id,
             retrying or default_retrying(),
-            fast=wire.attach(client),
+            attempt_timeout,
+            sends_prepared=_request.attach(client),
         )
-        self._steps = Steps(service, limits, part_size)
+        self._calls = UploadCalls(repository_client, limits, part_size)
 
     def upload(
         self,
@@ -86,7 +97,7 @@ class LayerUploader:
         ``source`` is a path, bytes, a binary file object (read from where it stands) or an
         iterable of bytes. ``digest`` (``"sha256:…"``), if known, is proven by ECR and not
         computed here. ``size`` (bytes) helps with a stream: the right part size from the
-        beginning, an error if it ends early, and no byte read behind it. ``check_existing`` asks
+        beginning, an error if it ends early, and nothing is read past it. ``check_existing`` asks
         ECR first and sends nothing that it has; a file without a ``digest`` is read once more
         for that.
 
@@ -97,10 +108,10 @@ class LayerUploader:
         The digest tells whether the content is the same; if it is not, or if ECR has lost the
         upload, it begins afresh. Both take a source that can be read again.
 
-        ``progress(n)`` hears of ``n`` bytes newly confirmed by ECR, on this thread: negative
-        when an upload had to start over, 0 as a sign of life before each attempt and wait; first
-        of what ECR had from before. Their sum is the layer's size in the end. What it raises ends
-        the upload.
+        ``progress(n)`` is called with the number of bytes newly confirmed by ECR, on this thread:
+        first with what ECR had from before, negative when an upload had to start over, and 0 as a
+        sign of life, before each attempt and wait and at least once a second during them. Their
+        sum is the layer's size in the end. What it raises ends the upload.
 
         Raises ``EcrPartsError``; ``TypeError`` and ``ValueError`` for bad arguments; and
         whatever ``source`` and ``progress`` raise.
@@ -112,7 +123,7 @@ class LayerUploader:
             if checkpoint is not None:
                 raise ValueError("both session and checkpoint are given, and one is the other")
         layer = Layer(source, digest=digest, size=size, checkpoint=checkpoint, progress=progress)
-        return upload_layer(self._steps, layer, check_existing=check_existing, session=session)
+        return upload_layer(self._calls, layer, check_existing=check_existing, session=session)
 
     def upload_many(
         self,
@@ -130,13 +141,13 @@ class LayerUploader:
         iterators one after another in the caller's thread. ECR is asked for 100 layers in one
         call, and equal content is sent once.
 
-        ``progress`` hears of all layers together, and each ``Layer``'s of its own: one call at a
-        time, on any thread. At the first error nothing new begins, what runs stops at its next
-        part, and the error is raised; its ``layer`` says which it was.
+        ``progress`` is called for all layers together, and each ``Layer``'s for its own: one call
+        at a time, on any thread. At the first error nothing new begins, what runs stops within
+        about a second, and the error is raised; its ``layer`` says which it was.
 
         Raises as ``upload`` does; ``ValueError`` for a stream or a checkpoint that is there twice.
         """
-        return Many(self._steps, max_workers, check_existing, progress).upload(layers)
+        return BatchUpload(self._calls, max_workers, check_existing, progress).upload(layers)
 
     def initiate(
         self, *, layer_size: int | None = None, layer_digest: str | None = None
@@ -147,29 +158,35 @@ class LayerUploader:
         """
         if layer_size is not None:
             whole_number("layer_size", layer_size, at_least=0)
-        self._steps.check_size(layer_size)
+        self._calls.check_size(layer_size)
         if layer_digest is not None:
             check_digest(layer_digest)
-        return self._steps.begin(layer_size, layer_digest)
+        session = self._calls.new_session(layer_size, layer_digest)
+        if isinstance(session, Failed):
+            raise session.error
+        return session
 
     def upload_part(self, session: UploadSession, blob: Blob) -> None:
         """Send ``blob``, the layer's bytes from ``session.next_byte`` on.
 
-        Afterwards ``session.next_byte`` is where ECR stands: behind the blob, or inside it, or
+        Afterwards ``session.next_byte`` is where ECR stands: past the blob, or inside it, or
         further back or on. Read on from there; one loop covers every case.
 
-        Raises ``ValueError`` for an empty or too large blob, for one behind the layer's end, and
+        Raises ``ValueError`` for an empty or too large blob, for one past the layer's end, and
         for one that follows a part under ECR's minimum; ``UploadLostError`` where this upload
         cannot be completed any more: begin a new one.
         """
         self._own(session)
         part = self._part_of(session, blob)
-        encoded = self._steps.service.encode(session.upload_id, part, blob)
+        prepared = self._calls.client.prepare_part(session.upload_id, part, blob)
+        answered = False
         try:
-            self._steps.send(session, part, encoded, replayable=True)
-        except EcrPartsError as error:
-            error.session = session
-            raise
+            step = self._calls.send_part(session, part, prepared, replayable=True)
+            answered = True
+        finally:
+            if not answered:
+                session._share()  # what had left may still take effect
+        _raise_if_over(step, session)
 
     def complete(self, session: UploadSession, digest: str) -> UploadedLayer:
         """Complete an upload: ECR checks that it received what ``digest`` says.
@@ -183,20 +200,21 @@ class LayerUploader:
         size = session.next_byte
         if session.layer_size not in (None, size):
             raise ValueError(f"ECR has {size:,} of the layer's {session.layer_size:,} bytes")
-        self._steps.limits.check_layer(size)
-        try:
-            existed = self._steps.complete(session, digest, size)
-        except EcrPartsError as error:
-            error.session = session
-            raise
-        return UploadedLayer(digest, size, existed)
+        self._calls.limits.check_layer(size)
+        step = self._calls.complete(session, digest, replayable=True)
+        in_doubt = step.action in (NextAction.CHECK_COMPLETED, NextAction.CHECK_LOST)
+        if not in_doubt or self._calls.settled_size(digest, size, step.settled_by) is None:
+            _raise_if_over(step, session)
+        return UploadedLayer(digest, size, step.existed)
 
     def missing(self, digests: Iterable[str]) -> set[str]:
         """Those of ``digests`` that the repository does not have, archived ones among them."""
         if isinstance(digests, str):
             raise TypeError("digests is a str, and must be an iterable of them")
         wanted = dict.fromkeys(map(check_digest, digests))
-        found = self._steps.found(wanted)
+        found = self._calls.availability_of(wanted)
+        if isinstance(found, Failed):
+            raise found.error
         return {
             digest
             for digest in wanted
@@ -206,7 +224,7 @@ class LayerUploader:
     def _own(self, session: UploadSession) -> None:
         if not isinstance(session, UploadSession):
             raise TypeError(f"session is {session!r}, and must be an UploadSession")
-        here = (self._steps.service.repository_name, self._steps.service.registry_id)
+        here = (self._calls.client.repository_name, self._calls.client.registry_id)
         if (session.repository_name, session.registry_id) != here:
             raise ValueError(
                 f"the session is of repository {session.repository_name!r} in registry "
@@ -216,16 +234,30 @@ class LayerUploader:
     def _part_of(self, session: UploadSession, blob: Blob) -> Part:
         if not isinstance(blob, bytes | bytearray | memoryview):
             raise TypeError(f"a part is bytes, not {type(blob).__name__}")
-        size, limits = memoryview(blob).nbytes, self._steps.limits
+        size, limits = memoryview(blob).nbytes, self._calls.limits
         if not 1 <= size <= limits.max_part:
             raise ValueError(f"a part has 1 to {limits.max_part:,} bytes, not {size:,}")
         part = Part(session.next_byte, session.next_byte + size - 1)
         if session.layer_size is not None and part.last_byte >= session.layer_size:
-            raise ValueError(f"{part} ends behind the layer's {session.layer_size:,} bytes")
-        if session.ended(limits.min_part):
+            raise ValueError(f"{part} ends past the layer's {session.layer_size:,} bytes")
+        if session._ended(limits.min_part):
             raise ValueError(
                 f"the part before byte {part.first_byte} is under the minimum of "
                 f"{limits.min_part:,} bytes, and only the layer's last part may be: send "
                 f"parts of session.part_size, {session.part_size:,} bytes"
             )
         return part
+
+
+def _raise_if_over(step: Step, session: UploadSession) -> None:
+    """Raise what ended an upload that is driven by its user: nothing is started over for them."""
+    if step.error is not None:
+        step.error.session = session
+        raise step.error
+
+
+def _check_seconds(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+    if not value > 0:
+        raise ValueError(f"{name} must be a positive number of seconds, not {value!r}")

@@ -19,6 +19,7 @@ Fault: TypeAlias = Literal[
     "html_503",
     "answer_cut",
     "answer_garbled",
+    "answer_drips",
     "stored_in_part",
     "upload_forgotten",
     "slow",
@@ -28,14 +29,17 @@ Fault: TypeAlias = Literal[
 """What can happen to a call:
 
 ``request_lost``, ``reset``: the connection breaks before ECR has the request, or in the middle
-of its body. ``answer_lost``, ``answer_cut``, ``answer_garbled``, ``slow``: ECR does what it is
-asked, and its answer is lost, ends early, is no text, or comes late. ``throttled``,
+of its body. ``answer_lost``, ``answer_cut``, ``answer_garbled``, ``answer_drips``, ``slow``: ECR
+does what it is asked, and its answer is lost, ends early, is no text, comes byte by byte without an
+end, or comes late. ``throttled``,
 ``server_error``, ``html_503``, ``access_denied``, ``expired_token``: ECR, or what stands before
 it, refuses. ``stored_in_part``: a part is stored up to its middle, and the connection breaks.
 ``upload_forgotten``: ECR no longer has the upload.
 """
 
-Delivery: TypeAlias = Literal["whole", "request_lost", "reset", "lost", "cut", "garbled", "slow"]
+Delivery: TypeAlias = Literal[
+    "whole", "request_lost", "reset", "lost", "cut", "garbled", "drips", "slow"
+]
 """What the client gets of an answer."""
 
 _REFUSALS = {
@@ -53,6 +57,7 @@ _DELIVERIES: dict[str, Delivery] = {
     "answer_lost": "lost",
     "answer_cut": "cut",
     "answer_garbled": "garbled",
+    "answer_drips": "drips",
     "slow": "slow",
 }
 _HTML = b"<html><body><h1>503 Service Temporarily Unavailable</h1></body></html>"

@@ -27,6 +27,7 @@ from ecr_parts.testing.model import EcrError, Registry, Unknowns
 
 _TARGETS = {"AmazonEC2ContainerRegistry_V20150921": False, "SpencerFrontendService": True}
 _REGION = "us-east-1"
+_DRIPS_EVERY = 0.05  # seconds
 _SERIALIZATION = b'{"__type": "SerializationException", "message": "No JSON 1.1 request of ECR\'s"}'
 
 
@@ -233,6 +234,12 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1  # head and body leave together: two writes would wait for acknowledgement
     server: _Server
 
+    @override
+    def finish(self) -> None:
+        with suppress(OSError):  # what is left in the buffer of a client that went away
+            super().finish()
+        self.rfile.close()
+
     def do_POST(self) -> None:
         ecr = self.server.ecr
         length = int(self.headers.get("Content-Length", 0))
@@ -262,13 +269,20 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(reply.status)
         kind = "text/html" if body.startswith(b"<html") else "application/x-amz-json-1.1"
         self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
+        if reply.delivery == "drips":
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            self.send_header("Content-Length", str(len(body)))
         self.send_header("x-amzn-RequestId", f"local-{len(self.server.ecr.calls)}")
         if reply.delivery == "cut":
             body = body[: len(body) // 2]
             self.close_connection = True
         self.end_headers()
-        self.wfile.write(body)
+        while reply.delivery == "drips" and not self.server.ecr._stopped.wait(_DRIPS_EVERY):
+            self.wfile.write(b"1\r\n \r\n")
+            self.wfile.flush()
+        if reply.delivery != "drips":
+            self.wfile.write(body)
 
     @override
     def log_message(self, format: str, *args: Any) -> None:

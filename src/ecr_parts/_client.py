@@ -1,0 +1,387 @@
+"""The four ECR calls that are used: retried, their answers checked, their failures as values."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+
+import botocore.client
+import tenacity
+from botocore.exceptions import ClientError
+
+from ecr_parts import _request
+from ecr_parts._failures import (
+    OtherDigestError,
+    as_error,
+    clear_frames,
+    code_of,
+    last_valid_byte,
+)
+from ecr_parts._threads import Task, Waiter
+from ecr_parts.chunker import Part
+from ecr_parts.errors import DigestMismatchError, ServiceError, UnexpectedResponseError
+from ecr_parts.retry import (
+    AttemptTimeoutError,
+    BadAnswerError,
+    error_code,
+    is_transient,
+    reason,
+)
+from ecr_parts.source import Blob
+
+_log = logging.getLogger("ecr_parts")
+_T = TypeVar("_T")
+
+Answer: TypeAlias = Mapping[str, object]
+
+
+class EcrApi(Protocol):
+    """The calls of a client for ``ecr`` or ``ecr-public`` that are used."""
+
+    def batch_check_layer_availability(
+        self, *, repositoryName: str, layerDigests: Sequence[str], registryId: str = ...
+    ) -> Answer: ...
+
+    def initiate_layer_upload(self, *, repositoryName: str, registryId: str = ...) -> Answer: ...
+
+    def upload_layer_part(
+        self,
+        *,
+        repositoryName: str,
+        uploadId: str,
+        partFirstByte: int,
+        partLastByte: int,
+        layerPartBlob: bytes,
+        registryId: str = ...,
+    ) -> Answer: ...
+
+    def complete_layer_upload(
+        self,
+        *,
+        repositoryName: str,
+        uploadId: str,
+        layerDigests: Sequence[str],
+        registryId: str = ...,
+    ) -> Answer: ...
+
+
+EcrClient: TypeAlias = EcrApi | botocore.client.BaseClient
+"""A botocore or boto3 client for ``ecr`` or ``ecr-public``, or anything with its four calls."""
+
+
+class Availability(NamedTuple):
+    """What ECR says of a layer."""
+
+    status: str
+    """``AVAILABLE``, ``UNAVAILABLE`` or ``ARCHIVED``."""
+    size: int | None
+    """Bytes."""
+
+
+class Received(NamedTuple):
+    """Where ECR stands after a part was sent."""
+
+    last_byte: int
+    """The last byte of the layer that it has, -1 for none."""
+    refused: bool
+    """Whether it refused the part because of where it starts."""
+
+
+@dataclass(frozen=True)
+class Answered(Generic[_T]):
+    """What a call was answered in the end."""
+
+    answer: _T
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why a call was given up."""
+
+    error: ServiceError | UnexpectedResponseError | DigestMismatchError
+    code: str
+    """ECR's error code, or the name of the client's exception."""
+    attempts: int
+    transient: bool
+    """Whether the retries ran out. The call may have had its effect then."""
+
+
+@dataclass(frozen=True)
+class RepositoryClient:
+    """ECR's upload calls for one repository, retried, their answers checked.
+
+    The one place from which ECR is called. Each attempt runs in a thread of its own while the
+    caller's thread waits. A call that fails is a value, ``Failed``: what is raised here was
+    raised by somebody else's code: a signal handler, the heartbeat or the retry policy.
+    """
+
+    client: EcrClient
+    repository_name: str
+    registry_id: str | None
+    retrying: tenacity.BaseRetrying
+    attempt_timeout: float
+    """Seconds for one attempt in all."""
+    sends_prepared: bool = False
+    """Whether the client sends what ``_request.prepare`` makes."""
+    waiter: Waiter = field(default_factory=Waiter)
+    """Its heartbeat is called before each attempt and each wait, and once a second in both."""
+    _stranded: list[Task[Any]] = field(default_factory=list, repr=False, compare=False)
+    """Attempts that took longer than ``attempt_timeout``, and may still be running."""
+
+    def batch_check_layer_availability(
+        self, digests: Sequence[str]
+    ) -> Answered[dict[str, Availability]] | Failed:
+        """What ECR says of up to 100 layers; those it does not know may be left out."""
+
+        def read(answer: Answer) -> dict[str, Availability]:
+            return {
+                _field(layer, "layerDigest", str): Availability(
+                    _field(layer, "layerAvailability", str),
+                    None if layer.get("layerSize") is None else _size(layer),
+                )
+                for layer in _field(_with_layers(answer), "layers", list)
+            }
+
+        return self._call("BatchCheckLayerAvailability", read, {"layerDigests": list(digests)})
+
+    def initiate_layer_upload(self) -> Answered[tuple[str, int]] | Failed:
+        """Start an upload: its ID, and the part size (bytes) that ECR answers."""
+
+        def read(answer: Answer) -> tuple[str, int]:
+            upload_id, part_size = _field(answer, "uploadId", str), _field(answer, "partSize", int)
+            if not upload_id or part_size < 1:
+                raise BadAnswerError(
+                    f"it says uploadId {upload_id!r} and partSize {part_size}", transient=False
+                )
+            return upload_id, part_size
+
+        return self._call("InitiateLayerUpload", read, {})
+
+    def prepare_part(self, upload_id: str, part: Part, blob: Blob) -> bytes:
+        """``blob`` in the form ``upload_layer_part`` sends. May be called ahead of time."""
+        if self.sends_prepared:
+            return _request.prepare(self._names | _place(upload_id, part), blob)
+        return bytes(blob)
+
+    def upload_layer_part(
+        self, upload_id: str, part: Part, prepared: bytes
+    ) -> Answered[Received] | Failed:
+        """Send a part: where ECR then stands. A refusal for a wrong offset reports it too.
+
+        ``prepared`` comes from ``prepare_part``.
+        """
+
+        def read(answer: Answer) -> Received:
+            return Received(_field(answer, "lastByteReceived", int), refused=False)
+
+        def refused(error: ClientError) -> Received | None:
+            if error_code(error) != "InvalidLayerPartException":
+                return None
+            return Received(last_valid_byte(error.response), refused=True)
+
+        return self._call(
+            "UploadLayerPart",
+            read,
+            {**_place(upload_id, part), "layerPartBlob": prepared},
+            refused=refused,
+            where=f"bytes {part.first_byte}-{part.last_byte}",
+        )
+
+    def complete_layer_upload(self, upload_id: str, digest: str) -> Answered[None] | Failed:
+        """Complete an upload. ``DigestMismatchError`` where ECR received other bytes."""
+
+        def read(answer: Answer) -> None:
+            answered = _field(answer, "layerDigest", str)
+            if answered != digest:
+                raise OtherDigestError(f"{digest}: ECR says {answered}")
+
+        def refused(error: ClientError) -> None:
+            if error_code(error) == "InvalidLayerException":
+                raise OtherDigestError(f"{digest}: {reason(error)}") from error
+
+        return self._call(
+            "CompleteLayerUpload",
+            read,
+            {"uploadId": upload_id, "layerDigests": [digest]},
+            refused=refused,
+            where=f"upload {upload_id}",
+        )
+
+    @property
+    def _names(self) -> dict[str, object]:
+        registry = {} if self.registry_id is None else {"registryId": self.registry_id}
+        return {"repositoryName": self.repository_name, **registry}
+
+    def _call(
+        self,
+        operation: str,
+        read: Callable[[Answer], _T],
+        parameters: dict[str, object],
+        *,
+        refused: Callable[[ClientError], _T | None] = lambda _error: None,
+        where: str = "",
+    ) -> Answered[_T] | Failed:
+        """Call ECR until it answers or the policy gives up.
+
+        ``read`` makes an answer of botocore's, or raises what is wrong with it; ``refused`` makes
+        one of a refusal, or ``None``. Both run in the attempt's thread.
+        """
+        subject = f"{operation} in repository {self.repository_name!r}" + (where and f", {where}")
+        state = self.new_state()
+        while True:
+            self.waiter.heartbeat()
+            outcome = self._attempt(operation, read, parameters, refused)
+            if isinstance(outcome, Task):
+                return Answered(outcome.result(), state.attempt_number)
+            state.set_exception((type(outcome), outcome, outcome.__traceback__))
+            self.plan_wait(state)
+            if not is_transient(outcome) or self.retrying.stop(state):
+                state.outcome = None
+                return self._failed(operation, subject, state.attempt_number, outcome)
+            _log.info(
+                "%s, attempt %d: %s; the next attempt follows in %.1f s",
+                subject, state.attempt_number, reason(outcome), state.upcoming_sleep,
+            )  # fmt: skip
+            del outcome  # it may hold the request
+            self.wait_as_planned(state)
+
+    # Only the policy's stop, wait and sleep are used, and not its ``__call__``. That would catch
+    # what the caller's code raises: it takes a ``TryAgain`` for its own, and keeps the others in
+    # cycles, with every part in the frames that they came through.
+
+    def new_state(self) -> tenacity.RetryCallState:
+        """What the policy is told, before the first attempt."""
+        return tenacity.RetryCallState(self.retrying, None, (), {})
+
+    def plan_wait(self, state: tenacity.RetryCallState) -> None:
+        """Ask the policy how long to wait after an attempt."""
+        state.upcoming_sleep = self.retrying.wait(state)
+
+    def wait_as_planned(self, state: tenacity.RetryCallState) -> None:
+        """Wait until the next attempt."""
+        seconds = state.upcoming_sleep
+        state.next_action = tenacity.RetryAction(seconds)
+        state.idle_for += seconds
+        self.waiter.heartbeat()
+        state.prepare_for_next_attempt()
+        given = self.retrying.sleep
+        # tenacity's own sleep would not wake for the heartbeat.
+        (self.waiter.sleep if given is tenacity.nap.sleep else given)(seconds)
+
+    def _attempt(
+        self,
+        operation: str,
+        read: Callable[[Answer], _T],
+        parameters: dict[str, object],
+        refused: Callable[[ClientError], _T | None],
+    ) -> Task[_T] | Exception:
+        """One attempt, in another thread: the task that has ended, or why it failed."""
+        self._stranded[:] = [task for task in self._stranded if task.running]
+        if len(self._stranded) >= _MOST_STRANDED:
+            return AttemptTimeoutError(
+                f"{len(self._stranded)} earlier attempts are still without an answer",
+                transient=False,
+            )
+        own = self._names | parameters
+        blob = own.get("layerPartBlob")
+        if isinstance(blob, _request.PreparedBlob):
+            own["layerPartBlob"] = blob.for_one_attempt()
+        call: Callable[..., Answer] = getattr(self.client, _METHODS[operation])
+
+        def run() -> _T:
+            handled = sys.exc_info()[1]
+            try:
+                return read(call(**own))
+            except ClientError as error:
+                clear_frames(error, handled)
+                answer = refused(error)
+                if answer is None:
+                    raise
+                return answer
+            except BaseException as error:
+                clear_frames(error, handled)
+                raise
+
+        task = self.waiter.wait_for("call", run, self.attempt_timeout)
+        if task.overdue:
+            self._stranded.append(task)
+            return AttemptTimeoutError(
+                f"no answer within attempt_timeout={self.attempt_timeout:g} seconds",
+                transient=len(self._stranded) < _MOST_STRANDED,
+            )
+        failure, task.error = task.error, None
+        if failure is None:
+            return task
+        if isinstance(failure, Exception):
+            return failure
+        raise failure
+
+    def _failed(self, operation: str, subject: str, attempts: int, failure: Exception) -> Failed:
+        error = as_error(
+            failure,
+            operation=operation,
+            service_name=service_name(self.client),
+            repository_name=self.repository_name,
+            subject=subject,
+            attempts=attempts,
+        )
+        return Failed(error, code_of(failure), attempts, is_transient(failure))
+
+
+_MOST_STRANDED = 3  # attempts without an answer that may go on in their threads
+_METHODS = {
+    "BatchCheckLayerAvailability": "batch_check_layer_availability",
+    "InitiateLayerUpload": "initiate_layer_upload",
+    "UploadLayerPart": "upload_layer_part",
+    "CompleteLayerUpload": "complete_layer_upload",
+}
+
+
+def require_ecr_client(client: EcrClient) -> None:
+    """``TypeError`` for what lacks one of the four calls."""
+    for call in _METHODS.values():
+        if not callable(getattr(client, call, None)):
+            raise TypeError(
+                f"client is {client!r}, which has no {call}: it takes a botocore or boto3 client "
+                "for 'ecr' or 'ecr-public'"
+            )
+
+
+def service_name(client: EcrClient) -> str | None:
+    """``"ecr"`` or ``"ecr-public"``; ``None`` for a client that is none of botocore's."""
+    meta = getattr(client, "meta", None)
+    name = getattr(getattr(meta, "service_model", None), "service_name", None)
+    return name if isinstance(name, str) else None
+
+
+def _place(upload_id: str, part: Part) -> dict[str, object]:
+    return {
+        "uploadId": upload_id,
+        "partFirstByte": part.first_byte,
+        "partLastByte": part.last_byte,
+    }
+
+
+def _size(layer: Answer) -> int:
+    size = _field(layer, "layerSize", int)
+    if size < 1:
+        raise BadAnswerError(f"its layerSize is {size}", transient=False)
+    return size
+
+
+def _with_layers(answer: Answer) -> Answer:
+    """Of an availability answer: whether a list that is empty is left out is unknown."""
+    return {"layers": [], **answer} if "failures" in answer else answer
+
+
+def _field(answer: Answer, name: str, kind: type[_T]) -> _T:
+    value = answer.get(name)
+    if value is None:
+        raise BadAnswerError(f"it has no {name}", transient=True)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise BadAnswerError(f"its {name} is {value!r}", transient=False)
+    return value
