@@ -102,6 +102,7 @@ def random_unknowns(rng: random.Random) -> Unknowns:
         completed_again=rng.choice(("UploadNotFoundException", "LayerAlreadyExistsException")),
         missing_layers=rng.choice(("failures", "layers", "failures alone")),
         availability_lag=rng.choice((0, 0, 1, 2)),
+        last_byte_received=rng.choice(("in the layer", "in the layer", "in the part")),
     )
 
 

@@ -148,7 +148,7 @@ def test_a_stream_of_unknown_size_on_a_terminal(ecr: LocalECR) -> None:
         (["-", "demo"], "error: the layer is empty, and ECR takes no layer of 0 bytes: leave it"),
         (["-", "demo", "--digest", "sha256:1"], "error: digest must be 'sha256:' and 64 "),
         (["-", "demo", "--checkpoint", "c"], "error: only a source that can be read again can be"),
-        (["-", ""], "error: repository_name is empty\n"),
+        (["-", ""], "error: repository_name must not be empty\n"),
         (
             ["-", "demo", "--endpoint-url", "foo"],
             "error: no client can be made: ValueError: Invalid",
@@ -158,7 +158,10 @@ def test_a_stream_of_unknown_size_on_a_terminal(ecr: LocalECR) -> None:
         ([__file__, "none"], "the client's region\n"),
         ([__file__, "none", "--checkpoint", "c"], "the client's region\n"),
         ([__file__, "demo", "--checkpoint", __file__], "the checkpoint is the layer's own file"),
-        ([__file__, "demo", "--checkpoint", os.devnull], "/dev/null' is no file: name another"),
+        (
+            [__file__, "demo", "--checkpoint", os.devnull],
+            "/dev/null' is not a regular file: name another",
+        ),
     ],
 )
 def test_errors_without_a_traceback(arguments: list[str], said: str, ecr: LocalECR) -> None:
@@ -185,7 +188,7 @@ def test_an_error_says_where_the_checkpoint_goes_on(
     checkpoint.write_text("{")
     status, _, err = run(ecr, *command)
     assert status == 1
-    assert err.endswith("Name another file; or, if it was one, delete it to begin anew\n")
+    assert err.endswith("Name another file; or, if it was one, delete it to start over\n")
     assert checkpoint.read_text() == "{"
 
 

@@ -15,9 +15,9 @@ import ecr_parts.testing
 HOUSE = Path(ecr_parts.__file__).parent
 # Each room imports only from rooms above it.
 ROOMS = [
-    "errors", "_threads", "limits", "notebook", "chunker", "_session", "source", "checkpoint",
-    "retry", "_failures", "_request", "_client", "_calls", "_pipeline", "_layer_upload", "_batch",
-    "uploader", "__init__", "command", "__main__",
+    "_validation", "errors", "_threads", "limits", "notebook", "chunker", "_session", "source",
+    "checkpoint", "retry", "_failures", "_request", "_client", "_calls", "_pipeline",
+    "_layer_upload", "_batch", "uploader", "__init__", "command", "__main__",
     "testing.model", "testing.faults", "testing.server", "testing.__init__",
     "testing.pytest_plugin", "testing.__main__",
 ]  # fmt: skip

@@ -247,6 +247,13 @@ def broken_part(ecr: Ecr) -> object:
     return "nothing" if stands == len(blob) - 1 else "fragment"
 
 
+def last_byte_received(ecr: Ecr) -> object:
+    blob, upload_id = os.urandom(5 * MIB), ecr.initiate()
+    ecr.part(upload_id, 0, blob)
+    answered = ecr.part(upload_id, len(blob), b"second")["lastByteReceived"]
+    return {len(blob) + 5: "in the layer", 5: "in the part"}[answered]
+
+
 def largest_part(ecr: Ecr) -> object:
     upload_id, next_byte, largest = ecr.initiate(), 0, None
     for size in (10 * MIB, 20 * MIB):
@@ -281,6 +288,10 @@ UNKNOWN: dict[str, tuple[str, Callable[[Ecr], object]]] = {
     "broken_part": (
         "what is stored of a part whose connection breaks while it is sent",
         broken_part,
+    ),
+    "last_byte_received": (
+        "whether lastByteReceived counts in the layer or in the part",
+        last_byte_received,
     ),
     "largest_part": (
         "the largest part taken, in bytes, of 10 MiB and 20 MiB",
@@ -317,6 +328,7 @@ MIRRORED = [
         missing_layers="failures alone",
         availability_lag=2,
         broken_part="fragment",
+        last_byte_received="in the part",
         largest_part=10 * MIB,
         error_namespace="com.amazonaws.ecr",
     ),

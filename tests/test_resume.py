@@ -31,6 +31,7 @@ from simulation import Cut, ModelClient
 from ecr_parts import (
     CheckpointError,
     DigestMismatchError,
+    Layer,
     LayerUploader,
     Limits,
     ServiceError,
@@ -420,7 +421,7 @@ def test_a_session_and_a_checkpoint_are_one_too_many(
         uploader.upload(BLOB, session=session, checkpoint=checkpoint)
     with pytest.raises(ValueError, match="the session is of repository"):
         LayerUploader(ecr.client(), "other").upload(BLOB, session=session)
-    with pytest.raises(TypeError, match="checkpoint is 5"):
+    with pytest.raises(TypeError, match="checkpoint must be a path, not 5"):
         uploader.upload(BLOB, checkpoint=5)  # type: ignore[arg-type]  # the point of the test
 
 
@@ -436,7 +437,7 @@ def test_a_damaged_or_newer_checkpoint(
     content: bytes, ecr: LocalECR, uploader: LayerUploader, checkpoint: Path
 ) -> None:
     checkpoint.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"layer\.checkpoint' is no checkpoint.*delete it"):
+    with pytest.raises(CheckpointError, match=r"layer\.checkpoint' is not a checkpoint.*delete it"):
         uploader.upload(BLOB, checkpoint=checkpoint)
     assert checkpoint.read_bytes() == content
     assert ecr.calls == []
@@ -447,30 +448,81 @@ def test_a_checkpoint_that_is_a_directory_or_in_none(
 ) -> None:
     with pytest.raises(CheckpointError, match=r"cannot be read: .* too long"):
         uploader.upload(BLOB, checkpoint=tmp_path / ("x" * 300))
-    with pytest.raises(CheckpointError, match=f"{tmp_path}' is no file"):
+    with pytest.raises(CheckpointError, match=f"{tmp_path}' is not a regular file"):
         uploader.upload(BLOB, checkpoint=tmp_path)
-    with pytest.raises(CheckpointError, match=r"none/here' cannot be written: its directory"):
+    with pytest.raises(CheckpointError, match=r"none/here' cannot be written: .*No such file"):
         uploader.upload(BLOB, checkpoint=tmp_path / "none" / "here")
     assert ecr.calls == []
 
 
 @pytest.mark.parametrize("broken", ["os.fsync", "os.replace", "tempfile.mkstemp"])
 def test_a_disk_that_breaks(
-    broken: str, uploader: LayerUploader, checkpoint: Path, mocker: Any
+    broken: str, ecr: LocalECR, uploader: LayerUploader, checkpoint: Path, mocker: Any
 ) -> None:
     with pytest.raises(StopError):
         uploader.upload(BLOB, checkpoint=checkpoint, progress=stop_after(16))
     before = checkpoint.read_bytes()
     disk = mocker.patch(broken, side_effect=OSError(28, "No space left on device"))
+    ecr.calls.clear()
     with pytest.raises(CheckpointError, match=r"cannot be written: .*No space left") as raised:
         uploader.upload(BLOB, checkpoint=checkpoint)
     assert checkpoint.read_bytes() == before
     assert list(checkpoint.parent.iterdir()) == [checkpoint]
-    assert raised.value.session is not None
-    assert raised.value.session.next_byte == 24
+    if broken == "tempfile.mkstemp":  # known before the first call
+        assert ecr.calls == []
+    else:
+        assert raised.value.session is not None
+        assert raised.value.session.next_byte == 24
 
     mocker.stop(disk)
     assert uploader.upload(BLOB, checkpoint=checkpoint).digest == DIGEST
+
+
+@pytest.mark.parametrize("broken", ["open", "fsync"])
+def test_a_directory_that_cannot_be_flushed_is_no_error(
+    broken: str, ecr: LocalECR, uploader: LayerUploader, checkpoint: Path, mocker: Any
+) -> None:
+    """Of some file systems, and of a directory that may be written and not read."""
+    real = getattr(os, broken)
+
+    def refuse_directories(target: Any, *arguments: Any, **more: Any) -> Any:
+        if os.path.isdir(target):
+            raise OSError(22, "Invalid argument")
+        return real(target, *arguments, **more)
+
+    with pytest.raises(StopError):
+        uploader.upload(BLOB, checkpoint=checkpoint, progress=stop_after(8))
+    mocker.patch(f"os.{broken}", refuse_directories)
+    with pytest.raises(StopError):
+        uploader.upload(BLOB, checkpoint=checkpoint, progress=stop_after(24))
+    assert json.loads(checkpoint.read_text())["lastByteReceived"] == 23
+    assert uploader.upload(BLOB, checkpoint=checkpoint).digest == DIGEST
+
+
+def test_a_checkpoint_with_a_long_name(
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    longest = tmp_path / ("\N{MIDDLE DOT}" * 127)  # 254 bytes, of the 255 that a name may have
+    with pytest.raises(StopError):
+        uploader.upload(BLOB, checkpoint=longest, progress=stop_after(8))
+    assert list(tmp_path.iterdir()) == [longest]
+    assert uploader.upload(BLOB, checkpoint=longest).parts[0].part.first_byte == 8
+
+
+def test_a_relative_checkpoint_in_a_directory_that_is_gone(
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for upload in (
+        lambda: uploader.upload(BLOB, checkpoint="layer.checkpoint"),
+        lambda: uploader.upload_many([Layer(BLOB, checkpoint="layer.checkpoint")]),
+    ):
+        with pytest.raises(CheckpointError, match="relative to a directory that is gone"):
+            upload()
+    assert ecr.calls == []
 
 
 def test_a_checkpoint_that_cannot_be_deleted(
@@ -623,7 +675,7 @@ def test_a_checkpoint_that_is_no_file_or_a_large_one_is_not_read(
     fifo, large = tmp_path / "fifo", tmp_path / "large"
     os.mkfifo(fifo)
     large.write_text(" " * 100_000 + uploader.initiate().to_json())
-    for checkpoint, said in ((fifo, "is no file: name another"), (large, "is no checkpoint")):
+    for checkpoint, said in ((fifo, "is not a regular file"), (large, "is not a checkpoint")):
         with pytest.raises(CheckpointError, match=said):
             uploader.upload(BLOB, checkpoint=checkpoint)
 
@@ -652,3 +704,44 @@ def test_wherever_missing_layers_are_listed(where: Any) -> None:
         assert uploader.missing([DIGEST]) == {DIGEST}
         assert not uploader.upload(BLOB).existed
         assert uploader.upload(BLOB).existed
+
+
+def test_parts_that_had_to_be_larger_are_counted_as_they_were_sent() -> None:
+    """At ECR: 10 MiB answered for a size not yet known, 48,000 MiB sent, cut at 44,000."""
+    limits = Limits(min_part=4, max_part=10, max_parts=60, max_layer=600)
+    blob = bytes_of(590)
+    with LocalECR(limits=limits, part_size=8) as ecr:
+        uploader = LayerUploader(ecr.client(), "demo", limits=limits, retrying=PATIENT)
+        session = uploader.initiate()
+        ecr.fail("UploadLayerPart", "access_denied", call=51)
+        with pytest.raises(ServiceError, match="bytes 500-509"):
+            uploader.upload(blob, session=session)
+        assert session.part_size == 8
+        text_of_an_earlier_version = json.loads(session.to_json())
+        assert text_of_an_earlier_version.pop("partsReceived") == 50
+        del text_of_an_earlier_version["lastPartSize"]
+        resumed = UploadSession.from_json(json.dumps(text_of_an_earlier_version))
+        ecr.fail("UploadLayerPart", "access_denied", call=5)
+        with pytest.raises(ServiceError, match="AccessDenied"):
+            uploader.upload(blob, session=resumed)
+
+        uploader.upload(blob, session=UploadSession.from_json(resumed.to_json()))
+        assert ecr.layer("demo", digest_of(blob)) == blob
+        first_bytes = [first for first, outcome in parts_sent(ecr) if outcome == "ok"]
+        assert first_bytes[:51] == [*range(0, 501, 10)]
+        assert len(first_bytes) == 60
+
+
+def test_a_session_whose_last_part_is_too_small_is_not_continued(
+    ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    session = uploader.initiate(layer_size=45)
+    uploader.upload_part(session, BLOB[:8])
+    uploader.upload_part(session, BLOB[8:11])
+    kept = UploadSession.from_json(session.to_json())
+    with pytest.raises(ValueError, match="under the minimum of 4 bytes"):
+        uploader.upload_part(kept, BLOB[11:19])
+
+    uploader.upload(BLOB, session=kept)
+    assert ecr.layer("demo", DIGEST) == BLOB
+    assert [first for first, _ in parts_sent(ecr)] == [0, 8, *range(0, 45, 8)]

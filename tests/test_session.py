@@ -159,7 +159,7 @@ def test_a_new_upload_counts_anew() -> None:
 def test_a_session_may_be_resumed_where_it_was_begun() -> None:
     session = a_session()
     assert session._begun_here
-    session._resume()
+    session._resume(100)
     assert not session._begun_here
     assert receive(session, PART, 300, min_part=1, replayable=True) is NextAction.SKIP_FORWARD
 
@@ -243,9 +243,44 @@ def test_it_goes_through_json_with_the_apis_names() -> None:
         "lastByteReceived": 99,
         "layerDigest": "sha256:00",
         "layerSize": 1_000,
+        "partsReceived": 1,
+        "lastPartSize": 100,
     }
     assert UploadSession.from_json(session.to_json()) == session
     assert UploadSession.from_json(session.to_json().encode()) == session
+
+
+def test_a_text_of_the_version_before_says_nothing_of_the_parts() -> None:
+    document = json.loads(a_session().to_json())
+    del document["partsReceived"], document["lastPartSize"]
+    session = UploadSession.from_json(json.dumps(document))
+    assert session == a_session()
+    assert not session._ended(10**6)
+    session._resume(30)
+    assert json.loads(session.to_json())["partsReceived"] == 4
+
+
+def test_it_remembers_in_json_that_its_last_part_was_too_small() -> None:
+    session = a_session()
+    receive(session, Part(100, 138), 138, min_part=MIN_PART, replayable=True)
+    assert UploadSession.from_json(session.to_json())._ended(MIN_PART)
+
+
+@given(st.lists(st.tuples(st.integers(1, 12), st.integers(-1, 130)), max_size=40))
+def test_the_parts_are_counted_and_never_fewer_than_one_each_limit(
+    answers: list[tuple[int, int]],
+) -> None:
+    """Whatever ECR answers, the count stays one that these bytes can have."""
+    session = UploadSession(repository_name="r", upload_id="u", part_size=10, layer_size=130)
+    session._share()
+    for size, answer in answers:
+        if session.next_byte == 130:
+            break
+        part = Part(session.next_byte, min(session.next_byte + size - 1, 129))
+        receive(session, part, answer, min_part=1, replayable=True)
+        twin = UploadSession.from_json(session.to_json())
+        assert twin._count_parts(1) == session._count_parts(1)
+        assert min(1, session.next_byte) <= session._count_parts(1) <= session.next_byte
 
 
 def test_a_copy_is_a_resumed_session() -> None:
@@ -286,6 +321,15 @@ def without(key: str) -> dict[str, object]:
         a_session().to_json().replace("99", "1000"),
         a_session().to_json().replace('"u-1"', '""'),
         a_session().to_json().replace('"u-1"', "null"),
+        a_session().to_json().replace('"u-1"', '"u\\u001b[2J"'),
+        a_session().to_json().replace('"version": 1', '"version": true'),
+        a_session().to_json().replace('"version": 1', '"version": 1.0'),
+        a_session().to_json().replace('"partsReceived": 1', '"partsReceived": 0'),
+        a_session().to_json().replace('"partsReceived": 1', '"partsReceived": 101'),
+        a_session().to_json().replace('"partsReceived": 1', '"partsReceived": true'),
+        a_session().to_json().replace('"lastPartSize": 100', '"lastPartSize": 0'),
+        a_session().to_json().replace('"lastPartSize": 100', '"lastPartSize": 101'),
+        a_session().to_json().replace('"layerSize": 1000', f'"layerSize": {2**63}'),
     ],
 )
 def test_other_json_is_no_session(text: str | bytes) -> None:
@@ -310,6 +354,10 @@ def test_a_newer_session_says_so() -> None:
         ("last_byte_received", -2, ValueError),
         ("last_byte_received", LAYER_SIZE, ValueError),
         ("last_byte_received", True, TypeError),
+        ("layer_size", 2**63, ValueError),
+        pytest.param("layer_size", -(10**5_000), ValueError, id="more digits than Python shows"),
+        ("upload_id", "u\r\n", ValueError),
+        ("upload_id", "u" * 501, ValueError),
     ],
 )
 def test_what_no_upload_can_have(field: str, value: object, error: type[Exception]) -> None:

@@ -7,11 +7,15 @@ import mmap
 import os
 import random
 import threading
-from collections.abc import Iterator
+import tracemalloc
+import urllib.request
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 from helpers import (
     REPLAYABLE,
     SOURCES,
@@ -25,8 +29,9 @@ from helpers import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ecr_parts import SourceChangedError
+from ecr_parts import LayerUploader, SourceChangedError
 from ecr_parts.source import RunningDigest, open_source
+from ecr_parts.testing import LocalECR
 
 BLOB = bytes_of(100)
 
@@ -198,13 +203,13 @@ def test_text_is_no_layer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", [None, 5, 1.5, object()])
 def test_no_source_at_all(source: Any) -> None:
-    with pytest.raises(TypeError, match="it takes a path, bytes"), open_source(source):
+    with pytest.raises(TypeError, match="pass a path, bytes"), open_source(source):
         pass
 
 
 @pytest.mark.parametrize(("size", "error"), [(-1, ValueError), ("1", TypeError), (True, TypeError)])
 def test_no_size_at_all(size: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match="size is"), open_source(BLOB, size):
+    with pytest.raises(error, match="size must be"), open_source(BLOB, size):
         pass
 
 
@@ -386,3 +391,82 @@ def test_the_running_digest_takes_each_byte_once(rereads: list[tuple[int, int]],
             running.feed(first, BLOB[first : first + size])
             at = max(at, min(100, first + size))
     assert running.digest() == digest_of(BLOB)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_a_huge_chunk_is_never_copied_as_a_whole(kind: Callable[[bytes], Any]) -> None:
+    """Neither at once nor once more for each part: that is quadratic."""
+    size, part = 8_000_000, 50_000
+    chunk = kind(bytes(size))
+    with open_source(iter([chunk])) as source:
+        tracemalloc.start()
+        try:
+            for first_byte in range(0, size, part):
+                assert len(source.read(first_byte, part)) == part
+                source.release(first_byte + part)
+            assert tracemalloc.get_traced_memory()[1] < 10 * part
+        finally:
+            tracemalloc.stop()
+
+
+def test_a_buffer_that_its_producer_fills_anew_is_free_by_then() -> None:
+    def items(wrap: Callable[[bytearray], Any]) -> Iterator[Any]:
+        buffer = bytearray()
+        for at in range(0, 100, 30):
+            buffer[:] = BLOB[at : at + 30]  # a view of it would be a BufferError
+            yield wrap(buffer)
+
+    for wrap in (bytearray, memoryview, lambda buffer: buffer):
+        for size in (7, 30, 45):
+            with open_source(items(wrap)) as source:
+                pieces = [source.read(at, size) for at in range(0, 100, size)]
+            assert b"".join(pieces) == BLOB
+
+
+class HalfOfTheBody(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "100")
+        self.end_headers()
+        self.wfile.write(BLOB[:40])
+
+    def log_message(self, *_: Any) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def broken_url() -> Iterator[str]:
+    """A server whose connection breaks after 40 of 100 bytes."""
+    with HTTPServer(("127.0.0.1", 0), HalfOfTheBody) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("part", [1, 40, 70])
+@pytest.mark.parametrize("with_urllib3", [False, True])
+def test_a_response_whose_connection_broke_has_not_ended(
+    part: int, with_urllib3: bool, broken_url: str, ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    def open_broken() -> Any:
+        if with_urllib3:
+            return urllib3.PoolManager().request(
+                "GET", broken_url, preload_content=False, enforce_content_length=False
+            )
+        return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(broken_url)
+
+    with open_broken() as response, open_source(response) as source:
+        at = 0
+        while piece := source.read(at, part):
+            at += len(piece)
+        assert at == 40
+        message = "ended after 40 bytes: its connection broke 60 bytes before the end"
+        assert message in str(source.ended_at(40))
+    with pytest.raises(SourceChangedError, match="connection broke"):
+        uploader.upload(open_broken())
+    assert ecr.registry.repositories["demo"].layers == {}
+    with open_source(iter([BLOB])) as whole:
+        whole.read(0, 200)
+        assert whole.ended_at(100) is None

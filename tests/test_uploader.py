@@ -1009,7 +1009,7 @@ def test_a_session_that_is_none(none: Any, uploader: LayerUploader) -> None:
     ):
         with pytest.raises(TypeError, match="must be an UploadSession"):
             call()
-    with pytest.raises(TypeError, match=r"layer_size is 5\.5"):
+    with pytest.raises(TypeError, match=r"layer_size must be an int, not 5\.5"):
         uploader.initiate(layer_size=5.5)  # type: ignore[arg-type]  # the point of the test
     with pytest.raises(TypeError, match="digests is a str"):
         uploader.missing(DIGEST)

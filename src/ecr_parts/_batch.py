@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -15,20 +16,37 @@ from ecr_parts._calls import MOST_DIGESTS, UploadCalls, check_digest
 from ecr_parts._client import Failed
 from ecr_parts._layer_upload import Layer, UploadedLayer, hash_source, upload_layer
 from ecr_parts._threads import Abandoned, Task, Waiter
+from ecr_parts._validation import whole_number
 from ecr_parts.checkpoint import Checkpoint
-from ecr_parts.limits import whole_number
-from ecr_parts.source import LayerSource, is_background_readable, open_source
+from ecr_parts.source import LayerSource, check_source, is_background_readable, open_source
 
 _T = TypeVar("_T")
 _STOPS_WITHIN = 1.5  # seconds: what runs wakes once a second
+_LOOKS_EVERY = 1.0  # seconds: for a worker that found no thread to run in
+
+
+@dataclass(eq=False)
+class _Item:
+    """One of the layers, and what is known of it."""
+
+    place: int
+    """In the results."""
+    layer: Layer
+    background_readable: bool
+    digest: str | None
+    asked: bool = False
+    """Whether ECR has been asked for it, with others in one call."""
 
 
 class BatchUpload:
     """One call of ``upload_many``.
 
     Layers that may be read in the background are uploaded by workers, threads of this library;
-    the others in the caller's thread. The first error, wherever it comes from, sets ``_stopped``:
-    then no thread begins anything, and each ends with ``Abandoned`` when it wakes.
+    the others in the caller's thread, which counts as a worker then. The caller's thread pulls
+    the layers, puts those for workers in a queue, and starts workers while there is room.
+
+    The first error, wherever it comes from, sets ``_stopped``: then no thread begins anything,
+    and each ends with ``Abandoned`` when it wakes.
     """
 
     def __init__(
@@ -42,34 +60,42 @@ class BatchUpload:
         self._stopped = False
         self._waiter = Waiter(self._check_stopped, self._is_stopped)
         self._calls = calls.with_waiter(self._waiter)
-        self._max_workers = max_workers
         self._check_existing = check_existing
         self._progress = progress
         self._one_at_a_time = threading.Lock()
         self._error: BaseException | None = None
-        self._workers: list[Task[None]] = []
+        # The queue and its workers. Deques, sets and dicts, as each change of them is atomic.
+        self._places = max_workers
+        """How many workers there may be."""
+        self._queue: deque[tuple[_Item, Callable[[_Item], None]]] = deque()
+        self._working: set[int] = set()
+        self._starting: set[int] = set()
+        """Those of ``_working`` that have taken nothing from the queue yet."""
+        self._tasks: dict[int, Task[None]] = {}
+        self._changed = threading.Lock()
+        """Released when a worker takes something from the queue, or ends."""
+        self._changed.acquire()
+        # What has been found out.
         self._checkpoints: set[str] = set()
-        self._done: dict[str, UploadedLayer] = {}
+        self._sizes_there: dict[str, int] = {}
+        """The sizes (bytes) of layers that ECR had when it was asked for many."""
+        self._first_with: dict[str, _Item] = {}
+        """By digest."""
+        self._repeats: list[tuple[_Item, _Item]] = []
+        """Layers that are not sent, each with the one that is sent for it."""
+        self._results: dict[int, UploadedLayer] = {}
 
     def upload(self, layers: Iterable[LayerSource | Layer]) -> list[UploadedLayer]:
-        """Every layer, a window at a time."""
+        """Upload every layer."""
         if isinstance(layers, str | bytes | bytearray | memoryview | Layer):
             raise TypeError(f"layers must be an iterable of layers, not {type(layers).__name__}")
-        windows = _windows(map(_layer, layers), self._max_workers)
-        if isinstance(layers, Sequence):  # in memory as it is: checked before the first call
-            everything = list(map(_layer, layers))
-            _refuse_streams_twice(everything)
-            self._refuse_checkpoints_twice(everything)
-            self._checkpoints.clear()
-            windows = _windows(everything, MOST_DIGESTS)
-        results: list[UploadedLayer] = []
         stopped: Abandoned | None = None
         with self._waiter:
             try:
-                for window in windows:
-                    _refuse_streams_twice(window)
-                    self._refuse_checkpoints_twice(window)
-                    results += self._upload_window(window)
+                if isinstance(layers, Sequence):
+                    self._upload_list([_as_layer(given) for given in layers])
+                else:
+                    self._upload_as_they_come(layers)
             except Abandoned as abandoned:
                 stopped = abandoned  # raised below, as ``from`` would change somebody's error
             finally:
@@ -83,143 +109,218 @@ class BatchUpload:
                 raise stopped if error is None else error
             finally:
                 del error, stopped  # likewise
-        return results
+        return [self._results[place] for place in range(len(self._results))]
+
+    def _upload_list(self, layers: list[Layer]) -> None:
+        """Layers that are all known: checked before the first call, and asked for in one call."""
+        for layer in layers:
+            self._noting(layer, partial(self._check, layer))
+        described = self._waiter.run("disk", partial(_describe, layers))
+        items = [
+            _Item(place, layer, background_readable, layer.digest)
+            for place, (layer, (background_readable, _)) in enumerate(
+                zip(layers, described, strict=True)
+            )
+        ]
+        first_from: dict[object, _Item] = {}
+        same_source: list[tuple[_Item, _Item]] = []
+        for item, (_, identity) in zip(items, described, strict=True):
+            first = first_from.setdefault(identity, item)
+            if first is not item and not item.background_readable:
+                raise ValueError("the same stream was passed twice")
+            if first is not item:
+                same_source.append((item, first))
+        repeated = {item.place for item, _ in same_source}
+        items = [item for item in items if item.place not in repeated]
+        for at in range(0, len(items), MOST_DIGESTS):
+            self._upload_block(items[at : at + MOST_DIGESTS])
+        self._repeat_results(same_source)
+
+    def _upload_block(self, items: list[_Item]) -> None:
+        if self._check_existing:
+            for item in items:
+                if item.background_readable and item.digest is None:
+                    self._submit(item, self._hash, ahead=len(items))
+            self._finish_queue()
+            self._ask(items)
+        items = [item for item in items if self._is_first(item)]
+        # Those for workers first: afterwards the caller's thread may be busy for long.
+        for item in sorted(items, key=lambda item: not item.background_readable):
+            self._submit(item, self._send, ahead=len(items))
+        self._finish_queue()
+
+    def _upload_as_they_come(self, layers: Iterable[LayerSource | Layer]) -> None:
+        """Layers of an iterator: pulled as workers take them, and one more."""
+        last: Layer | None = None
+        for place, given in enumerate(layers):
+            layer = _as_layer(given)
+            self._noting(layer, partial(self._check, layer))
+            [(background_readable, _)] = self._waiter.run("disk", partial(_describe, [layer]))
+            if last is not None and layer.source is last.source and not background_readable:
+                raise ValueError("the same stream was passed twice")
+            last = layer
+            item = _Item(place, layer, background_readable, layer.digest)
+            self._submit(item, self._hash_and_send, ahead=0)
+        self._finish_queue()
+
+    def _check(self, layer: Layer) -> None:
+        """Refuse what cannot be uploaded, as far as that is known beforehand."""
+        if layer.digest is not None:
+            check_digest(layer.digest)
+        check_source(layer.source)
+        if layer.checkpoint is not None:
+            checkpoint = Checkpoint(layer.checkpoint)
+            path = str(checkpoint.path)
+            if path in self._checkpoints:
+                raise ValueError(f"the checkpoint {path!r} was passed twice")
+            self._checkpoints.add(path)
+            self._waiter.run("disk", checkpoint.load)
+
+    # The queue and its workers
+
+    def _submit(self, item: _Item, function: Callable[[_Item], None], *, ahead: int) -> None:
+        """Have a worker call ``function``; return when at most ``ahead`` calls wait for one."""
+        if item.background_readable:
+            self._queue.append((item, function))
+            self._wait_until(lambda: len(self._queue) <= ahead)
+        else:
+            self._places -= 1
+            self._wait_until(lambda: len(self._working) <= self._places)
+            self._noting(item.layer, partial(function, item))
+            self._places += 1
+
+    def _finish_queue(self) -> None:
+        self._wait_until(lambda: not self._queue and not self._working)
+        repeats, self._repeats = self._repeats, []
+        self._repeat_results(repeats)
+
+    def _wait_until(self, condition: Callable[[], bool]) -> None:
+        while True:
+            self._check_stopped()
+            self._start_workers()
+            if condition():
+                return
+            self._waiter.acquire(self._changed, _LOOKS_EVERY)
+
+    def _start_workers(self) -> None:
+        while len(self._queue) > len(self._starting) and len(self._working) < self._places:
+            number = min(set(range(self._places)) - self._working)
+            self._working.add(number)
+            self._starting.add(number)
+            self._tasks[number] = self._waiter.start(f"layer {number}", partial(self._work, number))
+        for task in list(self._tasks.values()):
+            if task.without_thread:
+                self._waiter.wait(task)
+
+    def _work(self, number: int) -> None:
+        """What a worker does: all that waits in the queue, while there is room for the worker."""
+        try:
+            while len(self._working) <= self._places and not self._stopped:
+                try:
+                    item, function = self._queue.popleft()
+                except IndexError:
+                    return
+                self._starting.discard(number)
+                self._wake()
+                self._noting(item.layer, partial(function, item))
+        finally:
+            self._starting.discard(number)
+            self._working.discard(number)
+            self._wake()
+
+    def _wake(self) -> None:
+        with suppress(RuntimeError):  # it is released already
+            self._changed.release()
 
     def _wait_for_workers(self) -> None:
         """Let the workers end; one that does not is abandoned, and begins nothing any more."""
         waiter = Waiter()
         end = time.monotonic() + _STOPS_WITHIN
-        for worker in self._workers:
+        for worker in self._tasks.values():
             if worker.running:
                 waiter.wait(worker, max(0.0, end - time.monotonic()))
             worker.error = None  # it was noted, and its frames lead back here
-        self._workers = []
+        self._tasks = {}
 
-    def _refuse_checkpoints_twice(self, layers: list[Layer]) -> None:
-        for layer in layers:
-            if layer.checkpoint is not None:
-                path = os.path.abspath(layer.checkpoint)
-                if path in self._checkpoints:
-                    raise ValueError(f"the checkpoint {path!r} was passed twice")
-                self._checkpoints.add(path)
+    # What is done for each layer, in a worker or in the caller's thread
 
-    def _upload_window(self, window: list[Layer]) -> list[UploadedLayer]:
-        digests = self._side_by_side(
-            window, {i: partial(self._digest, layer) for i, layer in enumerate(window)}
-        )
-        there = self._ask(window, digests)
-        results: dict[int, UploadedLayer] = {}
-        by_workers: dict[int, Callable[[], UploadedLayer]] = {}
-        by_caller: dict[int, Callable[[], UploadedLayer]] = {}
-        first: set[str] = set()
-        for i, layer in enumerate(window):
-            digest = digests[i]
-            if digest is not None and (digest in self._done or digest in first):
-                continue
-            if digest in there and layer.checkpoint is None:
-                results[i] = UploadedLayer(digest, there[digest], existed=True)
-                self._notify(layer, results[i].size)
-            elif is_background_readable(layer.source):
-                by_workers[i] = partial(self._send, layer, digest)
-            else:
-                by_caller[i] = partial(self._send, layer, digest)
-            if digest is not None:
-                first.add(digest)
-        results |= self._side_by_side(window, by_workers, by_caller)
-        self._done |= {result.digest: result for result in results.values()}
-        for i, layer in enumerate(window):
-            if i not in results:
-                results[i] = self._noting(layer, partial(self._again, layer, digests[i]))
-        return [results[i] for i in range(len(window))]
-
-    def _side_by_side(
-        self,
-        window: list[Layer],
-        by_workers: dict[int, Callable[[], _T]],
-        by_caller: dict[int, Callable[[], _T]] | None = None,
-    ) -> dict[int, _T]:
-        """What the functions return, ``max_workers`` of them at a time; the keys are layers.
-
-        Those of ``by_caller`` run one after another in this thread, which counts as a worker.
-        """
-        results: dict[int, _T] = {}
-
-        def run_all(work: Iterator[tuple[int, Callable[[], _T]]]) -> None:
-            for i, function in work:
-                results[i] = self._noting(window[i], function)
-
-        def start_workers(most: int) -> None:
-            self._workers = [
-                self._waiter.start(f"layer {n}", partial(run_all, left))
-                for n in range(min(most, len(by_workers)))
-            ]
-
-        left = iter(list(by_workers.items()))  # shared: each item goes to one worker
-        start_workers(self._max_workers - bool(by_caller))
-        run_all(iter((by_caller or {}).items()))
-        if not self._workers:
-            start_workers(self._max_workers)
-        for worker in self._workers:
-            self._waiter.wait(worker)
-        self._check_stopped()
-        for worker in self._workers:
-            worker.result()
-        return results
-
-    def _digest(self, layer: Layer) -> str | None:
-        """To ask for it; of what is read in the caller's thread it is not made here."""
-        if (
-            not self._check_existing
-            or layer.digest is not None
-            or not is_background_readable(layer.source)
-        ):
-            return layer.digest
-        with open_source(layer.source, layer.size) as source:
+    def _hash(self, item: _Item) -> None:
+        with open_source(item.layer.source, item.layer.size) as source:
             self._calls.check_size(source.size)
-            digest, size = hash_source(source, partial(self._notify, layer, 0))
+            item.digest, size = hash_source(source, partial(self._notify, item.layer, 0))
             changed = source.ended_at(size)
         if changed is not None:
             raise changed
-        return digest
 
-    def _ask(self, window: list[Layer], digests: dict[int, str | None]) -> dict[str, int]:
-        if not self._check_existing:
-            return {}
-        wanted = {
-            digest: layer.size
-            for i, layer in enumerate(window)
-            if (digest := digests[i]) is not None and digest not in self._done
-        }
-        with Waiter(partial(self._notify_all, window, 0), self._is_stopped) as waiter:
+    def _ask(self, items: list[_Item]) -> None:
+        """Ask ECR for all of ``items`` whose digest is known, in one call."""
+        wanted = {item.digest: item.layer.size for item in items if item.digest is not None}
+        layers = [item.layer for item in items]
+        with Waiter(partial(self._notify_all, layers, 0), self._is_stopped) as waiter:
             there = self._calls.with_waiter(waiter).sizes_there(wanted)
         if isinstance(there, Failed):
             raise there.error
-        return there
+        self._sizes_there |= there
+        for item in items:
+            item.asked = item.digest is not None
 
-    def _send(self, layer: Layer, digest: str | None) -> UploadedLayer:
-        self._notify(layer, 0)
-        asked = digest is not None and layer.checkpoint is None
-        return upload_layer(
+    def _is_first(self, item: _Item) -> bool:
+        """Whether no layer before has the same digest; otherwise that one is sent for both."""
+        if item.digest is None:
+            return True
+        first = self._first_with.setdefault(item.digest, item)
+        if first is not item:
+            self._repeats.append((item, first))
+        return first is item
+
+    def _hash_and_send(self, item: _Item) -> None:
+        if item.background_readable and item.digest is None and self._check_existing:
+            self._hash(item)
+        if self._is_first(item):
+            self._send(item)
+
+    def _send(self, item: _Item) -> None:
+        there = self._sizes_there.get(item.digest or "")
+        if there is not None and item.layer.checkpoint is None:
+            self._notify(item.layer, there)
+            self._results[item.place] = UploadedLayer(item.digest or "", there, existed=True)
+        else:
+            self._upload(item)
+
+    def _upload(self, item: _Item) -> None:
+        self._notify(item.layer, 0)
+        layer = replace(item.layer, digest=item.digest, progress=partial(self._notify, item.layer))
+        asked = item.asked and layer.checkpoint is None
+        self._results[item.place] = upload_layer(
             self._calls,
-            replace(layer, digest=digest, progress=partial(self._notify, layer)),
+            layer,
             check_existing=self._check_existing and not asked,
             cancelled=self._is_stopped,
         )
 
-    def _again(self, layer: Layer, digest: str | None) -> UploadedLayer:
-        """The result of content that was sent for another layer."""
-        before = self._done[digest or ""]
+    def _repeat_results(self, repeats: list[tuple[_Item, _Item]]) -> None:
+        for item, first in repeats:
+            self._noting(item.layer, partial(self._repeat_result, item, first))
+
+    def _repeat_result(self, item: _Item, first: _Item) -> None:
+        """Take over the result of ``first``, unless the caller said that this layer differs."""
+        layer, result = item.layer, self._results[first.place]
+        if layer.digest not in (None, result.digest) or layer.size not in (None, result.size):
+            self._upload(item)
+            return
         if layer.checkpoint is not None:
             checkpoint = Checkpoint(layer.checkpoint)
 
             def delete_if_its_own() -> None:
                 stored = checkpoint.load()
-                if stored is not None and stored.layer_digest == digest:
+                if stored is not None and stored.layer_digest == result.digest:
                     checkpoint.delete()
 
             self._waiter.run("disk", delete_if_its_own)
-        self._notify(layer, before.size)
-        return replace(before, existed=True, parts=())
+        self._notify(layer, result.size)
+        self._results[item.place] = replace(result, existed=True, parts=())
+
+    # What is told to others
 
     def _notify(self, layer: Layer, newly: int) -> None:
         self._notify_all([layer], newly)
@@ -256,28 +357,19 @@ class BatchUpload:
             raise
 
 
-def _layer(item: LayerSource | Layer) -> Layer:
-    layer = item if isinstance(item, Layer) else Layer(item)
-    if layer.digest is not None:
-        check_digest(layer.digest)
-    return layer
+def _as_layer(given: LayerSource | Layer) -> Layer:
+    return given if isinstance(given, Layer) else Layer(given)
 
 
-def _refuse_streams_twice(layers: list[Layer]) -> None:
-    """Of layers that are all in memory: the ``id`` of one that is gone may be another's."""
-    streams = [id(layer.source) for layer in layers if not is_background_readable(layer.source)]
-    if len(set(streams)) < len(streams):
-        raise ValueError("the same stream was passed twice")
-
-
-def _windows(layers: Iterable[Layer], heavy: int) -> Iterator[list[Layer]]:
-    """As many layers as are asked for in one call; but of those in memory ``heavy`` at most."""
-    window: list[Layer] = []
+def _describe(layers: list[Layer]) -> list[tuple[bool, object]]:
+    """Whether each may be read in the background, and what tells its source from others."""
+    described: list[tuple[bool, object]] = []
     for layer in layers:
-        window.append(layer)
-        weight = sum(not isinstance(x.source, str | os.PathLike) for x in window)
-        if len(window) == MOST_DIGESTS or weight == heavy:
-            yield window
-            window = []
-    if window:
-        yield window
+        background_readable = is_background_readable(layer.source)
+        identity: object = id(layer.source)
+        if background_readable and isinstance(layer.source, str | os.PathLike):
+            with suppress(OSError, ValueError):  # opening it will tell what is wrong with it
+                status = os.stat(layer.source)
+                identity = (status.st_dev, status.st_ino)
+        described.append((background_readable, identity))
+    return described

@@ -176,7 +176,13 @@ class RepositoryClient:
         """
 
         def read(answer: Answer) -> Received:
-            return Received(_field(answer, "lastByteReceived", int), refused=False)
+            last_byte = _field(answer, "lastByteReceived", int)
+            # AWS's reference says "the last byte received in the request", and examples do not
+            # settle whether it counts in the layer or in the part. What makes sense in the part
+            # only is taken so; if that is wrong, the next answer says where ECR stands.
+            if last_byte == part.size - 1 < part.first_byte - 1:
+                last_byte = part.last_byte
+            return Received(last_byte, refused=False)
 
         def refused(error: ClientError) -> Received | None:
             if error_code(error) != "InvalidLayerPartException":

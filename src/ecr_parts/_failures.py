@@ -16,7 +16,14 @@ from ecr_parts.errors import (
     UnexpectedResponseError,
     UploadLostError,
 )
-from ecr_parts.retry import BadAnswerError, error_code, is_transient, message, reason
+from ecr_parts.retry import (
+    BadAnswerError,
+    error_code,
+    holds_secret,
+    is_transient,
+    message,
+    reason,
+)
 
 
 class OtherDigestError(Exception):
@@ -39,7 +46,8 @@ def as_error(
 ) -> ServiceError | UnexpectedResponseError | DigestMismatchError:
     """The error to raise for ``failure``, which is its cause. ``subject`` says what failed."""
     error = _error(failure, operation, service_name, repository_name, subject, attempts)
-    error.__cause__ = failure
+    if not holds_secret(failure):  # a traceback would show it
+        error.__cause__ = failure
     return error
 
 
@@ -97,6 +105,7 @@ def _remedy(failure: Exception, operation: str, service_name: str | None) -> str
 _ACCESS_DENIED = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedException"})
 _NOT_ECR = "Check that the client's endpoint is ECR's, with no proxy that answers for it"
 _CREDENTIALS = "Check the client's credentials, and this machine's clock"
+_NAME = "lower case, without registry prefix and tag"
 _REMEDIES = {
     **dict.fromkeys(
         (
@@ -109,6 +118,9 @@ _REMEDIES = {
             "UnauthorizedSSOTokenError", "UnrecognizedClientException",
         ),
         _CREDENTIALS,
+    ),
+    "InvalidParameterException": (
+        f"Check the parameter that ECR names; a repository's name is {_NAME}"
     ),
     "KmsException": "Check the KMS key that encrypts the repository, and the right to use it",
     "LayerAlreadyExistsException": (
@@ -130,8 +142,8 @@ _REMEDIES = {
     ),
     "RegistryNotFoundException": "Check the registry ID, and that the registry exists",
     "RepositoryNotFoundException": (
-        "Create the repository, or check its name (without registry prefix and tag), the registry "
-        "ID and the client's region"
+        f"Create the repository, or check its name ({_NAME}), the registry ID and the client's "
+        "region"
     ),
     "UnsupportedCommandException": "This registry does not accept such uploads",
     "UploadNotFoundException": "The upload cannot be continued: start a new one",

@@ -95,7 +95,6 @@ class LayerUpload:
         self._digest = layer.digest
         self._checkpoint = checkpoint
         self._reported = 0
-        self._parts_before = 0
         self._parts: list[SentPart] = []
         self._session = session
 
@@ -113,7 +112,7 @@ class LayerUpload:
             self._digest, size = hash_source(self._source, self._waiter.heartbeat)
             self._fail_if(self._source.ended_at(size))
         if stored is not None and not self._is_this_layers(stored):
-            _log.info("not resumed: the session is of another layer or repository")
+            _log.info("not resumed: the session is of another layer or repository, or has ended")
             stored = None
         if check_existing and self._digest is not None:
             there = self._answer(self._calls.size_there(self._digest, self._source.size))
@@ -168,7 +167,8 @@ class LayerUpload:
 
     def _send_part(self, session: UploadSession, ready: Prepared) -> Step:
         part = ready.part
-        if self._parts_stored >= self._limits.max_parts or part.last_byte >= self._limits.max_layer:
+        parts = session._count_parts(session.part_size)
+        if parts >= self._limits.max_parts or part.last_byte >= self._limits.max_layer:
             self._fail(
                 LayerTooLargeError(
                     f"the layer continues past byte {part.first_byte - 1}, and ECR accepts at most "
@@ -188,8 +188,6 @@ class LayerUpload:
         else:
             stored = Part(part.first_byte, min(part.last_byte, last_byte))
             self._parts.append(SentPart(stored, time.monotonic() - started, step.attempts))
-        if step.action is NextAction.SKIP_FORWARD:  # another process sent what lies between
-            self._parts_before += -(-(last_byte - part.last_byte) // session.part_size)
         self._source.release(session.next_byte)
         self._confirm(session)
         return step
@@ -236,13 +234,13 @@ class LayerUpload:
             and stored.layer_digest in (None, self._digest)
             and stored.layer_size in (None, self._source.size)
             and stored.next_byte <= (self._source.size or 0)
+            and not (stored.next_byte != self._source.size and stored._ended(self._limits.min_part))
         )
 
     def _resume(self, stored: UploadSession) -> UploadSession:
-        self._parts_before = -(-stored.next_byte // stored.part_size)
         self._session = stored
         self._identify(stored)
-        stored._resume()
+        stored._resume(self._next_part_size(stored.part_size, 0, 0))
         _log.info("resuming upload %s at byte %d", stored.upload_id, stored.next_byte)
         self._report(stored.next_byte)
         return stored
@@ -257,7 +255,6 @@ class LayerUpload:
             self._identify(self._session)
         if self._checkpoint is not None:
             self._session._share()  # other processes may resume from the same checkpoint
-        self._parts_before = 0
         self._parts.clear()
         self._confirm(self._session)
         return self._session
@@ -268,16 +265,13 @@ class LayerUpload:
 
     def _plan(self, session: UploadSession) -> Iterator[Part]:
         """The parts from where ECR stands; those of a stream of unknown size have no end."""
+        parts = session._count_parts(session.part_size)
         if self._source.size is None:
-            return self._plan_stream(session.part_size, session.next_byte, self._parts_stored)
+            return self._plan_stream(session.part_size, session.next_byte, parts)
         if session.next_byte == self._source.size:
             return iter(())
-        part_size = self._next_part_size(session.part_size, session.next_byte, self._parts_stored)
+        part_size = self._next_part_size(session.part_size, session.next_byte, parts)
         return Chunker(self._source.size, part_size=part_size).after(session.last_byte_received)
-
-    @property
-    def _parts_stored(self) -> int:
-        return self._parts_before + len(self._parts)
 
     def _plan_stream(self, part_size: int, first_byte: int, parts_sent: int) -> Iterator[Part]:
         while True:

@@ -46,8 +46,8 @@ from typing import NamedTuple
 
 from typing_extensions import Self
 
+from ecr_parts._validation import name_or_id, shown, whole_number
 from ecr_parts.chunker import Part
-from ecr_parts.limits import whole_number
 from ecr_parts.notebook import bar
 
 _VERSION = 1
@@ -176,18 +176,21 @@ class UploadSession:
     _begun_here: bool = field(default=False, init=False, repr=False, compare=False)
     _content_verified: bool = field(default=False, init=False, repr=False, compare=False)
     """Whether every byte sent in this upload came from the source that is being uploaded."""
-    _last_stored: Part | None = field(default=None, init=False, repr=False, compare=False)
+    _parts_received: int | None = field(default=None, init=False, repr=False, compare=False)
+    """How many parts ECR has; ``None`` in a text of an earlier version, which does not say."""
+    _last_part_size: int | None = field(default=None, init=False, repr=False, compare=False)
+    """Bytes; ``None`` where the last part is not known."""
     _furthest: int = field(default=-1, init=False, repr=False, compare=False)
     _stalls: int = field(default=0, init=False, repr=False, compare=False)
     _rewinds: int = field(default=0, init=False, repr=False, compare=False)
     _restarts: int = field(default=0, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        _text("repository_name", self.repository_name)
-        _text("upload_id", self.upload_id)
+        name_or_id("repository_name", self.repository_name)
+        name_or_id("upload_id", self.upload_id)
         for name, value in (("registry_id", self.registry_id), ("layer_digest", self.layer_digest)):
             if value is not None:
-                _text(name, value)
+                name_or_id(name, value)
         whole_number("part_size", self.part_size)
         whole_number("last_byte_received", self.last_byte_received, at_least=-1)
         if self.layer_size is not None:
@@ -197,6 +200,8 @@ class UploadSession:
                     f"last_byte_received is {self.last_byte_received}, and the layer has only "
                     f"{self.layer_size} bytes"
                 )
+        if self.last_byte_received < 0:
+            self._parts_received = 0
 
     @property
     def next_byte(self) -> int:
@@ -205,12 +210,13 @@ class UploadSession:
 
     def _begin(self, upload_id: str, part_size: int) -> None:
         """Stand at the beginning of a new upload of the same layer."""
-        _text("upload_id", upload_id)
+        name_or_id("upload_id", upload_id)
         whole_number("part_size", part_size)
         self.upload_id = upload_id
         self.part_size = part_size
         self.last_byte_received = -1
-        self._last_stored = None
+        self._parts_received = 0
+        self._last_part_size = None
         self._furthest = -1
         self._stalls = 0
         self._rewinds = 0
@@ -221,8 +227,9 @@ class UploadSession:
         """From here on ECR may stand further on than this session knows."""
         self._begun_here = False
 
-    def _resume(self) -> None:
-        """Continue the upload in a new call."""
+    def _resume(self, part_size: int) -> None:
+        """Continue the upload in a new call, whose parts are of ``part_size`` bytes."""
+        self._count_parts(part_size)
         self._begun_here = False
         self._content_verified = False  # a digest from the caller may be another content's
         self._stalls = 0
@@ -256,10 +263,28 @@ class UploadSession:
         if self._stalls > _MOST_STALLS or self._rewinds > _MOST_REWINDS:
             return Event.NO_PROGRESS, self._after(Event.NO_PROGRESS, replayable=replayable)
         if action in MOVES:
-            self.last_byte_received = last_byte
-            within = part.first_byte <= last_byte <= part.last_byte
-            self._last_stored = Part(part.first_byte, last_byte) if within else None
+            self._move(part, last_byte)
         return where, action
+
+    def _move(self, part: Part, last_byte: int) -> None:
+        parts = self._count_parts(self.part_size)
+        if last_byte < part.first_byte:
+            # At most as many as there were, and at most as many as fit before it.
+            self._parts_received = min(parts, -(-(last_byte + 1) // self.part_size))
+            self._last_part_size = None
+        elif last_byte <= part.last_byte:
+            self._parts_received = parts + 1
+            self._last_part_size = last_byte - part.first_byte + 1
+        else:  # somebody else sent what follows, in parts like this one
+            self._parts_received = parts + 1 - (-(last_byte - part.last_byte) // part.size)
+            self._last_part_size = None
+        self.last_byte_received = last_byte
+
+    def _count_parts(self, part_size: int) -> int:
+        """How many parts ECR has: as counted, or as many of ``part_size`` bytes as fit."""
+        if self._parts_received is None:
+            self._parts_received = -(-self.next_byte // part_size)
+        return self._parts_received
 
     def _after(self, event: Position | Event, *, replayable: bool) -> NextAction:
         """The table's entry for this upload: what to do after ``event``."""
@@ -286,13 +311,14 @@ class UploadSession:
 
         "All layer parts except the last part should be at least 5MB", as ECR says, at completion.
         """
-        return self._last_stored is not None and self._last_stored.size < min(
+        return self._last_part_size is not None and self._last_part_size < min(
             min_part, self.part_size
         )
 
     def to_json(self) -> str:
         """The session as one line of JSON, for ``from_json``."""
-        fields = {key: getattr(self, name) for key, name in _JSON_NAMES.items()}
+        names = _JSON_NAMES | _JSON_OF_PARTS
+        fields = {key: getattr(self, name) for key, name in names.items()}
         return json.dumps({"version": _VERSION, **fields})
 
     @classmethod
@@ -303,21 +329,37 @@ class UploadSession:
         """
         try:
             document = json.loads(text)
-        except (RecursionError, ValueError) as error:
-            raise ValueError("this is no upload session's JSON") from error
+        except (RecursionError, TypeError, ValueError) as error:
+            raise ValueError("this is not the JSON of an upload session") from error
         if not isinstance(document, dict) or "version" not in document:
-            raise ValueError("this is no upload session's JSON")
-        if document["version"] != _VERSION:
+            raise ValueError("this is not the JSON of an upload session")
+        version = document["version"]
+        if version != _VERSION or not isinstance(version, int) or isinstance(version, bool):
             raise ValueError(
-                f"this upload session has version {document['version']!r}, and this library "
-                f"reads version {_VERSION}: use the one that wrote it"
+                f"this upload session has version {shown(version)}, and this library reads "
+                f"version {_VERSION}: use the version of the library that wrote it"
             )
         try:
-            return cls(**{name: document[key] for key, name in _JSON_NAMES.items()})
+            session = cls(**{name: document[key] for key, name in _JSON_NAMES.items()})
+            session._know_parts(document.get("partsReceived"), document.get("lastPartSize"))
         except KeyError as error:
             raise ValueError(f"this upload session lacks {error}") from error
         except TypeError as error:
             raise ValueError(f"this upload session is damaged: {error}") from error
+        return session
+
+    def _know_parts(self, parts_received: int | None, last_part_size: int | None) -> None:
+        """Take in what a text says of the parts; texts of earlier versions say nothing."""
+        if parts_received is not None:
+            whole_number("partsReceived", parts_received, at_least=min(1, self.next_byte))
+            if parts_received > self.next_byte:
+                raise ValueError(f"{self.next_byte:,} bytes are not {parts_received:,} parts")
+            self._parts_received = parts_received
+        if last_part_size is not None:
+            whole_number("lastPartSize", last_part_size)
+            if last_part_size > self.next_byte:
+                raise ValueError(f"lastPartSize is above the {self.next_byte:,} bytes received")
+            self._last_part_size = last_part_size
 
     def _repr_html_(self) -> str:
         """In a notebook: a bar of the parts that ECR has, and of those that are left."""
@@ -347,10 +389,4 @@ _JSON_NAMES = {
     "layerDigest": "layer_digest",
     "layerSize": "layer_size",
 }
-
-
-def _text(name: str, value: object) -> None:
-    if not isinstance(value, str):
-        raise TypeError(f"{name} is {value!r}, and must be a str")
-    if not value:
-        raise ValueError(f"{name} is empty")
+_JSON_OF_PARTS = {"partsReceived": "_parts_received", "lastPartSize": "_last_part_size"}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
-from ecr_parts.limits import whole_number
+from ecr_parts._validation import whole_number
 from ecr_parts.notebook import bar
 
 

@@ -8,13 +8,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ecr_parts._validation import printable
+
 if TYPE_CHECKING:  # annotations only: at run time this room imports nothing of ours
     from ecr_parts._layer_upload import Layer, SentPart
     from ecr_parts._session import UploadSession
 
 
+_MOST_LETTERS = 4_000  # of a message
+
+
 class EcrPartsError(Exception):
-    """The base of every error of this library. All of them can be pickled."""
+    """The base of every error of this library. All of them can be pickled.
+
+    The message is one line without control characters, whatever ECR or a file name says.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message, _MOST_LETTERS))
 
     session: UploadSession | None = None
     """Where the upload stood, if one had begun: ``upload(session=…)`` goes on from it."""

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from ecr_parts._validation import whole_number
 from ecr_parts.errors import EmptyLayerError, LayerTooLargeError
 
 _MIB = 1024 * 1024
-
-
-def whole_number(name: str, value: object, *, at_least: int = 1) -> int:
-    """``value`` as an ``int`` of ``at_least`` or more, or a ``TypeError``/``ValueError``."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}, and must be an int")
-    if value < at_least:
-        raise ValueError(f"{name} is {value}, and must be at least {at_least}")
-    return value
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,10 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
+from ecr_parts._validation import masked, printable
+
 _log = logging.getLogger("ecr_parts")
+_MOST_LETTERS = 2_000  # of a text before a pattern is applied: some take quadratic time
 
 CLIENT_CONFIG = Config(
     # One send a call, because the retrying is done here. Both are said, as botocore writes what
@@ -129,21 +132,28 @@ def error_code(error: ClientError) -> str:
 
 
 def message(response: Mapping[str, object]) -> str:
-    """What ECR says of an error."""
+    """What ECR says of an error: its beginning, as it may be a page of HTML."""
     error = response.get("Error")
-    return str(error.get("Message", "")) if isinstance(error, Mapping) else ""
+    return str(error.get("Message", ""))[:_MOST_LETTERS] if isinstance(error, Mapping) else ""
 
 
 def reason(error: BaseException | None) -> str:
     """A failure in one line, without a full stop: its name and its message."""
-    name, text, kms = type(error).__name__, str(error), None
+    name, text, kms = type(error).__name__, str(error), ""
     if isinstance(error, BadAnswerError):
         name = "an answer that makes no sense"
     if isinstance(error, ClientError):
-        name, text = error_code(error), re.sub("<[^>]*>", " ", message(error.response))
-        kms = error.response.get("kmsError")
+        name = error_code(error)
+        text = re.sub("<[^>]*>", " ", message(error.response))
+        kms = str(error.response.get("kmsError") or "")
     if _cannot_be_sent(error):
         text = "the request cannot be sent"  # its own text may hold a credential
-    line = f"{name}: {text[:500]}" + (f" (kmsError: {kms})" if kms else "")
-    printable = "".join(letter if letter.isprintable() else " " for letter in line)
-    return " ".join(printable.split()).rstrip(".")
+    line = f"{name[:100]}: {masked(text[:_MOST_LETTERS])[:500]}"
+    line += f" (kmsError: {kms[:100]})" if kms else ""
+    return " ".join(printable(line).split()).rstrip(".")
+
+
+def holds_secret(error: BaseException) -> bool:
+    """Whether the text of ``error`` may hold a password or a credential."""
+    text = str(error)[:_MOST_LETTERS]
+    return _cannot_be_sent(error) or masked(text) != text

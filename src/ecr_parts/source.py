@@ -10,12 +10,14 @@ import stat
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from http.client import HTTPResponse
 from typing import Protocol, TypeAlias, cast
 
+import urllib3.response
 from typing_extensions import Self, override
 
+from ecr_parts._validation import shown, whole_number
 from ecr_parts.errors import EcrPartsError, SourceChangedError
-from ecr_parts.limits import whole_number
 
 Blob: TypeAlias = bytes | bytearray | memoryview
 
@@ -94,8 +96,7 @@ class _Buffer(Source):
     background_readable = True
 
     def __init__(self, blob: Blob) -> None:
-        view = memoryview(blob)
-        self._bytes = (view if view.contiguous else memoryview(view.tobytes())).cast("B")
+        self._bytes = contiguous(blob)
         self.size: int = len(self._bytes)
 
     @override
@@ -132,7 +133,7 @@ class _SeekableFile(Source):
         return _read_all(self._read_chunk, size)
 
     def _read_chunk(self, most: int) -> Blob:
-        return _chunk(self._file.read(most), "read()")[:most]
+        return _taken(_chunk(self._file.read(most), "read()"), most)
 
     @override
     def changed(self) -> SourceChangedError | None:
@@ -195,15 +196,24 @@ class _Stream(Source):
     replayable = False
     background_readable = False
 
-    def __init__(self, pull: Callable[[int], Blob], size: int | None) -> None:
+    def __init__(
+        self,
+        pull: Callable[[int], Blob],
+        size: int | None,
+        missing: Callable[[], int] = lambda: 0,
+    ) -> None:
         self.size = size
         self._pull = pull
+        self._missing = missing
         self._expected = size
         self._pieces: deque[bytes | bytearray] = deque()
         self._first_held = 0
         self._end = 0
-        self._surplus: Blob = b""
+        self._surplus = memoryview(b"")
+        """What was pulled and not asked for yet: a view, as the chunk may be larger than memory
+        has room for twice."""
         self._ended = False
+        self._missing_bytes = 0
 
     @override
     def read(self, first_byte: int, size: int) -> Blob:
@@ -227,13 +237,30 @@ class _Stream(Source):
             self._end += len(piece)
         if len(piece) < size:
             self._ended = True
+            self._missing_bytes = self._missing()
             if self._expected is None:
                 self.size = self._end
 
     def _next_chunk(self, most: int) -> Blob:
-        chunk = b"" if self._ended else self._surplus or self._pull(most)
-        self._surplus = chunk[most:]
-        return chunk[:most]
+        if not self._surplus.nbytes:
+            chunk = b"" if self._ended else self._pull(most)
+            if len(chunk) <= most:
+                return _taken(chunk, most)
+            self._surplus = memoryview(chunk)
+        taken = self._surplus[:most].tobytes()
+        self._surplus = self._surplus[most:]
+        if not self._surplus.nbytes:
+            self._surplus = memoryview(b"")  # the chunk is the caller's again
+        return taken
+
+    @override
+    def ended_at(self, next_byte: int) -> SourceChangedError | None:
+        if self._expected is None and self._missing_bytes:
+            return SourceChangedError(
+                f"the source ended after {next_byte:,} bytes: its connection broke "
+                f"{self._missing_bytes:,} bytes before the end. Upload it again"
+            )
+        return super().ended_at(next_byte)
 
     @override
     def can_reread_from(self, first_byte: int) -> bool:
@@ -251,11 +278,17 @@ class _Stream(Source):
     @override
     def changed(self) -> SourceChangedError | None:
         # No read to find out: what follows may be somebody else's, or never come.
-        if self._expected is None or not self._surplus:
+        if self._expected is None or not self._surplus.nbytes:
             return None
         return SourceChangedError(
             f"the source continues past the {self._expected:,} bytes that were its size"
         )
+
+    @override
+    def close(self) -> None:
+        self._surplus = memoryview(b"")
+        self._pieces.clear()
+        super().close()
 
 
 def open_source(source: LayerSource, size: int | None = None) -> Source:
@@ -281,7 +314,23 @@ def is_background_readable(source: LayerSource) -> bool:
     return isinstance(source, bytes | bytearray | memoryview)
 
 
+def check_source(source: LayerSource) -> None:
+    """``TypeError`` for what a layer cannot be read from, ``ValueError`` for a closed file."""
+    if isinstance(source, io.TextIOBase):
+        raise TypeError(f"{shown(source)} is open as text: open it in binary mode, 'rb'")
+    if isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
+        return
+    if not hasattr(source, "read") and not isinstance(source, Iterable):
+        raise TypeError(
+            f"a layer cannot be read from {shown(source)}: pass a path, bytes, a binary file "
+            "object or an iterable of bytes"
+        )
+    if hasattr(source, "read") and getattr(source, "closed", False) is True:
+        raise ValueError(f"{shown(source)} is closed")
+
+
 def _open(source: LayerSource, size: int | None) -> Source:
+    check_source(source)
     if isinstance(source, bytes | bytearray | memoryview):
         return _Buffer(source)
     if isinstance(source, str | os.PathLike) and not isinstance(source, io.IOBase):
@@ -291,22 +340,12 @@ def _open(source: LayerSource, size: int | None) -> Source:
         opened.file_opened_here = file
         return opened
     if hasattr(source, "read"):
-        return _from_file(cast("_Seekable", source), size)
-    if isinstance(source, Iterable):
-        return _Stream(_from_items(iter(source)), size)
-    raise TypeError(
-        f"a layer cannot be read from {source!r}: it takes a path, bytes, a binary file "
-        "object or an iterable of bytes"
-    )
-
-
-def _from_file(file: _Seekable, size: int | None) -> Source:
-    if isinstance(file, io.TextIOBase):
-        raise TypeError(f"{file!r} is open as text: open it in binary mode, 'rb'")
-    if getattr(file, "closed", False) is True:
-        raise ValueError(f"{file!r} is closed")
-    available = _size_if_seekable(file)
-    return _stream(file, size) if available is None else _SeekableFile(file, available)
+        file_object = cast("_Seekable", source)
+        available = _size_if_seekable(file_object)
+        if available is None:
+            return _stream(file_object, size)
+        return _SeekableFile(file_object, available)
+    return _Stream(_from_items(iter(source)), size)
 
 
 def _size_if_seekable(file: _Seekable) -> int | None:
@@ -329,7 +368,22 @@ def _size_if_seekable(file: _Seekable) -> int | None:
 
 
 def _stream(file: Readable, size: int | None) -> _Stream:
-    return _Stream(lambda most: _chunk(file.read(most), "read()"), size)
+    return _Stream(
+        lambda most: _chunk(file.read(most), "read()"), size, lambda: _missing_bytes_of(file)
+    )
+
+
+def _missing_bytes_of(file: Readable) -> int:
+    """How many bytes of its body an HTTP response at its end has not received; 0 for others.
+
+    ``http.client``, and so ``urllib.request``, ends a body like any other when its connection
+    breaks; so does urllib3 where ``enforce_content_length`` is off, its default before version 2.
+    """
+    if isinstance(file, HTTPResponse):
+        return file.length or 0
+    if isinstance(file, urllib3.response.HTTPResponse):
+        return file.length_remaining or 0
+    return 0
 
 
 def _from_items(items: Iterator[object]) -> Callable[[int], Blob]:
@@ -357,11 +411,24 @@ def _read_all(read: Callable[[int], Blob], size: int) -> bytes | bytearray:
     return blob
 
 
+def contiguous(blob: Blob) -> memoryview:
+    """A view of the bytes of ``blob``, of which only one that is not contiguous is copied."""
+    view = memoryview(blob)
+    return (view if view.contiguous else memoryview(view.tobytes())).cast("B")
+
+
+def _taken(chunk: Blob, most: int) -> bytes | bytearray:
+    """The first ``most`` bytes of ``chunk``. No view: that would lock the caller's buffer."""
+    if isinstance(chunk, memoryview) or len(chunk) > most:
+        return memoryview(chunk)[:most].tobytes()
+    return chunk
+
+
 def _chunk(chunk: object, giver: str) -> Blob:
     if isinstance(chunk, bytes | bytearray):
         return chunk
     if isinstance(chunk, memoryview):
-        return chunk.tobytes()
+        return contiguous(chunk)
     hint = {
         type(None): "it must not be in non-blocking mode",
         str: "open it in binary mode, 'rb'",

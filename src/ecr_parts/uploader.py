@@ -19,10 +19,11 @@ from ecr_parts._client import (
 )
 from ecr_parts._layer_upload import Layer, UploadedLayer, upload_layer
 from ecr_parts._session import NextAction, UploadSession
+from ecr_parts._validation import name_or_id, shown, whole_number
 from ecr_parts.chunker import Part
-from ecr_parts.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits, whole_number
+from ecr_parts.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
 from ecr_parts.retry import default_retrying
-from ecr_parts.source import Blob, LayerSource
+from ecr_parts.source import Blob, LayerSource, contiguous
 
 
 class LayerUploader:
@@ -54,19 +55,16 @@ class LayerUploader:
         attempt_timeout: float = 900,
     ) -> None:
         require_ecr_client(client)
-        if not isinstance(repository_name, str):
-            raise TypeError(f"repository_name is {repository_name!r}, and must be a str")
-        if not repository_name:
-            raise ValueError("repository_name is empty")
-        if registry_id is not None and not isinstance(registry_id, str):
-            raise TypeError(f"registry_id is {registry_id!r}, and must be a str")
+        name_or_id("repository_name", repository_name)
+        if registry_id is not None:
+            name_or_id("registry_id", registry_id)
         if retrying is not None and not isinstance(retrying, tenacity.Retrying):
-            raise TypeError(f"retrying is {retrying!r}, and must be a tenacity.Retrying")
+            raise TypeError(f"retrying must be a tenacity.Retrying, not {shown(retrying)}")
         if limits is None:
             public = service_name(client) == "ecr-public"
             limits = ECR_PUBLIC_LIMITS if public else ECR_LIMITS
         elif not isinstance(limits, Limits):
-            raise TypeError(f"limits is {limits!r}, and must be Limits")
+            raise TypeError(f"limits must be Limits, not {shown(limits)}")
         if part_size is not None:
             limits.check_part_size(part_size)
         _check_seconds("attempt_timeout", attempt_timeout)
@@ -178,7 +176,7 @@ class LayerUploader:
         """
         self._own(session)
         part = self._part_of(session, blob)
-        prepared = self._calls.client.prepare_part(session.upload_id, part, blob)
+        prepared = self._calls.client.prepare_part(session.upload_id, part, contiguous(blob))
         answered = False
         try:
             step = self._calls.send_part(session, part, prepared, replayable=True)
@@ -223,7 +221,7 @@ class LayerUploader:
 
     def _own(self, session: UploadSession) -> None:
         if not isinstance(session, UploadSession):
-            raise TypeError(f"session is {session!r}, and must be an UploadSession")
+            raise TypeError(f"session must be an UploadSession, not {shown(session)}")
         here = (self._calls.client.repository_name, self._calls.client.registry_id)
         if (session.repository_name, session.registry_id) != here:
             raise ValueError(
@@ -258,6 +256,6 @@ def _raise_if_over(step: Step, session: UploadSession) -> None:
 
 def _check_seconds(name: str, value: object) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+        raise TypeError(f"{name} must be a number of seconds, not {shown(value)}")
     if not value > 0:
-        raise ValueError(f"{name} must be a positive number of seconds, not {value!r}")
+        raise ValueError(f"{name} must be a positive number of seconds, not {shown(value)}")

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, cast, get_args
+from typing import Literal, TypeAlias, get_args
 
 from ecr_parts.testing.model import OPERATIONS, EcrError, Registry
 
@@ -148,7 +148,8 @@ def answer(
 
 
 def _first_half(parameters: Mapping[str, object]) -> dict[str, object]:
-    blob = cast("bytes", parameters["layerPartBlob"])
-    first = cast("int", parameters["partFirstByte"])
+    blob, first = parameters.get("layerPartBlob"), parameters.get("partFirstByte")
+    if not isinstance(blob, bytes) or not isinstance(first, int):
+        return dict(parameters)  # the registry refuses it
     half = blob[: max(1, len(blob) // 2)]
     return {**parameters, "layerPartBlob": half, "partLastByte": first + len(half) - 1}

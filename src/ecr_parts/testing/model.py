@@ -8,7 +8,7 @@ import re
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from ecr_parts.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
 
@@ -57,6 +57,8 @@ class Unknowns:
     """For how many questions a completed layer still counts as missing."""
     broken_part: Literal["nothing", "fragment"] = "nothing"
     """What is stored of a part whose connection breaks while it is sent."""
+    last_byte_received: Literal["in the layer", "in the part"] = "in the layer"
+    """Where ``lastByteReceived`` is counted. AWS's reference says "in the request"."""
     largest_part: int | None = None
     """The largest part taken (bytes); ``None``: the limits'. AWS's API page and its quotas page
     say 20,971,520 and 10,485,760."""
@@ -121,9 +123,16 @@ class _Request:
         self.limits = limits
         self.registry_id = self.text("registryId", REGISTRY_ID)
         self.repository_name = self.text("repositoryName")
+        if not _REPOSITORY_NAME.fullmatch(self.repository_name):
+            raise _invalid(
+                "repositoryName", f"must satisfy regular expression '{_REPOSITORY_NAME.pattern}'"
+            )
 
     def text(self, name: str, default: str | None = None) -> str:
-        return self._get(name, str, default)
+        text = self._get(name, str, default)
+        if not _is_unicode(text):
+            raise _invalid(name, "must be valid Unicode")
+        return text
 
     def number(self, name: str) -> int:
         return self._get(name, int, None)
@@ -131,10 +140,12 @@ class _Request:
     def blob(self, name: str) -> bytes:
         return self._get(name, bytes, None)
 
-    def items(self, name: str) -> list[Any]:
-        items: list[Any] = self._get(name, list, None)
+    def items(self, name: str, kind: type[_T]) -> list[_T]:
+        items: list[_T] = self._get(name, list, None)
         if not 1 <= len(items) <= 100:
             raise _invalid(name, f"must have 1 to 100 members, not {len(items)}")
+        if not all(isinstance(item, kind) for item in items):
+            raise _invalid(name, "has a member of the wrong type")
         return items
 
     def _get(self, name: str, kind: type[_T], default: _T | None) -> _T:
@@ -170,6 +181,9 @@ class Registry:
         unknowns: Unknowns | None = None,
     ) -> None:
         self.repositories = {name: Repository() for name in repositories}
+        for name in self.repositories:
+            if not _REPOSITORY_NAME.fullmatch(name):
+                raise ValueError(f"a repository cannot be called {name!r}")
         self._limits = limits
         most = limits.max_part if limits else ECR_LIMITS.max_part
         self._part_size = part_size or min(_PART_SIZE, most)
@@ -219,8 +233,6 @@ class Registry:
 
     def _create(self, request: _Request) -> dict[str, object]:
         name = request.repository_name
-        if not _REPOSITORY_NAME.fullmatch(name):
-            raise _invalid("repositoryName", f"must satisfy {_REPOSITORY_NAME.pattern}")
         if name in self.repositories:
             raise EcrError(
                 "RepositoryAlreadyExistsException",
@@ -275,6 +287,8 @@ class Registry:
         if last >= request.limits.max_layer:
             raise EcrError("LimitExceededException", "The layer is too large")
         upload.store(blob)
+        if self._unknowns.last_byte_received == "in the part":
+            last -= first
         return request.echo(uploadId=request.text("uploadId"), lastByteReceived=last)
 
     def _last_valid(self, upload: Upload) -> dict[str, object]:
@@ -285,7 +299,7 @@ class Registry:
 
     def _complete(self, request: _Request) -> dict[str, object]:
         repository = self._repository(request)
-        upload_id, digests = request.text("uploadId"), request.items("layerDigests")
+        upload_id, digests = request.text("uploadId"), request.items("layerDigests", str)
         again = self._unknowns.completed_again
         if upload_id in repository.completed and again == "LayerAlreadyExistsException":
             raise EcrError(again, f"The layer of upload '{upload_id}' already exists")
@@ -320,7 +334,7 @@ class Registry:
         repository = self._repository(request)
         layers: list[dict[str, object]] = []
         failures: list[dict[str, object]] = []
-        for digest in request.items("layerDigests"):
+        for digest in request.items("layerDigests", str):
             layer = repository.layers.get(digest)
             if layer is not None and layer.lag == 0:
                 layers.append(
@@ -376,11 +390,11 @@ class Registry:
         self, repository: Repository, media_type: str, manifest: Mapping[str, Any]
     ) -> None:
         if media_type in _INDEXES:
-            wanted = [child["digest"] for child in manifest.get("manifests", ())]
+            wanted = _digests(manifest, "manifests")
             code, known = "ReferencedImagesNotFoundException", set(repository.manifests)
         else:
-            blobs = [manifest["config"]] if "config" in manifest else []
-            wanted = [blob["digest"] for blob in (*blobs, *manifest.get("layers", ()))]
+            config = {"config": [manifest["config"]]} if "config" in manifest else {}
+            wanted = [*_digests(config, "config"), *_digests(manifest, "layers")]
             code, known = "LayersNotFoundException", set(repository.layers)
         missing = [digest for digest in wanted if digest not in known]
         if missing:
@@ -390,9 +404,11 @@ class Registry:
         repository = self._repository(request)
         images: list[object] = []
         failures: list[object] = []
-        for image_id in request.items("imageIds"):
-            tag = image_id.get("imageTag", "")
-            digest = image_id.get("imageDigest") or repository.tags.get(tag)
+        for image_id in request.items("imageIds", dict):
+            tag, digest = image_id.get("imageTag", ""), image_id.get("imageDigest", "")
+            if not isinstance(tag, str) or not isinstance(digest, str):
+                raise _invalid("imageIds", "has a member of the wrong type")
+            digest = digest or repository.tags.get(tag, "")
             if digest in repository.manifests:
                 images.append(_image(request, repository, digest, tag))
             else:
@@ -418,11 +434,27 @@ def _image(request: _Request, repository: Repository, digest: str, tag: str) -> 
 def _manifest(text: str) -> dict[str, Any]:
     try:
         manifest = json.loads(text)
-    except ValueError as error:
-        raise _invalid("imageManifest", "is no JSON") from error
+    except (RecursionError, ValueError) as error:
+        raise _invalid("imageManifest", "must be JSON") from error
     if not isinstance(manifest, dict):
-        raise _invalid("imageManifest", "is no JSON object")
+        raise _invalid("imageManifest", "must be a JSON object")
     return manifest
+
+
+def _digests(manifest: Mapping[str, Any], member: str) -> list[str]:
+    """The digests of the descriptors in a list of a manifest."""
+    descriptors = manifest.get(member, [])
+    if not isinstance(descriptors, list):
+        raise _invalid("imageManifest", f"its {member} must be a list of descriptors")
+    digests = [item.get("digest") if isinstance(item, dict) else None for item in descriptors]
+    if not all(isinstance(digest, str) for digest in digests):
+        raise _invalid("imageManifest", f"its {member} must be descriptors with digests")
+    return cast("list[str]", digests)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether ``text`` can be encoded: JSON may hold half of a surrogate pair."""
+    return text.encode(errors="replace").decode() == text
 
 
 def _failure(digest: str, code: str, reason: str) -> dict[str, object]:

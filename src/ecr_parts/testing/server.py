@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import socket
 import struct
 import threading
@@ -28,6 +29,8 @@ from ecr_parts.testing.model import EcrError, Registry, Unknowns
 _TARGETS = {"AmazonEC2ContainerRegistry_V20150921": False, "SpencerFrontendService": True}
 _REGION = "us-east-1"
 _DRIPS_EVERY = 0.05  # seconds
+_LARGEST_REQUEST = 1024**3  # bytes
+_LOOPBACK = re.compile(r"(127(\.[0-9]{1,3}){3}|localhost|\[::1\])(:[0-9]+)?", re.IGNORECASE)
 _SERIALIZATION = b'{"__type": "SerializationException", "message": "No JSON 1.1 request of ECR\'s"}'
 
 
@@ -241,21 +244,36 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.close()
 
     def do_POST(self) -> None:
+        length = self.headers.get("Content-Length", "")
+        if not length:
+            return self._refuse(411, "A request needs a Content-Length, and must not be chunked")
+        if not re.fullmatch(r"[0-9]{1,15}", length) or int(length) > _LARGEST_REQUEST:
+            return self._refuse(400, "Content-Length is not the length of a request of ECR's")
+        return self._answer(int(length))
+
+    def _answer(self, length: int) -> None:
         ecr = self.server.ecr
-        length = int(self.headers.get("Content-Length", 0))
         service, _, operation = self.headers.get("X-Amz-Target", "").partition(".")
         fault = ecr._next_fault(operation)
         body = self.rfile.read(length // 2 if fault == "reset" else length)
+        # A browser sends the host of a page whose name resolves to 127.0.0.1.
+        if not _LOOPBACK.fullmatch(self.headers.get("Host", "")):
+            return self._refuse(400, "LocalECR serves this machine only: Host must be loopback")
         if len(body) < length:
             ecr._keep_fragment(body)
             fault, body = "reset", b"{}"
         try:
             parameters = _parameters(body)
             public = _TARGETS[service]
-        except (KeyError, ValueError, TypeError) as error:
-            self._send(Reply(400, _SERIALIZATION, repr(error)))
-        else:
-            self._send(ecr._answer(operation, parameters, fault, public))
+        except (KeyError, RecursionError, TypeError, ValueError) as error:
+            return self._send(Reply(400, _SERIALIZATION, repr(error)))
+        return self._send(ecr._answer(operation, parameters, fault, public))
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Refuse what no SDK sends. The connection ends, as a body may be left on it."""
+        self.close_connection = True
+        body = {"__type": "InvalidParameterException", "message": message}
+        self._send(Reply(status, json.dumps(body).encode(), "refused"))
 
     def _send(self, reply: Reply) -> None:
         if reply.delivery in ("request_lost", "reset", "lost"):
@@ -312,7 +330,7 @@ def _fragment(body: bytes) -> dict[str, Any]:
         fragment = _parameters(body[: len(body) - len(base64_text) % 4] + b'"}')
         size = len(fragment["layerPartBlob"])
         fragment["partLastByte"] = fragment["partFirstByte"] + size - 1
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, RecursionError, TypeError, ValueError):
         return {}
     return fragment
 
