@@ -417,7 +417,7 @@ def test_a_session_and_a_checkpoint_are_one_too_many(
     ecr: LocalECR, uploader: LayerUploader, checkpoint: Path
 ) -> None:
     session = uploader.initiate()
-    with pytest.raises(ValueError, match="both session and checkpoint"):
+    with pytest.raises(ValueError, match="pass session or checkpoint, not both"):
         uploader.upload(BLOB, session=session, checkpoint=checkpoint)
     with pytest.raises(ValueError, match="the session is of repository"):
         LayerUploader(ecr.client(), "other").upload(BLOB, session=session)

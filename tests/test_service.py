@@ -220,7 +220,7 @@ def test_a_refusal_that_names_no_byte(byte: str) -> None:
     body = b'{"__type": "InvalidLayerPartException", "lastValidByteReceived": %s}' % byte.encode()
     with answering("UploadLayerPart", body, 400) as ecr:
         uploader = LayerUploader(ecr.client(), "demo", limits=SMALL, retrying=PATIENT)
-        with pytest.raises(UnexpectedResponseError, match="no byte of a layer"):
+        with pytest.raises(UnexpectedResponseError, match="not a byte of a layer"):
             uploader.upload(BLOB)
 
 

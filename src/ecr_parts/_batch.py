@@ -16,7 +16,7 @@ from ecr_parts._calls import MOST_DIGESTS, UploadCalls, check_digest
 from ecr_parts._client import Failed
 from ecr_parts._layer_upload import Layer, UploadedLayer, hash_source, upload_layer
 from ecr_parts._threads import Abandoned, Task, Waiter
-from ecr_parts._validation import whole_number
+from ecr_parts._validation import callback, whole_number
 from ecr_parts.checkpoint import Checkpoint
 from ecr_parts.source import LayerSource, check_source, is_background_readable, open_source
 
@@ -33,6 +33,10 @@ class _Item:
     """In the results."""
     layer: Layer
     background_readable: bool
+    identity: object
+    """What tells its source from others."""
+    size: int | None
+    """Bytes, where it is known beforehand."""
     digest: str | None
     asked: bool = False
     """Whether ECR has been asked for it, with others in one call."""
@@ -57,6 +61,7 @@ class BatchUpload:
         progress: Callable[[int], object] | None,
     ) -> None:
         whole_number("max_workers", max_workers)
+        callback("progress", progress)
         self._stopped = False
         self._waiter = Waiter(self._check_stopped, self._is_stopped)
         self._calls = calls.with_waiter(self._waiter)
@@ -113,25 +118,18 @@ class BatchUpload:
 
     def _upload_list(self, layers: list[Layer]) -> None:
         """Layers that are all known: checked before the first call, and asked for in one call."""
-        for layer in layers:
-            self._noting(layer, partial(self._check, layer))
-        described = self._waiter.run("disk", partial(_describe, layers))
-        items = [
-            _Item(place, layer, background_readable, layer.digest)
-            for place, (layer, (background_readable, _)) in enumerate(
-                zip(layers, described, strict=True)
-            )
-        ]
+        everything = [self._describe(place, layer) for place, layer in enumerate(layers)]
         first_from: dict[object, _Item] = {}
+        items: list[_Item] = []
         same_source: list[tuple[_Item, _Item]] = []
-        for item, (_, identity) in zip(items, described, strict=True):
-            first = first_from.setdefault(identity, item)
-            if first is not item and not item.background_readable:
-                raise ValueError("the same stream was passed twice")
-            if first is not item:
+        for item in everything:
+            first = first_from.setdefault(item.identity, item)
+            if first is item:
+                items.append(item)
+            elif item.background_readable:
                 same_source.append((item, first))
-        repeated = {item.place for item, _ in same_source}
-        items = [item for item in items if item.place not in repeated]
+            else:
+                raise ValueError("the same stream was passed twice")
         for at in range(0, len(items), MOST_DIGESTS):
             self._upload_block(items[at : at + MOST_DIGESTS])
         self._repeat_results(same_source)
@@ -151,30 +149,39 @@ class BatchUpload:
 
     def _upload_as_they_come(self, layers: Iterable[LayerSource | Layer]) -> None:
         """Layers of an iterator: pulled as workers take them, and one more."""
-        last: Layer | None = None
+        last: _Item | None = None
         for place, given in enumerate(layers):
-            layer = _as_layer(given)
-            self._noting(layer, partial(self._check, layer))
-            [(background_readable, _)] = self._waiter.run("disk", partial(_describe, [layer]))
-            if last is not None and layer.source is last.source and not background_readable:
+            item = self._describe(place, _as_layer(given))
+            stream = not item.background_readable
+            if stream and last is not None and item.layer.source is last.layer.source:
                 raise ValueError("the same stream was passed twice")
-            last = layer
-            item = _Item(place, layer, background_readable, layer.digest)
+            last = item
             self._submit(item, self._hash_and_send, ahead=0)
         self._finish_queue()
 
-    def _check(self, layer: Layer) -> None:
+    def _describe(self, place: int, layer: Layer) -> _Item:
+        return self._noting(layer, partial(self._checked, place, layer))
+
+    def _checked(self, place: int, layer: Layer) -> _Item:
         """Refuse what cannot be uploaded, as far as that is known beforehand."""
         if layer.digest is not None:
             check_digest(layer.digest)
+        callback("progress", layer.progress)
         check_source(layer.source)
+        if layer.size is not None:
+            whole_number("size", layer.size, at_least=0)
+        item = self._waiter.run("disk", partial(_inspect, place, layer))
+        self._calls.check_size(item.size)
         if layer.checkpoint is not None:
             checkpoint = Checkpoint(layer.checkpoint)
             path = str(checkpoint.path)
             if path in self._checkpoints:
                 raise ValueError(f"the checkpoint {path!r} was passed twice")
             self._checkpoints.add(path)
+            if not item.background_readable and not hasattr(layer.source, "seek"):
+                raise ValueError("only a source that can be read again can be resumed, no stream")
             self._waiter.run("disk", checkpoint.load)
+        return item
 
     # The queue and its workers
 
@@ -254,7 +261,10 @@ class BatchUpload:
 
     def _ask(self, items: list[_Item]) -> None:
         """Ask ECR for all of ``items`` whose digest is known, in one call."""
-        wanted = {item.digest: item.layer.size for item in items if item.digest is not None}
+        wanted: dict[str, int | None] = {}
+        for item in items:
+            if item.digest is not None:
+                wanted.setdefault(item.digest, item.size)
         layers = [item.layer for item in items]
         with Waiter(partial(self._notify_all, layers, 0), self._is_stopped) as waiter:
             there = self._calls.with_waiter(waiter).sizes_there(wanted)
@@ -305,7 +315,7 @@ class BatchUpload:
     def _repeat_result(self, item: _Item, first: _Item) -> None:
         """Take over the result of ``first``, unless the caller said that this layer differs."""
         layer, result = item.layer, self._results[first.place]
-        if layer.digest not in (None, result.digest) or layer.size not in (None, result.size):
+        if item.digest not in (None, result.digest) or item.size not in (None, result.size):
             self._upload(item)
             return
         if layer.checkpoint is not None:
@@ -361,15 +371,14 @@ def _as_layer(given: LayerSource | Layer) -> Layer:
     return given if isinstance(given, Layer) else Layer(given)
 
 
-def _describe(layers: list[Layer]) -> list[tuple[bool, object]]:
-    """Whether each may be read in the background, and what tells its source from others."""
-    described: list[tuple[bool, object]] = []
-    for layer in layers:
-        background_readable = is_background_readable(layer.source)
-        identity: object = id(layer.source)
-        if background_readable and isinstance(layer.source, str | os.PathLike):
-            with suppress(OSError, ValueError):  # opening it will tell what is wrong with it
-                status = os.stat(layer.source)
-                identity = (status.st_dev, status.st_ino)
-        described.append((background_readable, identity))
-    return described
+def _inspect(place: int, layer: Layer) -> _Item:
+    """What a layer's file or buffer says of it; of a stream, only what the caller says."""
+    identity: object = id(layer.source)
+    background_readable, size = is_background_readable(layer.source), layer.size
+    if background_readable:
+        with open_source(layer.source, layer.size) as source:
+            size = source.size
+        if isinstance(layer.source, str | os.PathLike):
+            status = os.stat(layer.source)
+            identity = (status.st_dev, status.st_ino)
+    return _Item(place, layer, background_readable, identity, size, layer.digest)

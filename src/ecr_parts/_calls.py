@@ -12,6 +12,7 @@ from typing_extensions import Self
 from ecr_parts._client import Answered, Availability, Failed, Received, RepositoryClient
 from ecr_parts._session import Event, NextAction, Position, UploadSession
 from ecr_parts._threads import Waiter
+from ecr_parts._validation import shown
 from ecr_parts.chunker import Part
 from ecr_parts.errors import EcrPartsError, UnexpectedResponseError, UploadLostError
 from ecr_parts.limits import Limits
@@ -27,13 +28,17 @@ _TIMES_ASKED = 4  # whether a layer is there that should be: the answer may lag
 def check_digest(digest: str) -> str:
     """``digest`` itself, if it is one that ECR can prove: ``sha256:`` and 64 hex digits."""
     if not isinstance(digest, str):
-        raise TypeError(f"digest must be a str, not {digest!r}")
+        raise TypeError(f"digest must be a str, not {shown(digest)}")
     if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
         raise ValueError(
-            f"digest must be 'sha256:' and 64 lower-case hex digits, not {digest!r}: ECR proves no "
-            "other kind"
+            f"digest must be 'sha256:' and 64 lower-case hex digits, not {shown(digest)}: ECR "
+            "checks no other kind"
         )
     return digest
+
+
+class NotListedError(Exception):
+    """What the retry policy sees of a layer that ECR does not list yet."""
 
 
 @dataclass(frozen=True)
@@ -148,9 +153,20 @@ class UploadCalls:
         outcome = self.client.complete_layer_upload(session.upload_id, digest)
         if isinstance(outcome, Answered):
             return Step(session._after(Event.COMPLETED, replayable=replayable), existed=False)
-        action = session._after(_event_of(outcome), replayable=replayable)
-        existed = outcome.code == "LayerAlreadyExistsException" and outcome.attempts == 1
-        return Step(action, outcome.error, outcome.attempts, COMPLETED, existed)
+        event = _event_of(outcome)
+        action = session._after(event, replayable=replayable)
+        if action is NextAction.FAIL and outcome.in_doubt:
+            # The last attempt was refused; an attempt before it may have completed the layer.
+            event = Event.COMPLETE_IN_DOUBT
+            action = session._after(event, replayable=replayable)
+        surely_refused = event in (Event.PART_TOO_SMALL, Event.CONTENT_DIFFERS)
+        return Step(
+            action,
+            outcome.error,
+            outcome.attempts,
+            AVAILABLE if surely_refused and not outcome.in_doubt else COMPLETED,
+            existed=event is not Event.UPLOAD_NOT_FOUND and not outcome.in_doubt,
+        )
 
     def size_there(self, digest: str, size: int | None) -> int | Failed | None:
         """The layer's size (bytes) at ECR; ``None`` if it is not there, or of another size."""
@@ -186,7 +202,7 @@ class UploadCalls:
         self, digest: str, size: int | None, statuses: frozenset[str] = AVAILABLE
     ) -> int | None:
         """Like ``size_there``, for a layer that may just have been completed: asked repeatedly."""
-        state = self.client.new_state()
+        state = self.client.new_state(self.sizes_there)
         while True:
             found = self.sizes_there({digest: size}, statuses)
             if isinstance(found, Failed):
@@ -194,8 +210,7 @@ class UploadCalls:
                 return None
             if found or state.attempt_number == _TIMES_ASKED:
                 return found.get(digest)
-            state.set_result(found)
-            self.client.plan_wait(state)
+            self.client.plan_wait(state, NotListedError(digest))
             self.client.wait_as_planned(state)
 
 
@@ -207,5 +222,5 @@ def _event_of(outcome: Failed) -> Event:
         return Event.PART_TOO_SMALL
     if outcome.code == "OtherDigestError":
         return Event.CONTENT_DIFFERS
-    in_doubt = outcome.code in ("LayerAlreadyExistsException", "BadAnswerError")
-    return Event.COMPLETE_IN_DOUBT if in_doubt or outcome.transient else Event.CALL_FAILED
+    in_doubt = outcome.in_doubt or outcome.code == "LayerAlreadyExistsException"
+    return Event.COMPLETE_IN_DOUBT if in_doubt else Event.CALL_FAILED

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import botocore.client
@@ -13,23 +14,12 @@ import tenacity
 from botocore.exceptions import ClientError
 
 from ecr_parts import _request
-from ecr_parts._failures import (
-    OtherDigestError,
-    as_error,
-    clear_frames,
-    code_of,
-    last_valid_byte,
-)
+from ecr_parts._failures import Failure, OtherDigestError, clear_frames, last_valid_byte
 from ecr_parts._threads import Task, Waiter
+from ecr_parts._validation import is_name_or_id, shown
 from ecr_parts.chunker import Part
 from ecr_parts.errors import DigestMismatchError, ServiceError, UnexpectedResponseError
-from ecr_parts.retry import (
-    AttemptTimeoutError,
-    BadAnswerError,
-    error_code,
-    is_transient,
-    reason,
-)
+from ecr_parts.retry import AttemptTimeoutError, BadAnswerError, error_code, reason
 from ecr_parts.source import Blob
 
 _log = logging.getLogger("ecr_parts")
@@ -106,8 +96,8 @@ class Failed:
     code: str
     """ECR's error code, or the name of the client's exception."""
     attempts: int
-    transient: bool
-    """Whether the retries ran out. The call may have had its effect then."""
+    in_doubt: bool
+    """Whether the call may have had its effect: an attempt of it was not answered."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +130,7 @@ class RepositoryClient:
         def read(answer: Answer) -> dict[str, Availability]:
             return {
                 _field(layer, "layerDigest", str): Availability(
-                    _field(layer, "layerAvailability", str),
-                    None if layer.get("layerSize") is None else _size(layer),
+                    _field(layer, "layerAvailability", str), _size(layer)
                 )
                 for layer in _field(_with_layers(answer), "layers", list)
             }
@@ -153,9 +142,9 @@ class RepositoryClient:
 
         def read(answer: Answer) -> tuple[str, int]:
             upload_id, part_size = _field(answer, "uploadId", str), _field(answer, "partSize", int)
-            if not upload_id or part_size < 1:
+            if not is_name_or_id(upload_id) or part_size < 1:
                 raise BadAnswerError(
-                    f"it says uploadId {upload_id!r} and partSize {part_size}", transient=False
+                    f"it says uploadId {shown(upload_id)} and partSize {part_size}", transient=False
                 )
             return upload_id, part_size
 
@@ -203,7 +192,7 @@ class RepositoryClient:
         def read(answer: Answer) -> None:
             answered = _field(answer, "layerDigest", str)
             if answered != digest:
-                raise OtherDigestError(f"{digest}: ECR says {answered}")
+                raise OtherDigestError(f"{digest}: ECR says {shown(answered)}")
 
         def refused(error: ClientError) -> None:
             if error_code(error) == "InvalidLayerException":
@@ -237,34 +226,38 @@ class RepositoryClient:
         one of a refusal, or ``None``. Both run in the attempt's thread.
         """
         subject = f"{operation} in repository {self.repository_name!r}" + (where and f", {where}")
-        state = self.new_state()
+        method: Callable[..., Answer] = getattr(self.client, _METHODS[operation])
+        state = self.new_state(method)
         while True:
             self.waiter.heartbeat()
-            outcome = self._attempt(operation, read, parameters, refused)
-            if isinstance(outcome, Task):
-                return Answered(outcome.result(), state.attempt_number)
-            state.set_exception((type(outcome), outcome, outcome.__traceback__))
-            self.plan_wait(state)
-            if not is_transient(outcome) or self.retrying.stop(state):
+            outcome = self._attempt(method, read, parameters, refused)
+            if not isinstance(outcome, Failure):
+                return Answered(outcome[0], state.attempt_number)
+            failed = partial(self._failed, operation, subject, state.attempt_number, outcome)
+            if not outcome.transient:
+                return failed()
+            self.plan_wait(state, outcome.error)
+            if self.retrying.stop(state):
                 state.outcome = None
-                return self._failed(operation, subject, state.attempt_number, outcome)
+                return failed()
             _log.info(
                 "%s, attempt %d: %s; the next attempt follows in %.1f s",
-                subject, state.attempt_number, reason(outcome), state.upcoming_sleep,
+                subject, state.attempt_number, outcome.reason, state.upcoming_sleep,
             )  # fmt: skip
-            del outcome  # it may hold the request
+            del outcome, failed  # they may hold the request
             self.wait_as_planned(state)
 
     # Only the policy's stop, wait and sleep are used, and not its ``__call__``. That would catch
     # what the caller's code raises: it takes a ``TryAgain`` for its own, and keeps the others in
     # cycles, with every part in the frames that they came through.
 
-    def new_state(self) -> tenacity.RetryCallState:
-        """What the policy is told, before the first attempt."""
-        return tenacity.RetryCallState(self.retrying, None, (), {})
+    def new_state(self, function: Callable[..., object]) -> tenacity.RetryCallState:
+        """What the policy is told before the first attempt to call ``function``."""
+        return tenacity.RetryCallState(self.retrying, function, (), {})
 
-    def plan_wait(self, state: tenacity.RetryCallState) -> None:
-        """Ask the policy how long to wait after an attempt."""
+    def plan_wait(self, state: tenacity.RetryCallState, error: Exception) -> None:
+        """Ask the policy how long to wait after an attempt that failed with ``error``."""
+        state.set_exception((type(error), error, error.__traceback__))
         state.upcoming_sleep = self.retrying.wait(state)
 
     def wait_as_planned(self, state: tenacity.RetryCallState) -> None:
@@ -280,62 +273,65 @@ class RepositoryClient:
 
     def _attempt(
         self,
-        operation: str,
+        method: Callable[..., Answer],
         read: Callable[[Answer], _T],
         parameters: dict[str, object],
         refused: Callable[[ClientError], _T | None],
-    ) -> Task[_T] | Exception:
-        """One attempt, in another thread: the task that has ended, or why it failed."""
+    ) -> tuple[_T] | Failure:
+        """One attempt, in another thread: what it was answered, or why it failed."""
         self._stranded[:] = [task for task in self._stranded if task.running]
         if len(self._stranded) >= _MOST_STRANDED:
-            return AttemptTimeoutError(
-                f"{len(self._stranded)} earlier attempts are still without an answer",
-                transient=False,
+            return Failure.of(
+                AttemptTimeoutError(
+                    f"{len(self._stranded)} earlier attempts are still without an answer",
+                    transient=False,
+                )
             )
         own = self._names | parameters
         blob = own.get("layerPartBlob")
         if isinstance(blob, _request.PreparedBlob):
             own["layerPartBlob"] = blob.for_one_attempt()
-        call: Callable[..., Answer] = getattr(self.client, _METHODS[operation])
 
-        def run() -> _T:
+        def run() -> _T | Failure:
             handled = sys.exc_info()[1]
             try:
-                return read(call(**own))
+                answer = method(**own)
+                if not isinstance(answer, Mapping):
+                    raise BadAnswerError(f"it is {shown(answer)}", transient=False)  # noqa: TRY301
+                return read(answer)
             except ClientError as error:
                 clear_frames(error, handled)
-                answer = refused(error)
-                if answer is None:
-                    raise
-                return answer
-            except BaseException as error:
+                try:
+                    known = refused(error)
+                except (BadAnswerError, OtherDigestError) as worse:
+                    return Failure.of(worse)
+                return Failure.of(error) if known is None else known
+            except Exception as error:  # noqa: BLE001  (of any kind: a value from here on)
                 clear_frames(error, handled)
-                raise
+                return Failure.of(error)
 
         task = self.waiter.wait_for("call", run, self.attempt_timeout)
         if task.overdue:
             self._stranded.append(task)
-            return AttemptTimeoutError(
-                f"no answer within attempt_timeout={self.attempt_timeout:g} seconds",
-                transient=len(self._stranded) < _MOST_STRANDED,
+            return Failure.of(
+                AttemptTimeoutError(
+                    f"no answer within attempt_timeout={self.attempt_timeout:g} seconds",
+                    transient=len(self._stranded) < _MOST_STRANDED,
+                )
             )
-        failure, task.error = task.error, None
-        if failure is None:
-            return task
-        if isinstance(failure, Exception):
-            return failure
-        raise failure
+        outcome = task.result()
+        return outcome if isinstance(outcome, Failure) else (outcome,)
 
-    def _failed(self, operation: str, subject: str, attempts: int, failure: Exception) -> Failed:
-        error = as_error(
-            failure,
+    def _failed(self, operation: str, subject: str, attempts: int, failure: Failure) -> Failed:
+        error = failure.to_error(
             operation=operation,
             service_name=service_name(self.client),
             repository_name=self.repository_name,
             subject=subject,
             attempts=attempts,
         )
-        return Failed(error, code_of(failure), attempts, is_transient(failure))
+        in_doubt = attempts > 1 or failure.transient or not failure.refused
+        return Failed(error, failure.code, attempts, in_doubt)
 
 
 _MOST_STRANDED = 3  # attempts without an answer that may go on in their threads
@@ -352,8 +348,8 @@ def require_ecr_client(client: EcrClient) -> None:
     for call in _METHODS.values():
         if not callable(getattr(client, call, None)):
             raise TypeError(
-                f"client is {client!r}, which has no {call}: it takes a botocore or boto3 client "
-                "for 'ecr' or 'ecr-public'"
+                "client must be a botocore or boto3 client for 'ecr' or 'ecr-public', not "
+                f"{shown(client)}, which has no {call}"
             )
 
 
@@ -372,7 +368,9 @@ def _place(upload_id: str, part: Part) -> dict[str, object]:
     }
 
 
-def _size(layer: Answer) -> int:
+def _size(layer: Answer) -> int | None:
+    if layer.get("layerSize") is None or layer["layerAvailability"] == "UNAVAILABLE":
+        return None
     size = _field(layer, "layerSize", int)
     if size < 1:
         raise BadAnswerError(f"its layerSize is {size}", transient=False)
@@ -384,10 +382,11 @@ def _with_layers(answer: Answer) -> Answer:
     return {"layers": [], **answer} if "failures" in answer else answer
 
 
-def _field(answer: Answer, name: str, kind: type[_T]) -> _T:
-    value = answer.get(name)
+def _field(answer: object, name: str, kind: type[_T]) -> _T:
+    value = answer.get(name) if isinstance(answer, Mapping) else None
     if value is None:
         raise BadAnswerError(f"it has no {name}", transient=True)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise BadAnswerError(f"its {name} is {value!r}", transient=False)
+    too_large = isinstance(value, int) and value.bit_length() > 63
+    if not isinstance(value, kind) or isinstance(value, bool) or too_large:
+        raise BadAnswerError(f"its {name} is {shown(value)}", transient=False)
     return value

@@ -6,10 +6,13 @@ import re
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from types import FrameType
 
 from botocore.exceptions import BotoCoreError, ClientError
+from typing_extensions import Self
 
+from ecr_parts._validation import shown
 from ecr_parts.errors import (
     DigestMismatchError,
     ServiceError,
@@ -30,76 +33,93 @@ class OtherDigestError(Exception):
     """A Complete after which ECR has, or wants, another digest."""
 
 
-def code_of(failure: Exception) -> str:
+@dataclass(frozen=True)
+class Failure:
+    """Why an attempt failed: examined where it failed, in a thread of this library."""
+
+    error: Exception
+    code: str
     """ECR's error code, or the name of the client's exception."""
-    return error_code(failure) if isinstance(failure, ClientError) else type(failure).__name__
+    reason: str
+    """In one line."""
+    transient: bool
+    """Whether the same call may succeed later."""
+    refused: bool
+    """Whether ECR answered, and did not do what it was asked."""
+    request_id: str | None
+    secret: bool
+    """Whether the text of ``error`` may hold a password or a credential."""
 
-
-def as_error(
-    failure: Exception,
-    *,
-    operation: str,
-    service_name: str | None,
-    repository_name: str,
-    subject: str,
-    attempts: int,
-) -> ServiceError | UnexpectedResponseError | DigestMismatchError:
-    """The error to raise for ``failure``, which is its cause. ``subject`` says what failed."""
-    error = _error(failure, operation, service_name, repository_name, subject, attempts)
-    if not holds_secret(failure):  # a traceback would show it
-        error.__cause__ = failure
-    return error
-
-
-def _error(
-    failure: Exception,
-    operation: str,
-    service_name: str | None,
-    repository_name: str,
-    subject: str,
-    attempts: int,
-) -> ServiceError | UnexpectedResponseError | DigestMismatchError:
-    times = f" after {attempts} attempts" if attempts > 1 else ""
-    if isinstance(failure, OtherDigestError):
-        return DigestMismatchError(
-            f"{subject}: the bytes that ECR received do not match {failure}. Check the digest, "
-            "and that nothing writes to the source while it is uploaded"
+    @classmethod
+    def of(cls, error: Exception) -> Self:
+        """Examine what a client raised."""
+        code, request_id = type(error).__name__, None
+        if isinstance(error, ClientError):
+            code = error_code(error)
+            metadata = error.response.get("ResponseMetadata")
+            request_id = metadata.get("RequestId") if isinstance(metadata, Mapping) else None
+        return cls(
+            error=error,
+            code=code,
+            reason=reason(error),
+            transient=is_transient(error),
+            refused=isinstance(error, ClientError | OtherDigestError),
+            request_id=request_id,
+            secret=holds_secret(error),
         )
-    if isinstance(failure, BadAnswerError):
-        return UnexpectedResponseError(
-            f"{subject}: ECR's answer makes no sense{times}: {failure}. {_NOT_ECR}"
-        )
-    code, request_id = code_of(failure), None
-    if isinstance(failure, ClientError):
-        request_id = failure.response.get("ResponseMetadata", {}).get("RequestId")
-    lost = code == "UploadNotFoundException"
-    return (UploadLostError if lost else ServiceError)(
-        f"{subject} failed{times}: {reason(failure)}. {_remedy(failure, operation, service_name)}",
-        operation=operation,
-        repository_name=repository_name,
-        code=code,
-        request_id=request_id,
-        attempts=attempts,
-    )
 
+    def to_error(
+        self,
+        *,
+        operation: str,
+        service_name: str | None,
+        repository_name: str,
+        subject: str,
+        attempts: int,
+    ) -> ServiceError | UnexpectedResponseError | DigestMismatchError:
+        """The error to raise, caused by ``error``. ``subject`` says what failed."""
+        times = f" after {attempts} attempts" if attempts > 1 else ""
+        error: ServiceError | UnexpectedResponseError | DigestMismatchError
+        if isinstance(self.error, OtherDigestError):
+            error = DigestMismatchError(
+                f"{subject}: the bytes that ECR received do not match {self.error}. Check the "
+                "digest, and that nothing writes to the source while it is uploaded"
+            )
+        elif isinstance(self.error, BadAnswerError):
+            error = UnexpectedResponseError(
+                f"{subject}: ECR's answer makes no sense{times}: {self.error}. {_NOT_ECR}"
+            )
+        else:
+            lost = self.code == "UploadNotFoundException"
+            error = (UploadLostError if lost else ServiceError)(
+                f"{subject} failed{times}: {self.reason}. {self._remedy(operation, service_name)}",
+                operation=operation,
+                repository_name=repository_name,
+                code=self.code,
+                request_id=self.request_id,
+                attempts=attempts,
+            )
+        if not self.secret:  # a traceback would show it
+            error.__cause__ = self.error
+        return error
 
-def _remedy(failure: Exception, operation: str, service_name: str | None) -> str:
-    code = code_of(failure)
-    if code in _ACCESS_DENIED:
-        prefix = "ecr-public" if service_name == "ecr-public" else "ecr"
-        return f"Allow {prefix}:{operation} on this repository in the caller's IAM policy"
-    if code in _REMEDIES:
-        return _REMEDIES[code]
-    transient = is_transient(failure)
-    if not isinstance(failure, (ClientError, BotoCoreError)) and not transient:
-        return f"The client itself failed. {_CREDENTIALS}"
-    if code == "HTTPClientError":
-        return "Check the client's endpoint and proxy, and its credentials for a line break"
-    if code.isdigit() and not transient:
-        return _NOT_ECR
-    if isinstance(failure, BotoCoreError) and transient:
-        return "Check the network, and the client's region and endpoint; then upload again"
-    return "Uploading again may help once the cause is gone"
+    def _remedy(self, operation: str, service_name: str | None) -> str:
+        if self.code in _ACCESS_DENIED:
+            prefix = "ecr-public" if service_name == "ecr-public" else "ecr"
+            return f"Allow {prefix}:{operation} on this repository in the caller's IAM policy"
+        if self.code in _REMEDIES:
+            return _REMEDIES[self.code]
+        if not isinstance(self.error, (ClientError, BotoCoreError)) and not self.transient:
+            return f"The client itself failed. {_CREDENTIALS}"
+        if self.code == "SSLError" and not self.transient:
+            return "Check the client's endpoint, and the certificates of verify or AWS_CA_BUNDLE"
+        if self.code == "HTTPClientError":
+            return "Check the client's endpoint and proxy, and its credentials for a line break"
+        if self.code.isdigit() and not self.transient:
+            return _NOT_ECR
+        if isinstance(self.error, BotoCoreError) and self.transient:
+            return "Check the network, and the client's region and endpoint; then upload again"
+        return "Uploading again may help once the cause is gone"
 
 
 _ACCESS_DENIED = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedException"})
@@ -165,8 +185,8 @@ def last_valid_byte(response: Mapping[str, object]) -> int:
 
 
 def _whole(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise BadAnswerError(f"{value!r} is no byte of a layer", transient=False)
+    if not isinstance(value, int) or isinstance(value, bool) or value.bit_length() > 63:
+        raise BadAnswerError(f"{shown(value)} is not a byte of a layer", transient=False)
     return value
 
 

@@ -15,6 +15,7 @@ from ecr_parts._client import Failed, RepositoryClient
 from ecr_parts._pipeline import Pipeline, Prepared, Preparing
 from ecr_parts._session import MOST_RESTARTS, MOVES, Event, NextAction, UploadSession
 from ecr_parts._threads import Waiter
+from ecr_parts._validation import shown
 from ecr_parts.checkpoint import Checkpoint
 from ecr_parts.chunker import Chunker, Part
 from ecr_parts.errors import (
@@ -61,7 +62,9 @@ class UploadedLayer:
 class Layer:
     """A layer to upload with ``upload_many``, where a bare source says too little.
 
-    All as in ``LayerUploader.upload``; ``progress`` is this layer's own.
+    All as in ``LayerUploader.upload``; ``progress`` is this layer's own. A pickled layer, as in a
+    pickled error, keeps what identifies it (a path, the digest, the size, the checkpoint), and
+    neither ``progress`` nor the content of a buffer or a stream.
     """
 
     source: LayerSource
@@ -69,6 +72,37 @@ class Layer:
     size: int | None = field(default=None, kw_only=True)
     checkpoint: str | os.PathLike[str] | None = field(default=None, kw_only=True)
     progress: Callable[[int], object] | None = field(default=None, kw_only=True)
+
+    def __reduce__(self) -> tuple[Callable[..., Layer], tuple[object, ...]]:
+        source: object = self.source
+        if isinstance(source, os.PathLike) and not hasattr(source, "read"):
+            source = os.fspath(source)
+        if not isinstance(source, str):
+            source = _NotPickled(shown(source))
+        checkpoint = None if self.checkpoint is None else os.fspath(self.checkpoint)
+        return _unpickled_layer, (source, self.digest, self.size, checkpoint)
+
+    def __copy__(self) -> Layer:
+        return self
+
+    def __deepcopy__(self, _memo: object) -> Layer:
+        return self
+
+
+@dataclass(frozen=True, repr=False)
+class _NotPickled:
+    """In the place of a source that is not pickled. It cannot be uploaded."""
+
+    description: str
+
+    def __repr__(self) -> str:
+        return f"<a source that was not pickled: {self.description}>"
+
+
+def _unpickled_layer(
+    source: LayerSource, digest: str | None, size: int | None, checkpoint: str | None
+) -> Layer:
+    return Layer(source, digest=digest, size=size, checkpoint=checkpoint)
 
 
 class LayerUpload:

@@ -123,7 +123,7 @@ TRANSITIONS: dict[Position | Event, _Row] = {
     Event.COMPLETED: _Row(_A.FINISH, _A.FINISH, _A.FINISH),
     Event.COMPLETE_IN_DOUBT: _Row(_A.CHECK_COMPLETED, _A.CHECK_COMPLETED, _A.CHECK_COMPLETED),
     Event.PART_TOO_SMALL: _Row(_A.FAIL, _A.FAIL, _A.CHECK_LOST),
-    Event.CONTENT_DIFFERS: _Row(_A.FAIL, _A.FAIL, _A.START_OVER),
+    Event.CONTENT_DIFFERS: _Row(_A.FAIL, _A.FAIL, _A.CHECK_LOST),
     # what comes of the question whether the layer is there
     Event.LAYER_AVAILABLE: _Row(_A.FINISH, _A.FINISH, _A.FINISH),
     Event.LAYER_MISSING: _Row(_A.START_OVER, _A.FAIL, _A.START_OVER),
@@ -186,6 +186,12 @@ class UploadSession:
     _restarts: int = field(default=0, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        self._validate()
+        if self.last_byte_received < 0:
+            self._parts_received = 0
+
+    def _validate(self) -> None:
+        """``TypeError`` and ``ValueError`` for what no upload can have."""
         name_or_id("repository_name", self.repository_name)
         name_or_id("upload_id", self.upload_id)
         for name, value in (("registry_id", self.registry_id), ("layer_digest", self.layer_digest)):
@@ -200,8 +206,6 @@ class UploadSession:
                     f"last_byte_received is {self.last_byte_received}, and the layer has only "
                     f"{self.layer_size} bytes"
                 )
-        if self.last_byte_received < 0:
-            self._parts_received = 0
 
     @property
     def next_byte(self) -> int:
@@ -247,7 +251,10 @@ class UploadSession:
         not start at ``next_byte`` or ends past the layer.
         """
         if part.first_byte != self.next_byte:
-            raise ValueError(f"{part} does not start at next_byte, {self.next_byte}")
+            raise ValueError(
+                f"{part} does not start at next_byte, {self.next_byte}: the session was moved by "
+                "another call meanwhile. Use a copy of it, from_json(session.to_json()), in each"
+            )
         if self.layer_size is not None and part.last_byte >= self.layer_size:
             raise ValueError(f"{part} ends past the layer's {self.layer_size} bytes")
         where = position(
@@ -276,6 +283,7 @@ class UploadSession:
             self._parts_received = parts + 1
             self._last_part_size = last_byte - part.first_byte + 1
         else:  # somebody else sent what follows, in parts like this one
+            self._content_verified = False
             self._parts_received = parts + 1 - (-(last_byte - part.last_byte) // part.size)
             self._last_part_size = None
         self.last_byte_received = last_byte

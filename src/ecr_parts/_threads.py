@@ -77,13 +77,14 @@ class Task(Generic[_T]):
             self.release()
 
     def result(self) -> _T:
-        """What the function returned. Raises what it raised."""
+        """What the function returned, once: it is not kept. Raises what it raised."""
         if self.error is not None:
             try:
                 raise self.error
             finally:
                 self.error = None  # or it would lead back to itself, through this frame
-        return cast("_T", self._result)
+        result, self._result = self._result, None
+        return cast("_T", result)
 
     @property
     def running(self) -> bool:

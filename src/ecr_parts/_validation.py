@@ -21,6 +21,11 @@ class _Shortened(reprlib.Repr):
         # Python refuses to convert a number of more than 4,300 digits.
         return repr(x) if x.bit_length() < 200 else f"an int of {x.bit_length():,} bits"
 
+    def repr_bytes(self, x: bytes | bytearray, _level: int) -> str:
+        return repr(x) if len(x) <= 40 else f"{len(x):,} bytes"
+
+    repr_bytearray = repr_bytes
+
 
 _shortened = _Shortened()
 
@@ -51,13 +56,24 @@ def whole_number(name: str, value: object, *, at_least: int = 1) -> int:
     return value
 
 
+def is_name_or_id(value: str) -> bool:
+    """Whether ``value`` can stand in a log line."""
+    return 0 < len(value) <= _MOST_LETTERS and value.isprintable()
+
+
+def callback(name: str, value: object) -> None:
+    """``TypeError`` for what can be neither called nor left out."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be callable, not {shown(value)}")
+
+
 def name_or_id(name: str, value: object) -> str:
     """``value`` as a ``str`` that can stand in a log line, or a ``TypeError``/``ValueError``."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, not {shown(value)}")
     if not value:
         raise ValueError(f"{name} must not be empty")
-    if len(value) > _MOST_LETTERS or not value.isprintable():
+    if not is_name_or_id(value):
         raise ValueError(
             f"{name} must be at most {_MOST_LETTERS:,} printable characters, not {shown(value)}"
         )

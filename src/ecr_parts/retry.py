@@ -97,22 +97,33 @@ def is_transient(error: BaseException) -> bool:
     if not isinstance(error, Exception):
         return False
     if isinstance(error, ClientError):
-        status: object = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        status = _member(error.response.get("ResponseMetadata"), "HTTPStatusCode")
         # ECR's own 400 has a code; botocore gives "400" to one that lost it on the way.
         if error_code(error) in (*_TRANSIENT_CODES, "400"):
             return True
         return isinstance(status, int) and (status in (408, 429) or status >= 500)
     if isinstance(error, (AttemptTimeoutError, BadAnswerError)):
         return error.transient
-    if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return False
     if type(error) is HTTPClientError:
         # What botocore does not know: only what the network or HTTP raised may pass.
         known = isinstance(error.kwargs.get("error"), (OSError, HTTPException, HTTPError))
-        return known and not _cannot_be_sent(error)
+        return known and not _cannot_be_sent(error) and not _is_local(error)
     if isinstance(error, (BotocoreConnectionError, HTTPClientError, IncompleteReadError)):
-        return True
+        return not _is_local(error)
     return isinstance(error, ResponseParserError) or _raised_in_parsing(error)
+
+
+def _is_local(error: HTTPClientError | BotocoreConnectionError | IncompleteReadError) -> bool:
+    """Whether a file of certificates is missing or useless, or does not know the server's."""
+    inner: object = error.kwargs.get("error")
+    if isinstance(inner, HTTPError) and inner.args:
+        inner = inner.args[0]
+    if isinstance(inner, FileNotFoundError | IsADirectoryError | PermissionError):
+        return True
+    return isinstance(error, SSLError) and any(word in text_of(error) for word in _CERTIFICATES)
+
+
+_CERTIFICATES = ("CERTIFICATE_VERIFY_FAILED", "NO_CERTIFICATE_OR_CRL_FOUND")
 
 
 def _cannot_be_sent(error: BaseException | None) -> bool:
@@ -126,20 +137,34 @@ def _raised_in_parsing(error: BaseException) -> bool:
     return any(frame.f_globals.get("__name__") == "botocore.parsers" for frame, _ in frames)
 
 
+def _member(mapping: object, name: str) -> object:
+    return mapping.get(name) if isinstance(mapping, Mapping) else None
+
+
 def error_code(error: ClientError) -> str:
     """ECR's name of the error, e.g. ``"UploadNotFoundException"``."""
-    return str(error.response.get("Error", {}).get("Code", ""))
+    return printable(str(_member(error.response.get("Error"), "Code") or ""), 100)
 
 
 def message(response: Mapping[str, object]) -> str:
     """What ECR says of an error: its beginning, as it may be a page of HTML."""
-    error = response.get("Error")
-    return str(error.get("Message", ""))[:_MOST_LETTERS] if isinstance(error, Mapping) else ""
+    return str(_member(response.get("Error"), "Message") or "")[:_MOST_LETTERS]
 
 
-def reason(error: BaseException | None) -> str:
+def text_of(error: BaseException) -> str:
+    """The beginning of ``str(error)``; empty where an exception has no text.
+
+    Called in threads of this library only, where nothing that it catches is the caller's.
+    """
+    try:
+        return str(error)[:_MOST_LETTERS]
+    except Exception:  # noqa: BLE001  (of any kind: it is somebody else's code)
+        return ""
+
+
+def reason(error: BaseException) -> str:
     """A failure in one line, without a full stop: its name and its message."""
-    name, text, kms = type(error).__name__, str(error), ""
+    name, text, kms = type(error).__name__, text_of(error), ""
     if isinstance(error, BadAnswerError):
         name = "an answer that makes no sense"
     if isinstance(error, ClientError):
@@ -148,12 +173,11 @@ def reason(error: BaseException | None) -> str:
         kms = str(error.response.get("kmsError") or "")
     if _cannot_be_sent(error):
         text = "the request cannot be sent"  # its own text may hold a credential
-    line = f"{name[:100]}: {masked(text[:_MOST_LETTERS])[:500]}"
-    line += f" (kmsError: {kms[:100]})" if kms else ""
+    line = f"{name[:100]}: {masked(text)[:500]}" + (f" (kmsError: {kms[:100]})" if kms else "")
     return " ".join(printable(line).split()).rstrip(".")
 
 
 def holds_secret(error: BaseException) -> bool:
     """Whether the text of ``error`` may hold a password or a credential."""
-    text = str(error)[:_MOST_LETTERS]
+    text = text_of(error)
     return _cannot_be_sent(error) or masked(text) != text

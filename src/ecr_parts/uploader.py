@@ -19,7 +19,7 @@ from ecr_parts._client import (
 )
 from ecr_parts._layer_upload import Layer, UploadedLayer, upload_layer
 from ecr_parts._session import NextAction, UploadSession
-from ecr_parts._validation import name_or_id, shown, whole_number
+from ecr_parts._validation import callback, name_or_id, shown, whole_number
 from ecr_parts.chunker import Part
 from ecr_parts.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
 from ecr_parts.retry import default_retrying
@@ -119,7 +119,8 @@ class LayerUploader:
         if session is not None:
             self._own(session)
             if checkpoint is not None:
-                raise ValueError("both session and checkpoint are given, and one is the other")
+                raise ValueError("pass session or checkpoint, not both")
+        callback("progress", progress)
         layer = Layer(source, digest=digest, size=size, checkpoint=checkpoint, progress=progress)
         return upload_layer(self._calls, layer, check_existing=check_existing, session=session)
 
@@ -222,6 +223,7 @@ class LayerUploader:
     def _own(self, session: UploadSession) -> None:
         if not isinstance(session, UploadSession):
             raise TypeError(f"session must be an UploadSession, not {shown(session)}")
+        session._validate()  # its fields may have been changed since it was made
         here = (self._calls.client.repository_name, self._calls.client.registry_id)
         if (session.repository_name, session.registry_id) != here:
             raise ValueError(
