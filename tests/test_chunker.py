@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecr_parts import Chunker, Part
+from ecr_parts import Chunker, Part, UploadSession
 
 SIZES = st.integers(1, 300)
 
@@ -124,3 +124,17 @@ def test_both_pickle_and_compare() -> None:
         assert pickle.loads(pickle.dumps(value)) == value
         assert hash(pickle.loads(pickle.dumps(value))) == hash(value)
     assert Chunker(25, part_size=10) != Chunker(25, part_size=11)
+
+
+def test_a_layer_as_large_as_the_api_can_say_shows_itself() -> None:
+    huge = Chunker(2**63 - 1, part_size=1)
+    assert len(huge) == 2**63 - 1
+    assert "in 9,223,372,036,854,775,807 parts" in huge._repr_html_()
+    session = UploadSession(
+        repository_name="r", upload_id="u", part_size=1, layer_size=2**63 - 1,
+        last_byte_received=2**62,
+    )  # fmt: skip
+    assert "bytes" in session._repr_html_()
+    for size in (2**63, 10**30):
+        with pytest.raises(ValueError, match="layer_size must be at most 9,223"):
+            Chunker(size, part_size=1)

@@ -61,3 +61,10 @@ def test_results_pickle() -> None:
     twin = pickle.loads(pickle.dumps(layer))
     assert twin == layer
     assert twin.parts == layer.parts
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_message_is_one_line_without_control_characters(error: type[EcrPartsError]) -> None:
+    raised = error("upload \x1b[2J\r\n\u202e " + "x" * 10**6)
+    assert str(raised).isprintable()
+    assert len(str(raised)) <= 4_000

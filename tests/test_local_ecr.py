@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ import pytest
 from botocore.exceptions import ClientError
 from helpers import bytes_of, digest_of
 
-from ecr_parts import LayerUploader
+from ecr_parts import LayerUploader, ServiceError
 from ecr_parts.testing import LocalECR, Unknowns
 
 BLOB = bytes_of(20)
@@ -306,9 +307,38 @@ def test_other_operations_are_refused(ecr: LocalECR, call: Caller) -> None:
         ("AmazonEC2ContainerRegistry_V20150921.UploadLayerPart", b"[]"),
         ("AmazonEC2ContainerRegistry_V20150921.UploadLayerPart", b'{"layerPartBlob": "%%%%"}'),
         ("AmazonEC2ContainerRegistry_V20150921.InitiateLayerUpload", b'{"repositoryName": 5}'),
+        ("AmazonEC2ContainerRegistry_V20150921.InitiateLayerUpload", b'{"a": ' + b"[" * 100_000),
+        (
+            "AmazonEC2ContainerRegistry_V20150921.InitiateLayerUpload",
+            b'{"repositoryName": "\\ud800"}',
+        ),
+        (
+            "AmazonEC2ContainerRegistry_V20150921.BatchCheckLayerAvailability",
+            b'{"repositoryName": "demo", "layerDigests": [["a"]]}',
+        ),
+        (
+            "AmazonEC2ContainerRegistry_V20150921.BatchGetImage",
+            b'{"repositoryName": "demo", "imageIds": ["a"]}',
+        ),
+        (
+            "AmazonEC2ContainerRegistry_V20150921.BatchGetImage",
+            b'{"repositoryName": "demo", "imageIds": [{"imageTag": ["a"]}]}',
+        ),
+        *(
+            (
+                "AmazonEC2ContainerRegistry_V20150921.PutImage",
+                json.dumps({"repositoryName": "demo", "imageManifest": manifest}).encode(),
+            )
+            for manifest in (
+                "[" * 100_000, "\ud800", '{"config": 5}', '{"layers": {}}', '{"layers": [7]}',
+                '{"layers": [{"digest": []}]}',
+                '{"mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [{}]}',
+            )
+        ),
+        ("AmazonEC2ContainerRegistry_V20150921.PutImage", b'{"repositoryName": "Demo"}'),
         ("", b""),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_request_is_refused(target: str, body: bytes, ecr: LocalECR) -> None:
     request = urllib.request.Request(
         ecr.endpoint_url, body, {"X-Amz-Target": target}, method="POST"
@@ -318,6 +348,63 @@ def test_what_is_no_request_is_refused(target: str, body: bytes, ecr: LocalECR) 
         pass
     assert raised.value.code == 400
     assert "__type" in json.loads(raised.value.read())
+    raised.value.close()
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("Content-Length: many", 400),
+        ("Content-Length: -1", 400),
+        ("Content-Length: 99999999999999999", 400),
+        ("Content-Length: 9999999999", 400),
+        ("Transfer-Encoding: chunked", 411),
+        ("X-None: 1", 411),
+        ("Content-Length: 2\r\nHost: registry.example", 400),
+        ("Content-Length: 2\r\nHost: 127.0.0.1.example", 400),
+    ],
+)
+def test_a_request_that_no_sdk_sends_is_answered(head: str, status: int, ecr: LocalECR) -> None:
+    port = int(ecr.endpoint_url.rpartition(":")[2])
+    host = "" if "Host" in head else "Host: localhost\r\n"
+    request = f"POST / HTTP/1.1\r\n{host}{head}\r\n\r\n{{}}"
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(request.encode())
+        with connection.makefile("rb") as answered:
+            first, _, rest = answered.read().partition(b"\r\n")
+    assert first.split()[1] == b"%d" % status
+    assert json.loads(rest.partition(b"\r\n\r\n")[2])["__type"] == "InvalidParameterException"
+    assert ecr.calls == []
+
+
+def test_a_repository_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="cannot be called 'Demo'"):
+        LocalECR(["Demo"])
+
+
+@pytest.mark.parametrize("name", ["Demo", "012345678910.dkr.ecr.us-east-1.amazonaws.com/x:v1"])
+@pytest.mark.parametrize("client", ["ecr", "ecr-public"])
+def test_the_hint_about_a_repositorys_name(name: str, client: str, ecr: LocalECR) -> None:
+    uploader = LayerUploader(ecr.client(client), name)
+    for call in (uploader.initiate, lambda: uploader.missing([DIGEST])):
+        with pytest.raises(ServiceError, match="without registry prefix and tag") as raised:
+            call()
+        assert raised.value.code == "InvalidParameterException"
+    with pytest.raises(ServiceError, match="without registry prefix and tag"):
+        LayerUploader(ecr.client(client), "none").initiate()
+
+
+def test_half_of_a_part_that_is_none(ecr: LocalECR) -> None:
+    ecr.fail("UploadLayerPart", "stored_in_part")
+    call = Caller(ecr.client())
+    refused = urllib.request.Request(
+        ecr.endpoint_url,
+        json.dumps({"repositoryName": "demo", "uploadId": call.initiate()}).encode(),
+        {"X-Amz-Target": "AmazonEC2ContainerRegistry_V20150921.UploadLayerPart"},
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with pytest.raises(urllib.request.HTTPError) as raised, opener.open(refused):
+        pass
     raised.value.close()
 
 

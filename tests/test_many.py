@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import pickle
 import random
@@ -19,8 +20,10 @@ from ecr_parts import (
     EcrPartsError,
     EmptyLayerError,
     Layer,
+    LayerTooLargeError,
     LayerUploader,
     ServiceError,
+    SourceChangedError,
     UploadedLayer,
     UploadSession,
     default_retrying,
@@ -350,3 +353,166 @@ def test_an_interrupt_ends_what_runs(ecr: LocalECR, uploader: LayerUploader) -> 
 
     with pytest.raises(KeyboardInterrupt):
         uploader.upload_many([interrupted(), *BLOBS])
+
+
+def pickled_error(error: BaseException) -> tuple[int, Any]:
+    text = pickle.dumps(error)
+    return len(text), pickle.loads(text)
+
+
+def test_the_errors_pickle_and_are_small(
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    path = tmp_path / "layer"
+    path.write_bytes(BLOBS[0])
+    large = bytes(100_000)
+    sources: list[Any] = [
+        path,
+        str(path),
+        large,
+        bytearray(large),
+        io.BytesIO(large),
+        iter([large]),
+    ]
+    for source in sources:
+        layer = Layer(source, digest=digest_of(b"other"), progress=lambda _n: None)
+        with pytest.raises(EcrPartsError) as raised:
+            uploader.upload_many([layer], check_existing=False, progress=lambda _n: None)
+        assert raised.value.layer is layer
+        size, twin = pickled_error(raised.value)
+        assert size < 5_000
+        assert str(twin) == str(raised.value)
+        assert twin.layer.digest == layer.digest
+        assert twin.layer.progress is None
+        if isinstance(source, str | Path):
+            assert twin.layer.source == str(path)
+        else:
+            with pytest.raises(TypeError, match="a source that was not pickled"):
+                uploader.upload(twin.layer.source)
+
+    def broken() -> Iterator[bytes]:
+        yield BLOBS[0]
+        raise ConnectionError("the producer died")
+
+    with pytest.raises(ConnectionError) as of_the_source:
+        uploader.upload_many([Layer(broken(), progress=lambda _n: None)])
+    assert str(pickled_error(of_the_source.value)[1]) == "the producer died"
+
+
+def test_a_copy_of_a_layer_has_its_source() -> None:
+    layer = Layer(BLOBS[0], progress=print)
+    assert copy.copy(layer) is layer
+    assert copy.deepcopy([layer])[0].source == BLOBS[0]
+
+
+@pytest.mark.parametrize("check_existing", [True, False])
+def test_the_same_path_or_buffer_of_a_list_is_sent_once(
+    check_existing: bool, ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    path, link = tmp_path / "layer", tmp_path / "link"
+    path.write_bytes(BLOBS[0])
+    link.symlink_to(path)
+    buffer = bytearray(BLOBS[1])
+    heard: list[int] = []
+    results = uploader.upload_many(
+        [path, str(path), Layer(link, digest=digest_of(BLOBS[0]), size=20), buffer, buffer],
+        check_existing=check_existing,
+        progress=heard.append,
+    )
+    assert [result.digest for result in results] == [digest_of(BLOBS[0])] * 3 + [
+        digest_of(BLOBS[1])
+    ] * 2
+    assert [result.existed for result in results] == [False, True, True, False, True]
+    assert count(ecr, "InitiateLayerUpload") == 2
+    assert sum(heard) == 20 * 3 + 21 * 2
+
+
+def test_what_contradicts_the_layer_it_repeats_is_refused_by_ecr(
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    path = tmp_path / "layer"
+    path.write_bytes(BLOBS[0])
+    contradictions: list[list[Any]] = [
+        [path, Layer(path, digest=digest_of(b"other"))],
+        [Layer(path, digest=digest_of(BLOBS[0])), Layer(b"abc", digest=digest_of(BLOBS[0]))],
+    ]
+    for layers in contradictions:
+        with pytest.raises(DigestMismatchError) as raised:
+            uploader.upload_many(layers)
+        assert raised.value.layer is layers[1]
+
+
+def test_an_iterator_is_pulled_as_workers_take_layers(
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    """So that each file may be a temporary one, deleted when the next but few is asked for."""
+    pulled: list[Path] = []
+
+    def paths() -> Iterator[Path]:
+        for i in range(30):
+            done = len(ecr.registry.repositories["demo"].layers)
+            assert len(pulled) - done <= 3
+            pulled.append(tmp_path / str(i))
+            pulled[-1].write_bytes(bytes_of(9, i))
+            yield pulled[-1]
+
+    results = uploader.upload_many(paths(), max_workers=3)
+    assert [result.digest for result in results] == [digest_of(bytes_of(9, i)) for i in range(30)]
+
+
+def test_an_iterator_of_everything(ecr: LocalECR, uploader: LayerUploader, tmp_path: Path) -> None:
+    rng = random.Random(1)
+    made = [
+        maker(BLOBS[i % 12], tmp_path, rng)
+        for i, (kind, maker) in enumerate(SOURCES.items())
+        if kind not in ("path", "str")
+    ]
+    assert len(uploader.upload_many(iter(made), max_workers=2)) == len(made)
+    for max_workers in (1, 2, 5):
+        layers: list[Any] = [b"a%d" % max_workers, b"a%d" % max_workers, io.BytesIO(b"b")]
+        results = uploader.upload_many(iter(layers), max_workers=max_workers)
+        assert sorted(result.existed for result in results[:2]) == [False, True]
+        assert results[2].digest == digest_of(b"b")
+
+
+BAD_LAYERS: list[tuple[Any, type[Exception]]] = [
+    (5, TypeError),
+    (Layer(None), TypeError),  # type: ignore[arg-type]  # the point
+    (Layer(b"x", size=-1), ValueError),
+    (Layer(b"x", size="1"), TypeError),  # type: ignore[arg-type]  # the point
+    (Layer(b"x", size=2), SourceChangedError),
+    (Layer(b""), EmptyLayerError),
+    (Layer(iter([b"x"]), size=0), EmptyLayerError),
+    (Layer(bytes(501)), LayerTooLargeError),
+    (Layer("/nonexistent", digest=digest_of(b"x")), FileNotFoundError),
+    (Layer(b"x", progress=5), TypeError),  # type: ignore[arg-type]  # the point
+    (Layer(b"x", checkpoint=5), TypeError),  # type: ignore[arg-type]  # the point
+    (Layer(b"x", checkpoint=b"c"), TypeError),  # type: ignore[arg-type]  # the point
+    (Layer(b"x", checkpoint=""), CheckpointError),
+    (Layer(b"x", checkpoint="/nonexistent/c"), CheckpointError),
+    (Layer(b"x", checkpoint="a\0b"), ValueError),
+    (Layer(iter([b"x"]), checkpoint="c"), ValueError),
+    (Layer(b"x", digest="sha256:"), ValueError),
+]
+
+
+@pytest.mark.parametrize("check_existing", [True, False])
+@pytest.mark.parametrize(("bad", "error"), BAD_LAYERS)
+def test_a_layer_that_cannot_be_is_refused_before_the_first_call(
+    bad: Any, error: type[Exception], check_existing: bool, ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    with pytest.raises(error) as raised:
+        uploader.upload_many([BLOBS[0], bad, BLOBS[1]], check_existing=check_existing)
+    assert ecr.calls == []
+    if isinstance(bad, Layer):
+        assert raised.value.layer is bad  # type: ignore[attr-defined]  # as promised of any error
+
+
+def test_a_progress_that_cannot_be_called(ecr: LocalECR, uploader: LayerUploader) -> None:
+    for call in (
+        lambda: uploader.upload(BLOBS[0], progress=5),  # type: ignore[arg-type]  # the point
+        lambda: uploader.upload_many(BLOBS, progress=5),  # type: ignore[arg-type]  # the point
+    ):
+        with pytest.raises(TypeError, match="progress must be callable, not 5"):
+            call()
+    assert ecr.calls == []

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tenacity
 from botocore.exceptions import (
     ClientError,
     ConnectionClosedError,
@@ -29,6 +31,8 @@ from ecr_parts import (
     LayerUploader,
     ServiceError,
     UnexpectedResponseError,
+    UploadedLayer,
+    UploadSession,
     default_retrying,
 )
 from ecr_parts._failures import last_valid_byte
@@ -361,3 +365,265 @@ def test_credentials_that_cannot_be_had_are_no_missing_source(
         with pytest.raises(ServiceError, match=r"token.*credentials") as raised:
             LayerUploader(client, "demo").upload(BLOB)
     assert raised.value.code == "FileNotFoundError"
+
+
+# A Complete whose outcome the last attempt does not tell
+
+
+@pytest.mark.parametrize("last", ["access_denied", "expired_token"])
+def test_a_complete_that_worked_before_it_was_refused_is_found_out(
+    last: Any, ecr: LocalECR
+) -> None:
+    ecr.fail("CompleteLayerUpload", "answer_lost")
+    ecr.fail("CompleteLayerUpload", last, call=2)
+    uploader = LayerUploader(ecr.client(), "demo", limits=SMALL, retrying=PATIENT)
+    assert uploader.upload(iter([BLOB])) == UploadedLayer(DIGEST, 45, existed=False)
+
+
+@pytest.mark.parametrize("odd", [None, [], ValueError("odd"), TimeoutError(), {"layerDigest": 5}])
+def test_a_complete_that_an_odd_client_does_not_tell_of_is_found_out(
+    odd: Any, ecr: LocalECR
+) -> None:
+    real: Any = ecr.client()
+
+    class Odd:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        def complete_layer_upload(self, **parameters: Any) -> Any:
+            real.complete_layer_upload(**parameters)
+            if isinstance(odd, Exception):
+                raise odd
+            return odd
+
+    uploader = LayerUploader(Odd(), "demo", limits=SMALL, retrying=PATIENT)
+    assert uploader.upload(iter([BLOB])) == UploadedLayer(DIGEST, 45, existed=False)
+
+
+def test_an_archived_layer_is_not_there_for_a_complete_that_was_surely_refused(
+    ecr: LocalECR,
+) -> None:
+    uploader = LayerUploader(ecr.client(), "demo", limits=SMALL, retrying=PATIENT)
+    uploader.upload(BLOB)
+    ecr.registry.repositories["demo"].layers[DIGEST].status = "ARCHIVED"
+    session = uploader.initiate(layer_size=45)
+    uploader.upload_part(session, BLOB[:3])  # a fragment of another process
+    document = json.loads(session.to_json())
+    del document["lastPartSize"]
+    ecr.calls.clear()
+    layer = uploader.upload(BLOB, session=UploadSession.from_json(json.dumps(document)))
+    assert layer.existed  # as a second Complete says
+    assert [call.operation for call in ecr.calls].count("CompleteLayerUpload") == 2
+
+
+def test_before_starting_over_with_other_content_ecr_is_asked(ecr: LocalECR) -> None:
+    """Somebody else may have sent the right one meanwhile."""
+    uploader = LayerUploader(ecr.client(), "demo", limits=SMALL, retrying=PATIENT)
+    session = uploader.initiate(layer_size=45)
+    uploader.upload_part(session, bytes_of(8, seed=9))
+
+    def progress(newly: int) -> None:
+        if newly == 5:  # the last part
+            LayerUploader(ecr.client(), "demo", limits=SMALL).upload(BLOB)
+            ecr.calls.clear()
+
+    layer = uploader.upload(
+        BLOB, digest=DIGEST, check_existing=False, session=session, progress=progress
+    )
+    assert layer == UploadedLayer(DIGEST, 45, existed=True)
+    assert [call.operation for call in ecr.calls] == [
+        "CompleteLayerUpload", "BatchCheckLayerAvailability",
+    ]  # fmt: skip
+
+
+def test_bytes_that_were_skipped_are_not_known_to_be_the_sources(ecr: LocalECR) -> None:
+    """Another process had an older content: the upload starts over, its source is not blamed."""
+    uploader = LayerUploader(ecr.client(), "demo", limits=SMALL, retrying=PATIENT)
+    session = uploader.initiate(layer_size=45)
+    older = UploadSession.from_json(session.to_json())
+    sent = False
+
+    def progress(newly: int) -> None:
+        nonlocal sent
+        if newly == 8 and not sent:
+            sent = True
+            other = UploadSession.from_json(session.to_json())
+            uploader.upload_part(other, bytes_of(16, seed=9))
+
+    layer = uploader.upload(BLOB, digest=DIGEST, session=older, progress=progress)
+    assert ecr.layer("demo", layer.digest) == BLOB
+
+
+# Policies
+
+
+def test_a_policy_that_looks_at_the_exception(ecr: LocalECR) -> None:
+    """Of a settled Complete, too, where no call has failed: the layer is not listed yet."""
+    seen: list[tuple[str, str]] = []
+
+    def wait(state: tenacity.RetryCallState) -> float:
+        assert state.outcome is not None
+        assert state.fn is not None
+        seen.append((state.fn.__name__, type(state.outcome.exception()).__name__))
+        return 0
+
+    unknowns = Unknowns(availability_lag=2)
+    with LocalECR(limits=SMALL, part_size=8, unknowns=unknowns) as lagging:
+        lagging.fail("CompleteLayerUpload", "answer_lost")
+        retrying = PATIENT.copy(wait=wait)
+        LayerUploader(lagging.client(), "demo", limits=SMALL, retrying=retrying).upload(BLOB)
+    assert seen == [
+        ("complete_layer_upload", "ConnectionClosedError"),
+        ("sizes_there", "NotListedError"),
+        ("sizes_there", "NotListedError"),
+    ]
+    ecr.fail("InitiateLayerUpload", "access_denied")
+    with pytest.raises(ServiceError, match="AccessDenied"):
+        LayerUploader(ecr.client(), "demo", retrying=retrying).initiate()
+    assert len(seen) == 3  # a failure that is not retried has no wait
+
+
+# What a service or a client may say besides
+
+
+class WithoutTextError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def client_that(operation: str, outcome: Any, ecr: LocalECR) -> Any:
+    """A client of which one call comes to ``outcome``, raised or answered."""
+    real: Any = ecr.client()
+
+    class Client:
+        def __getattr__(self, name: str) -> Any:
+            if name != OPERATIONS[operation]:
+                return getattr(real, name)
+
+            def call(**_parameters: Any) -> Any:
+                if isinstance(outcome, Exception):
+                    raise outcome
+                return outcome
+
+            return call
+
+    return Client()
+
+
+def without_members() -> ClientError:
+    error: Any = client_error("Code")
+    error.response.update(Error=None, ResponseMetadata=None)
+    return error  # type: ignore[no-any-return]  # made by hand
+
+
+HUGE = 10**5_000
+ODD: list[Any] = [
+    WithoutTextError(),
+    without_members(),
+    ClientError({"Error": {"Code": "c" * 10**6, "Message": "<" * 10**6}}, "X"),
+    client_error("KmsException", kmsError="\x1b[2J" * 10**6),
+    client_error("InvalidLayerPartException", lastValidByteReceived=HUGE),
+    client_error("InvalidLayerPartException", lastValidByteReceived="x" * 10**6),
+    None,
+    "text",
+    {"lastByteReceived": HUGE, "partSize": -HUGE, "uploadId": "u"},
+    {"lastByteReceived": "x" * 10**6, "partSize": 8, "uploadId": "u\x1b[2J\r\n"},
+    {"lastByteReceived": 7, "partSize": 8, "uploadId": "u" * 10**6},
+    {"layers": [5], "layerDigest": "\x1b[2J" * 10**5, "failures": 7},
+    {"layers": [{"layerDigest": DIGEST, "layerAvailability": "AVAILABLE", "layerSize": HUGE}]},
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: type(odd).__name__)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_whatever_a_call_comes_to_is_a_typed_error_of_a_sensible_length(
+    operation: str, odd: Any, ecr: LocalECR, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "ecr_parts")
+    uploader = LayerUploader(
+        client_that(operation, odd, ecr), "demo", limits=SMALL, retrying=PATIENT
+    )
+    with pytest.raises(EcrPartsError) as raised:
+        uploader.upload(BLOB)
+    for text in (str(raised.value), *caplog.messages):
+        assert len(text) < 1_500
+        assert text.isprintable()
+
+
+def test_an_unavailable_layer_has_no_size(ecr: LocalECR) -> None:
+    layer = {"layerDigest": DIGEST, "layerAvailability": "UNAVAILABLE", "layerSize": 0}
+    client = client_that("BatchCheckLayerAvailability", {"layers": [layer]}, ecr)
+    assert LayerUploader(client, "demo", limits=SMALL).upload(BLOB).digest == DIGEST
+
+
+@pytest.mark.parametrize("found", ["nothing", "junk", "directory"])
+def test_certificates_that_cannot_be_used_are_no_matter_of_the_network(
+    found: str, ecr: LocalECR, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle.pem"
+    if found == "junk":
+        bundle.write_text("junk")
+    if found == "directory":
+        bundle.mkdir()
+    url = ecr.endpoint_url.replace("http:", "https:")
+    uploader = LayerUploader(ecr.client(endpoint_url=url, verify=str(bundle)), "demo")
+    with pytest.raises(ServiceError, match="of verify or AWS_CA_BUNDLE") as raised:
+        uploader.initiate()
+    assert raised.value.attempts == 1
+
+
+def test_a_password_in_the_endpoints_url_is_not_shown(
+    ecr: LocalECR, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "ecr_parts")
+    client = ecr.client(endpoint_url="http://user:secret@127.0.0.1:9")
+    with pytest.raises(ServiceError, match=r"http://\*\*\*@127\.0\.0\.1:9") as raised:
+        LayerUploader(client, "demo", retrying=PATIENT).initiate()
+    shown = "".join(traceback.format_exception(raised.value)) + caplog.text
+    assert "secret" not in shown
+    assert "***@127.0.0.1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("part_size", 0), ("part_size", "x"), ("last_byte_received", "x"), ("upload_id", None)],
+)
+def test_a_session_that_was_changed_by_hand_is_checked(
+    field: str, value: Any, ecr: LocalECR
+) -> None:
+    uploader = LayerUploader(ecr.client(), "demo", limits=SMALL)
+    session = uploader.initiate(layer_size=45)
+    setattr(session, field, value)
+    ecr.calls.clear()
+    for call in (
+        lambda: uploader.upload(BLOB, session=session),
+        lambda: uploader.upload_part(session, BLOB[:8]),
+        lambda: uploader.complete(session, DIGEST),
+    ):
+        with pytest.raises((TypeError, ValueError), match=field):
+            call()
+    assert ecr.calls == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"registry_id": ""}, ValueError),
+        ({"registry_id": "0\n"}, ValueError),
+        ({"repository_name": "a\x1b[2J"}, ValueError),
+        ({"repository_name": "a" * 10**6}, ValueError),
+        ({"repository_name": None}, TypeError),
+    ],
+)
+def test_names_that_cannot_be(arguments: Any, error: type[Exception], ecr: LocalECR) -> None:
+    with pytest.raises(error, match=next(iter(arguments))) as raised:
+        LayerUploader(ecr.client(), **{"repository_name": "demo"} | arguments)
+    assert len(str(raised.value)) < 600
+    assert str(raised.value).isprintable()
+
+
+def test_a_part_that_is_not_contiguous(ecr: LocalECR) -> None:
+    uploader = LayerUploader(ecr.client(), "demo", limits=SMALL)
+    session = uploader.initiate()
+    uploader.upload_part(session, memoryview(BLOB)[::2][:16])
+    assert uploader.complete(session, digest_of(BLOB[:32:2])).size == 16

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from typing import TypeVar
 
 from ecr_parts._calls import MOST_DIGESTS, UploadCalls, check_digest
@@ -211,7 +212,7 @@ class BatchUpload:
 
     def _start_workers(self) -> None:
         while len(self._queue) > len(self._starting) and len(self._working) < self._places:
-            number = min(set(range(self._places)) - self._working)
+            number = next(n for n in count() if n not in self._working)
             self._working.add(number)
             self._starting.add(number)
             self._tasks[number] = self._waiter.start(f"layer {number}", partial(self._work, number))
