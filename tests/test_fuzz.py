@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -113,7 +114,8 @@ def check_arguments(data: st.DataObject) -> None:
             registry_id=draw(JUNK),
         )._repr_html_(),
     ]
-    outcome_of(draw(st.sampled_from(calls)), (*TYPED, OSError))  # a path that cannot be opened
+    with contextlib.suppress(OSError):  # of a path that cannot be opened
+        outcome_of(draw(st.sampled_from(calls)))
     check_layers(client)
 
 

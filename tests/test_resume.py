@@ -424,6 +424,13 @@ def test_a_session_and_a_checkpoint_are_one_too_many(
     with pytest.raises(TypeError, match="checkpoint must be a path, not 5"):
         uploader.upload(BLOB, checkpoint=5)  # type: ignore[arg-type]  # the point of the test
 
+    class OfBytes(os.PathLike[str]):
+        def __fspath__(self) -> Any:
+            return b"checkpoint"
+
+    with pytest.raises(TypeError, match="checkpoint must be a path of type str"):
+        uploader.upload(BLOB, checkpoint=OfBytes())
+
 
 # Checkpoints that cannot be used: an error that names the file, and the file as it was
 

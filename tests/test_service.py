@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import traceback
@@ -377,6 +378,26 @@ def test_a_complete_that_worked_before_it_was_refused_is_found_out(
     ecr.fail("CompleteLayerUpload", "answer_lost")
     ecr.fail("CompleteLayerUpload", last, call=2)
     uploader = LayerUploader(ecr.client(), "demo", limits=SMALL, retrying=PATIENT)
+    assert uploader.upload(iter([BLOB])) == UploadedLayer(DIGEST, 45, existed=False)
+
+
+@pytest.mark.parametrize("code", ["LayerPartTooSmallException", "InvalidLayerException"])
+def test_a_complete_that_worked_before_its_upload_looked_wrong_is_found_out(
+    code: str, ecr: LocalECR
+) -> None:
+    real: Any = ecr.client()
+    outcomes = iter([ConnectionClosedError(endpoint_url="u"), client_error(code)])
+
+    class Client:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        def complete_layer_upload(self, **parameters: Any) -> Any:
+            with contextlib.suppress(ClientError):  # the second finds no upload
+                real.complete_layer_upload(**parameters)
+            raise next(outcomes)
+
+    uploader = LayerUploader(Client(), "demo", limits=SMALL, retrying=PATIENT)
     assert uploader.upload(iter([BLOB])) == UploadedLayer(DIGEST, 45, existed=False)
 
 

@@ -315,21 +315,15 @@ class BatchUpload:
 
     def _repeat_result(self, item: _Item, first: _Item) -> None:
         """Take over the result of ``first``, unless the caller said that this layer differs."""
-        layer, result = item.layer, self._results[first.place]
-        if item.digest not in (None, result.digest) or item.size not in (None, result.size):
-            self._upload(item)
-            return
-        if layer.checkpoint is not None:
-            checkpoint = Checkpoint(layer.checkpoint)
-
-            def delete_if_its_own() -> None:
-                stored = checkpoint.load()
-                if stored is not None and stored.layer_digest == result.digest:
-                    checkpoint.delete()
-
-            self._waiter.run("disk", delete_if_its_own)
-        self._notify(layer, result.size)
-        self._results[item.place] = replace(result, existed=True, parts=())
+        result = self._results[first.place]
+        if item.digest in (None, result.digest) and item.size in (None, result.size):
+            if item.layer.checkpoint is not None:
+                checkpoint = Checkpoint(item.layer.checkpoint)
+                self._waiter.run("disk", partial(_delete_if_of, checkpoint, result.digest))
+            self._notify(item.layer, result.size)
+            self._results[item.place] = replace(result, existed=True, parts=())
+        else:
+            self._upload(item)  # ECR finds that the digest does not match
 
     # What is told to others
 
@@ -370,6 +364,12 @@ class BatchUpload:
 
 def _as_layer(given: LayerSource | Layer) -> Layer:
     return given if isinstance(given, Layer) else Layer(given)
+
+
+def _delete_if_of(checkpoint: Checkpoint, digest: str) -> None:
+    stored = checkpoint.load()
+    if stored is not None and stored.layer_digest == digest:
+        checkpoint.delete()
 
 
 def _inspect(place: int, layer: Layer) -> _Item:

@@ -137,14 +137,25 @@ class LayerUploader:
         Each of ``layers`` is a source, or a ``Layer`` where more is known of it. At most
         ``max_workers`` are under way at a time, and memory goes with that, not with the number of
         layers. Paths and buffers are read in threads of this call; the caller's files and
-        iterators one after another in the caller's thread. ECR is asked for 100 layers in one
-        call, and equal content is sent once.
+        iterators one after another in the caller's thread.
+
+        A list (any sequence) of layers is checked before the first call, and ECR is asked for 100
+        of them in one call. Another iterable is pulled as the workers take its layers, one more
+        than they have room for: a file or a buffer must stay as it is until that many more were
+        pulled, so do not refill a buffer that was given.
+
+        Layers of equal digest are sent once: of a ``digest`` that is given, or that is computed
+        before sending, as of paths and buffers with ``check_existing``. So is the same path or
+        buffer in a list, in any case. What the caller's files and iterators hold is not known
+        before they are sent, nor, without ``check_existing``, whether different paths hold equal
+        content: these are sent each.
 
         ``progress`` is called for all layers together, and each ``Layer``'s for its own: one call
         at a time, on any thread. At the first error nothing new begins, what runs stops within
         about a second, and the error is raised; its ``layer`` says which it was.
 
-        Raises as ``upload`` does; ``ValueError`` for a stream or a checkpoint that is there twice.
+        Raises as ``upload`` does; ``ValueError`` for a stream or a checkpoint that was passed
+        twice.
         """
         return BatchUpload(self._calls, max_workers, check_existing, progress).upload(layers)
 
