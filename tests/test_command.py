@@ -151,8 +151,10 @@ def test_a_stream_of_unknown_size_on_a_terminal(ecr: LocalECR) -> None:
         (["-", ""], "error: repository_name must not be empty\n"),
         (
             ["-", "demo", "--endpoint-url", "foo"],
-            "error: no client can be made: ValueError: Invalid",
+            "error: cannot create a client: ValueError: Invalid",
         ),
+        (["-", "demo", "--endpoint-url", "http://user:secret@a b"], "://***@a b"),
+        (["-", "demo\x1b[2J"], "printable characters, not 'demo\\x1b[2J'\n"),
         (["-", "demo", "--profile", "foo"], "could not be found. Check the AWS configuration"),
         (["-", "demo", "--region", "a b"], "supported format. Check the AWS configuration"),
         ([__file__, "none"], "the client's region\n"),

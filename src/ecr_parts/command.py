@@ -15,6 +15,7 @@ import botocore.client
 import botocore.session
 from typing_extensions import override
 
+from ecr_parts._validation import masked, printable
 from ecr_parts.checkpoint import Checkpoint
 from ecr_parts.errors import (
     CheckpointError,
@@ -30,6 +31,7 @@ _MIB = 1024 * 1024
 _REDRAWN = 0.1  # seconds
 _CELLS = 30  # of the bar
 _COLUMNS = 80  # of a terminal that does not say
+_MOST_LETTERS = 4_000  # of an error
 _CLEAR = "\r\x1b[K"  # to the line's beginning, and wipe it
 
 
@@ -122,7 +124,9 @@ def main() -> int:
         mends = ServiceError | UnexpectedResponseError
         if isinstance(error, mends) and not isinstance(error, UploadLostError):
             how = _how_to_go_on(options, terminal.confirmed, ours=error.session is not None)
-        terminal.end(f"error: {str(error).rstrip('.')}. {how}".rstrip(". "))
+        terminal.end(
+            f"error: {printable(str(error), _MOST_LETTERS).rstrip('.')}. {how}".rstrip(". ")
+        )
         return 1
     return 0
 
@@ -189,9 +193,10 @@ def _client(options: argparse.Namespace) -> botocore.client.BaseClient:
             config=CLIENT_CONFIG,
         )
     except Exception as error:  # of any kind: botocore reads files, and runs programs
+        text = masked(printable(str(error))).rstrip(".")
         raise ValueError(
-            f"no client can be made: {type(error).__name__}: {str(error).rstrip('.')}. Check the "
-            "AWS configuration, --profile, --region and --endpoint-url"
+            f"cannot create a client: {type(error).__name__}: {text}. Check the AWS configuration, "
+            "--profile, --region and --endpoint-url"
         ) from error
 
 
