@@ -66,6 +66,7 @@ class Task(Generic[_T]):
         before = current_task()
         _running.task = self
         try:
+            self.check()
             self._result = self._context.run(self._function)
         except BaseException as error:  # noqa: BLE001  (raised again by ``result``)
             # Without this frame, whose variables lead back here: a cycle lives until Python
@@ -168,8 +169,10 @@ class _Thread:
             except RuntimeError:  # some subinterpreters refuse daemons
                 thread = threading.Thread(target=self._run, name=self._name, daemon=False)
             thread.start()
-        except RuntimeError:
-            _refuse(task)
+        except BaseException as error:
+            _refuse(task)  # whatever it was: somebody waits for the task
+            if not isinstance(error, RuntimeError):
+                raise
 
     def _run(self) -> None:
         while (task := self._task) is not None:
@@ -180,17 +183,17 @@ class _Thread:
             if not abandoned:
                 self._busy.release()
             ended.release()
-            if abandoned or self._closing or not self._wait():
+            # Who takes ``_busy`` decides: a task may have been given since it was released.
+            if abandoned or (self._closing and self._busy.acquire(blocking=False)):
+                return
+            if not self._wait():
                 return
 
     def _wait(self) -> bool:
         """Wait for a task: ``False`` if none was given, and none will be."""
         while not self._given.acquire(timeout=_ENDS_AFTER):
-            # Otherwise a task is just being given; or a signal handler raised between the two
-            # lines of ``give``, and then the waiter's end or its next task closes this thread.
-            if (  # pragma: no branch  (a matter of microseconds)
-                self._closing or self._busy.acquire(blocking=False)
-            ):
+            # Otherwise a task is just being given.
+            if self._busy.acquire(blocking=False):  # pragma: no branch  (microseconds)
                 return False
         return True
 
