@@ -188,6 +188,7 @@ class LyingClient:
                 error: Any = ClientError(
                     {
                         "Error": {"Code": draw(st.sampled_from(CODES)), "Message": draw(st.text())},
+                        # Not all that botocore puts there.
                         "ResponseMetadata": {"HTTPStatusCode": 400},  # type: ignore[typeddict-item]
                     },
                     name,

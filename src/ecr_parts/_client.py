@@ -297,6 +297,7 @@ class RepositoryClient:
             try:
                 answer = method(**own)
                 if not isinstance(answer, Mapping):
+                    # Examined below, like what ``read`` raises.
                     raise BadAnswerError(f"it is {shown(answer)}", transient=False)  # noqa: TRY301
                 return read(answer)
             except ClientError as error:
