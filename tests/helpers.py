@@ -19,8 +19,7 @@ from typing import IO, Any
 
 from typing_extensions import override
 
-from ecr_parts import Limits, default_retrying
-from ecr_parts.source import LayerSource
+from ecr_parts import LayerSource, Limits, default_retrying
 
 PATIENT = default_retrying().copy(sleep=lambda _seconds: None)
 """The default policy without its waits."""

@@ -13,11 +13,10 @@ from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutE
 from botocore.parsers import ResponseParserError
 from helpers import OPERATIONS, PATIENT, REPLAYABLE, SMALL, SOURCES, bytes_of, digest_of
 
-from ecr_parts import EcrPartsError, LayerUploader, UploadedLayer, UploadSession
+from ecr_parts import EcrPartsError, LayerSource, LayerUploader, UploadedLayer, UploadSession
 from ecr_parts._client import Answer
-from ecr_parts.source import LayerSource
 from ecr_parts.testing import Fault, LocalECR, Registry, Unknowns
-from ecr_parts.testing.faults import Faults, answer
+from ecr_parts.testing._faults import Faults, answer
 
 URL = "http://model"
 
@@ -117,7 +116,7 @@ def random_faults(rng: random.Random, faults: Faults) -> list[tuple[str, Fault, 
         if fault == "stored_in_part":
             operation = "UploadLayerPart"
         plan = (operation, fault, rng.randint(1, 12), rng.randint(1, 3))
-        faults.fail(plan[0], plan[1], call=plan[2], times=plan[3])
+        faults.plan(plan[0], plan[1], call=plan[2], times=plan[3])
         planned.append(plan)
     return planned
 

@@ -36,7 +36,7 @@ from ecr_parts import (
     UploadLostError,
     default_retrying,
 )
-from ecr_parts._request import PreparedBlob
+from ecr_parts._request import EncodedBlob
 from ecr_parts.testing import LocalECR
 
 BLOB = bytes_of(45)  # six parts of 8 bytes, the last of 5
@@ -404,12 +404,12 @@ def test_an_answer_that_drips_for_ever_is_bounded(operation: str, ecr: LocalECR)
 
     ecr.fail(operation, "answer_drips", times=10**6)
     uploader = patient(ecr.client(), "demo")
-    message = rf"{operation} .* after 3 attempts: .*attempt_timeout=1 seconds\. .*longer attempt"
+    message = rf"{operation} .* after 3 attempts: .*attempt_timeout=1 seconds\. .*increase attempt"
     with pytest.raises(ServiceError, match=message) as raised:
         uploader.upload(BLOB[:40])
     assert raised.value.code == "AttemptTimeoutError"
     calls = len(ecr.calls)
-    with pytest.raises(ServiceError, match="3 earlier attempts are still without an answer"):
+    with pytest.raises(ServiceError, match="3 earlier attempts are still waiting for an answer"):
         uploader.upload(BLOB[:41])
     assert len(ecr.calls) == calls
     ecr.stop()
@@ -744,7 +744,7 @@ def test_an_upload_that_was_interrupted_keeps_no_part(
             else:
                 uploader.upload(BLOB, progress=interrupt)
         join_threads()
-        assert [thing for thing in gc.get_objects() if type(thing) is PreparedBlob] == []
+        assert [thing for thing in gc.get_objects() if type(thing) is EncodedBlob] == []
     finally:
         gc.enable()
 

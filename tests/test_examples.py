@@ -93,7 +93,7 @@ def test_the_quickstart_on_a_terminal_and_elsewhere(tmp_path: Path) -> None:
         assert ("\x1b[32mthe layer arrived whole\x1b[0m" in shown) == colour
         assert "killed, with byte 0 on the way" in shown
         assert " at byte 0\r\n" in shown
-        assert "ECR refused the part, as it has the layer up to byte 999" in shown
+        assert "ECR refused the part and has the layer up to byte 999" in shown
 
 
 def test_the_tests_to_copy_pass_where_they_are_copied_to(tmp_path: Path) -> None:

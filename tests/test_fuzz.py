@@ -18,13 +18,13 @@ from ecr_parts import (
     Chunker,
     EcrPartsError,
     Layer,
+    LayerSource,
     LayerUploader,
     Limits,
     Part,
     UploadedLayer,
     UploadSession,
 )
-from ecr_parts.source import LayerSource
 from ecr_parts.testing import Registry
 
 BLOB = bytes_of(45)

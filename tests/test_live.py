@@ -161,7 +161,7 @@ def test_a_lost_answer(ecr: Ecr, caplog: pytest.LogCaptureFixture) -> None:
 
     layer = ecr.uploader.upload(blob, progress=lose_the_second)
     assert layer == UploadedLayer(digest_of(blob), len(blob), existed=False)
-    assert "bytes 5242880-10485759, attempt 2: ECR refused the part, as it has" in caplog.text
+    assert "bytes 5242880-10485759, attempt 2: ECR refused the part and has" in caplog.text
 
 
 @live

@@ -48,7 +48,7 @@ def test_one_line_a_part_at_debug(ecr: LocalECR, caplog: pytest.LogCaptureFixtur
     uploader_of(ecr).upload(PART * 3)
     assert lines(caplog, logging.DEBUG) == [
         f"UploadLayerPart in repository 'demo', bytes {first}-{last}, attempt 1: "
-        f"ECR took the part, and has the layer up to byte {last}: all of the part "
+        f"ECR accepted the part and has the layer up to byte {last}: the whole part "
         "is stored; continuing after the part"
         for first, last in ((0, 7), (8, 15), (16, 23))
     ]
@@ -62,21 +62,21 @@ def test_one_line_a_part_at_debug(ecr: LocalECR, caplog: pytest.LogCaptureFixtur
             "answer_lost",
             [
                 "attempt 1: ConnectionClosedError: Connection was closed before ",
-                "attempt 2: ECR refused the part, as it has the layer up to byte 15: all of ",
+                "attempt 2: ECR refused the part and has the layer up to byte 15: the whole ",
             ],
         ),
         (
             "throttled",
             [
-                "attempt 1: ThrottlingException: Rate exceeded; the next attempt follows in ",
-                "attempt 2: ECR took the part, and has the layer up to byte 15: all of the",
+                "attempt 1: ThrottlingException: Rate exceeded; trying again in ",
+                "attempt 2: ECR accepted the part and has the layer up to byte 15: the whole",
             ],
         ),
         (
             "stored_in_part",
             [
                 "attempt 1: ConnectionClosedError: ",
-                "attempt 2: ECR refused the part, as it has the layer up to byte 11: a fragment",
+                "attempt 2: ECR refused the part and has the layer up to byte 11: a fragment",
             ],
         ),
     ],

@@ -40,7 +40,7 @@ from ecr_parts import (
     UploadSession,
 )
 from ecr_parts.testing import Fault, LocalECR, Registry, Unknowns
-from ecr_parts.testing.model import Upload
+from ecr_parts.testing._registry import Upload
 
 BLOB = bytes_of(45)  # six parts of 8 bytes, the last of 5
 DIGEST = digest_of(BLOB)
@@ -419,7 +419,7 @@ def test_a_session_and_a_checkpoint_are_one_too_many(
     session = uploader.initiate()
     with pytest.raises(ValueError, match="pass session or checkpoint, not both"):
         uploader.upload(BLOB, session=session, checkpoint=checkpoint)
-    with pytest.raises(ValueError, match="the session is of repository"):
+    with pytest.raises(ValueError, match="session must be of repository"):
         LayerUploader(ecr.client(), "other").upload(BLOB, session=session)
     with pytest.raises(TypeError, match="checkpoint must be a path, not 5"):
         uploader.upload(BLOB, checkpoint=5)  # type: ignore[arg-type]  # the point of the test
@@ -444,7 +444,7 @@ def test_a_damaged_or_newer_checkpoint(
     content: bytes, ecr: LocalECR, uploader: LayerUploader, checkpoint: Path
 ) -> None:
     checkpoint.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"layer\.checkpoint' is not a checkpoint.*delete it"):
+    with pytest.raises(CheckpointError, match=r"layer\.checkpoint' is not a checkpoint.*delete"):
         uploader.upload(BLOB, checkpoint=checkpoint)
     assert checkpoint.read_bytes() == content
     assert ecr.calls == []
@@ -527,7 +527,7 @@ def test_a_relative_checkpoint_in_a_directory_that_is_gone(
         lambda: uploader.upload(BLOB, checkpoint="layer.checkpoint"),
         lambda: uploader.upload_many([Layer(BLOB, checkpoint="layer.checkpoint")]),
     ):
-        with pytest.raises(CheckpointError, match="relative to a directory that is gone"):
+        with pytest.raises(CheckpointError, match="relative to a deleted directory"):
             upload()
     assert ecr.calls == []
 
@@ -670,7 +670,7 @@ def test_a_checkpoint_that_is_the_layers_own_file_is_refused(
     path, link = path_to(BLOB, tmp_path), tmp_path / "link"
     link.symlink_to(path)
     for checkpoint in (path, link):
-        with pytest.raises(ValueError, match="the checkpoint is the layer's own file"):
+        with pytest.raises(ValueError, match="checkpoint must be another file than the layer"):
             uploader.upload(path, checkpoint=checkpoint)
     assert path.read_bytes() == BLOB
     assert ecr.calls == []
@@ -746,7 +746,7 @@ def test_a_session_whose_last_part_is_too_small_is_not_continued(
     uploader.upload_part(session, BLOB[:8])
     uploader.upload_part(session, BLOB[8:11])
     kept = UploadSession.from_json(session.to_json())
-    with pytest.raises(ValueError, match="under the minimum of 4 bytes"):
+    with pytest.raises(ValueError, match="below the minimum of 4 bytes"):
         uploader.upload_part(kept, BLOB[11:19])
 
     uploader.upload(BLOB, session=kept)

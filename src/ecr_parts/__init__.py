@@ -1,14 +1,18 @@
-"""Upload image layers to Amazon ECR in parts, and get every layer there whole."""
+"""Upload image layers to Amazon ECR in parts, resumably."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # at run time each name is imported when it is first asked for
-    from ecr_parts._layer_upload import Layer, SentPart, UploadedLayer
+if TYPE_CHECKING:  # at run time, each name is imported when it is first used
+    from ecr_parts._chunker import Chunker, Part
+    from ecr_parts._client import EcrClient
+    from ecr_parts._limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
+    from ecr_parts._models import Blob, Layer, LayerSource, SentPart, UploadedLayer
+    from ecr_parts._retry import CLIENT_CONFIG, default_retrying
     from ecr_parts._session import UploadSession
-    from ecr_parts.chunker import Chunker, Part
+    from ecr_parts._uploader import LayerUploader
     from ecr_parts.errors import (
         CheckpointError,
         DigestMismatchError,
@@ -20,9 +24,6 @@ if TYPE_CHECKING:  # at run time each name is imported when it is first asked fo
         UnexpectedResponseError,
         UploadLostError,
     )
-    from ecr_parts.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
-    from ecr_parts.retry import CLIENT_CONFIG, default_retrying
-    from ecr_parts.uploader import LayerUploader
 
 __version__ = "0.1.0"
 
@@ -30,12 +31,15 @@ __all__ = [
     "CLIENT_CONFIG",
     "ECR_LIMITS",
     "ECR_PUBLIC_LIMITS",
+    "Blob",
     "CheckpointError",
     "Chunker",
     "DigestMismatchError",
+    "EcrClient",
     "EcrPartsError",
     "EmptyLayerError",
     "Layer",
+    "LayerSource",
     "LayerTooLargeError",
     "LayerUploader",
     "Limits",
@@ -50,16 +54,25 @@ __all__ = [
     "default_retrying",
 ]
 
+_MODULES = {
+    "_chunker": ("Chunker", "Part"),
+    "_client": ("EcrClient",),
+    "_limits": ("ECR_LIMITS", "ECR_PUBLIC_LIMITS", "Limits"),
+    "_models": ("Blob", "Layer", "LayerSource", "SentPart", "UploadedLayer"),
+    "_retry": ("CLIENT_CONFIG", "default_retrying"),
+    "_session": ("UploadSession",),
+    "_uploader": ("LayerUploader",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
 
 def __getattr__(name: str) -> object:
-    rooms = ("errors", "limits", "chunker", "_session", "retry", "_layer_upload", "uploader")
-    for room in rooms if name in __all__ else ():
-        module = import_module(f"{__name__}.{room}")
-        if hasattr(module, name):
-            globals()[name] = found = getattr(module, name)
-            return found
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f"{__name__}.{_MODULE_OF.get(name, 'errors')}")
+    globals()[name] = value = getattr(module, name)
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return [*__all__, "__version__"]

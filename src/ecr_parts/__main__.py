@@ -6,7 +6,7 @@ import sys
 
 if __name__ == "__main__":
     try:
-        from ecr_parts.command import main  # here, as Ctrl-C may come while it is imported
+        from ecr_parts._cli import main  # here, because Ctrl-C may interrupt the import
 
         status = main()
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Many layers: side by side, each content once, and the first error ends them all."""
+"""Many layers in parallel: each content is uploaded once, and the first error stops all."""
 
 from __future__ import annotations
 
@@ -13,45 +13,62 @@ from functools import partial
 from itertools import count
 from typing import TypeVar
 
-from ecr_parts._calls import MOST_DIGESTS, UploadCalls, check_digest
+from ecr_parts._calls import MAX_DIGESTS, UploadCalls
+from ecr_parts._checkpoint import Checkpoint
 from ecr_parts._client import Failed
-from ecr_parts._layer_upload import Layer, UploadedLayer, hash_source, upload_layer
+from ecr_parts._failures import ClearedTraceback
+from ecr_parts._layer_upload import hash_source, upload_layer
+from ecr_parts._models import Layer, LayerSource, UploadedLayer
+from ecr_parts._sources import check_source, is_background_readable, open_source
 from ecr_parts._threads import Abandoned, Task, Waiter
-from ecr_parts._validation import callback, whole_number
-from ecr_parts.checkpoint import Checkpoint
-from ecr_parts.source import LayerSource, check_source, is_background_readable, open_source
+from ecr_parts._validation import check_callback, check_digest, check_int
 
 _T = TypeVar("_T")
-_STOPS_WITHIN = 1.5  # seconds: what runs wakes once a second
-_LOOKS_EVERY = 1.0  # seconds: for a worker that found no thread to run in
+_STOP_TIMEOUT = 1.5  # seconds: workers wake once a second
+_POLL_INTERVAL = 1.0  # seconds, for a worker for which no thread could be started
 
 
 @dataclass(eq=False)
 class _Item:
-    """One of the layers, and what is known of it."""
+    """One of the layers, and what is known about it."""
 
-    place: int
-    """In the results."""
+    index: int
+    """The index of its result."""
     layer: Layer
     background_readable: bool
     identity: object
-    """What tells its source from others."""
+    """Equal for layers with the same source."""
     size: int | None
-    """Bytes, where it is known beforehand."""
+    """Bytes; ``None`` for a stream whose size the caller did not pass."""
     digest: str | None
     asked: bool = False
-    """Whether ECR has been asked for it, with others in one call."""
+    """Whether ECR was asked if the layer exists, together with others."""
+
+
+class _Stop:
+    """Whether the batch is to stop. It is shared by the threads, which must not hold the batch."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def is_requested(self) -> bool:
+        return self.requested
+
+    def check(self) -> None:
+        """Raise ``Abandoned`` once a stop is requested."""
+        if self.requested:
+            raise Abandoned
 
 
 class BatchUpload:
     """One call of ``upload_many``.
 
-    Layers that may be read in the background are uploaded by workers, threads of this library;
-    the others in the caller's thread, which counts as a worker then. The caller's thread pulls
-    the layers, puts those for workers in a queue, and starts workers while there is room.
+    Layers that can be read in the background are uploaded by workers, which are threads of this
+    library. The others are uploaded in the caller's thread, which counts as a worker meanwhile.
+    The caller's thread fetches the layers, queues those for workers, and starts the workers.
 
-    The first error, wherever it comes from, sets ``_stopped``: then no thread begins anything,
-    and each ends with ``Abandoned`` when it wakes.
+    The first error, in whichever thread, requests a stop. Then no thread sends anything new, and
+    each ends with ``Abandoned`` when it wakes.
     """
 
     def __init__(
@@ -61,157 +78,156 @@ class BatchUpload:
         check_existing: bool,
         progress: Callable[[int], object] | None,
     ) -> None:
-        whole_number("max_workers", max_workers)
-        callback("progress", progress)
-        self._stopped = False
-        self._waiter = Waiter(self._check_stopped, self._is_stopped)
+        check_int("max_workers", max_workers)
+        check_callback("progress", progress)
+        self._stop = _Stop()
+        self._waiter = Waiter(self._stop.check, self._stop.is_requested)
         self._calls = calls.with_waiter(self._waiter)
         self._check_existing = check_existing
         self._progress = progress
-        self._one_at_a_time = threading.Lock()
+        self._progress_lock = threading.Lock()
         self._error: BaseException | None = None
-        # The queue and its workers. Deques, sets and dicts, as each change of them is atomic.
-        self._places = max_workers
-        """How many workers there may be."""
+        # The queue and its workers. Each operation on these deques, sets and dicts is atomic.
+        self._max_workers = max_workers
+        """Fewer while the caller's thread uploads a layer."""
         self._queue: deque[tuple[_Item, Callable[[_Item], None]]] = deque()
         self._working: set[int] = set()
         self._starting: set[int] = set()
-        """Those of ``_working`` that have taken nothing from the queue yet."""
+        """Those of ``_working`` that have not taken anything from the queue yet."""
         self._tasks: dict[int, Task[None]] = {}
         self._changed = threading.Lock()
         """Released when a worker takes something from the queue, or ends."""
         self._changed.acquire()
-        # What has been found out.
+        # What is known about the layers.
         self._checkpoints: set[str] = set()
-        self._sizes_there: dict[str, int] = {}
-        """The sizes (bytes) of layers that ECR had when it was asked for many."""
-        self._first_with: dict[str, _Item] = {}
-        """By digest."""
+        self._existing_sizes: dict[str, int] = {}
+        """By digest: the sizes (bytes) of layers that existed before."""
+        self._first_with_digest: dict[str, _Item] = {}
         self._repeats: list[tuple[_Item, _Item]] = []
-        """Layers that are not sent, each with the one that is sent for it."""
+        """Layers that are not sent, each with the layer of the same content that is."""
         self._results: dict[int, UploadedLayer] = {}
 
-    def upload(self, layers: Iterable[LayerSource | Layer]) -> list[UploadedLayer]:
-        """Upload every layer."""
+    def run(self, layers: Iterable[LayerSource | Layer]) -> list[UploadedLayer]:
+        """Upload all layers."""
         if isinstance(layers, str | bytes | bytearray | memoryview | Layer):
             raise TypeError(f"layers must be an iterable of layers, not {type(layers).__name__}")
         stopped: Abandoned | None = None
-        with self._waiter:
+        with ClearedTraceback(), self._waiter:
             try:
                 if isinstance(layers, Sequence):
-                    self._upload_list([_as_layer(given) for given in layers])
+                    self._upload_list([_to_layer(given) for given in layers])
                 else:
-                    self._upload_as_they_come(layers)
+                    self._upload_iterator(layers)
             except Abandoned as abandoned:
-                stopped = abandoned  # raised below, as ``from`` would change somebody's error
+                stopped = abandoned  # raised below: ``from`` would change the user's exception
             finally:
-                self._stopped = True
+                self._stop.requested = True
                 self._wait_for_workers()
                 if stopped is None:
-                    self._error = None  # it is on its way, with frames that lead here: a cycle
+                    self._error = None  # it is being raised, and its frames refer to this object
         if stopped is not None:
             error, self._error = self._error, None
             try:
-                raise stopped if error is None else error
+                with ClearedTraceback():
+                    raise stopped if error is None else error
             finally:
-                del error, stopped  # likewise
-        return [self._results[place] for place in range(len(self._results))]
+                del error, stopped  # they refer to this frame: a cycle
+        return [self._results[index] for index in range(len(self._results))]
 
     def _upload_list(self, layers: list[Layer]) -> None:
-        """Layers that are all known: checked before the first call, and asked for in one call."""
-        everything = [self._describe(place, layer) for place, layer in enumerate(layers)]
+        """Upload layers of a list: check all before the first call, and ask for 100 in one call."""
         first_from: dict[object, _Item] = {}
         items: list[_Item] = []
         same_source: list[tuple[_Item, _Item]] = []
-        for item in everything:
+        for item in [self._inspect(index, layer) for index, layer in enumerate(layers)]:
             first = first_from.setdefault(item.identity, item)
             if first is item:
                 items.append(item)
             elif item.background_readable:
                 same_source.append((item, first))
             else:
-                raise ValueError("the same stream was passed twice")
-        for at in range(0, len(items), MOST_DIGESTS):
-            self._upload_block(items[at : at + MOST_DIGESTS])
-        self._repeat_results(same_source)
+                raise ValueError("the same stream was passed twice: pass each stream once")
+        for i in range(0, len(items), MAX_DIGESTS):
+            self._upload_block(items[i : i + MAX_DIGESTS])
+        self._copy_results(same_source)
 
     def _upload_block(self, items: list[_Item]) -> None:
         if self._check_existing:
             for item in items:
                 if item.background_readable and item.digest is None:
-                    self._submit(item, self._hash, ahead=len(items))
+                    self._submit(item, self._hash, max_waiting=len(items))
             self._finish_queue()
-            self._ask(items)
-        items = [item for item in items if self._is_first(item)]
-        # Those for workers first: afterwards the caller's thread may be busy for long.
+            self._ask_which_exist(items)
+        items = [item for item in items if self._is_first_with_digest(item)]
+        # Those for workers first, because the caller's thread may be busy afterwards.
         for item in sorted(items, key=lambda item: not item.background_readable):
-            self._submit(item, self._send, ahead=len(items))
+            self._submit(item, self._send, max_waiting=len(items))
         self._finish_queue()
 
-    def _upload_as_they_come(self, layers: Iterable[LayerSource | Layer]) -> None:
-        """Layers of an iterator: pulled as workers take them, and one more."""
+    def _upload_iterator(self, layers: Iterable[LayerSource | Layer]) -> None:
+        """Upload layers of an iterator: fetch one more than the workers have taken."""
         last: _Item | None = None
-        for place, given in enumerate(layers):
-            item = self._describe(place, _as_layer(given))
+        for index, given in enumerate(layers):
+            item = self._inspect(index, _to_layer(given))
             stream = not item.background_readable
             if stream and last is not None and item.layer.source is last.layer.source:
-                raise ValueError("the same stream was passed twice")
+                raise ValueError("the same stream was passed twice: pass each stream once")
             last = item
-            self._submit(item, self._hash_and_send, ahead=0)
+            self._submit(item, self._hash_and_send, max_waiting=0)
         self._finish_queue()
 
-    def _describe(self, place: int, layer: Layer) -> _Item:
-        return self._noting(layer, partial(self._checked, place, layer))
+    def _inspect(self, index: int, layer: Layer) -> _Item:
+        return self._recording_error(layer, partial(self._check_layer, index, layer))
 
-    def _checked(self, place: int, layer: Layer) -> _Item:
-        """Refuse what cannot be uploaded, as far as that is known beforehand."""
+    def _check_layer(self, index: int, layer: Layer) -> _Item:
+        """Refuse a layer that cannot be uploaded, as far as this is known beforehand."""
         if layer.digest is not None:
             check_digest(layer.digest)
-        callback("progress", layer.progress)
+        check_callback("progress", layer.progress)
         check_source(layer.source)
         if layer.size is not None:
-            whole_number("size", layer.size, at_least=0)
-        item = self._waiter.run("disk", partial(_inspect, place, layer))
+            check_int("size", layer.size, minimum=0)
+        item = self._waiter.run("disk", partial(_create_item, index, layer))
         self._calls.check_size(item.size)
         if layer.checkpoint is not None:
             checkpoint = Checkpoint(layer.checkpoint)
             path = str(checkpoint.path)
             if path in self._checkpoints:
-                raise ValueError(f"the checkpoint {path!r} was passed twice")
+                raise ValueError(f"the checkpoint {path!r} was passed twice: use one for each")
             self._checkpoints.add(path)
             if not item.background_readable and not hasattr(layer.source, "seek"):
-                raise ValueError("only a source that can be read again can be resumed, no stream")
+                raise ValueError("checkpoint requires a source that can be read again")
             self._waiter.run("disk", checkpoint.load)
         return item
 
     # The queue and its workers
 
-    def _submit(self, item: _Item, function: Callable[[_Item], None], *, ahead: int) -> None:
-        """Have a worker call ``function``; return when at most ``ahead`` calls wait for one."""
+    def _submit(self, item: _Item, function: Callable[[_Item], None], *, max_waiting: int) -> None:
+        """Have ``function`` called; return once at most ``max_waiting`` calls wait for a worker."""
         if item.background_readable:
             self._queue.append((item, function))
-            self._wait_until(lambda: len(self._queue) <= ahead)
+            self._wait_until(lambda: len(self._queue) <= max_waiting)
         else:
-            self._places -= 1
-            self._wait_until(lambda: len(self._working) <= self._places)
-            self._noting(item.layer, partial(function, item))
-            self._places += 1
+            self._max_workers -= 1
+            self._wait_until(lambda: len(self._working) <= self._max_workers)
+            self._recording_error(item.layer, partial(function, item))
+            self._max_workers += 1
 
     def _finish_queue(self) -> None:
         self._wait_until(lambda: not self._queue and not self._working)
         repeats, self._repeats = self._repeats, []
-        self._repeat_results(repeats)
+        self._copy_results(repeats)
 
     def _wait_until(self, condition: Callable[[], bool]) -> None:
         while True:
-            self._check_stopped()
+            self._stop.check()
             self._start_workers()
             if condition():
                 return
-            self._waiter.acquire(self._changed, _LOOKS_EVERY)
+            self._waiter.acquire(self._changed, _POLL_INTERVAL)
 
     def _start_workers(self) -> None:
-        while len(self._queue) > len(self._starting) and len(self._working) < self._places:
+        while len(self._queue) > len(self._starting) and len(self._working) < self._max_workers:
             number = next(n for n in count() if n not in self._working)
             self._working.add(number)
             self._starting.add(number)
@@ -221,65 +237,65 @@ class BatchUpload:
                 self._waiter.wait(task)
 
     def _work(self, number: int) -> None:
-        """What a worker does: all that waits in the queue, while there is room for the worker."""
+        """Run as a worker: take calls from the queue until it is empty or a worker must go."""
         try:
-            while len(self._working) <= self._places and not self._stopped:
+            while len(self._working) <= self._max_workers and not self._stop.requested:
                 try:
                     item, function = self._queue.popleft()
                 except IndexError:
                     return
                 self._starting.discard(number)
-                self._wake()
-                self._noting(item.layer, partial(function, item))
+                self._signal_change()
+                self._recording_error(item.layer, partial(function, item))
         finally:
             self._starting.discard(number)
             self._working.discard(number)
-            self._wake()
+            self._signal_change()
 
-    def _wake(self) -> None:
+    def _signal_change(self) -> None:
         with suppress(RuntimeError):  # it is released already
             self._changed.release()
 
     def _wait_for_workers(self) -> None:
-        """Let the workers end; one that does not is abandoned, and begins nothing any more."""
+        """Wait until the workers have ended. One that does not end is abandoned."""
         waiter = Waiter()
-        end = time.monotonic() + _STOPS_WITHIN
+        end = time.monotonic() + _STOP_TIMEOUT
         for worker in self._tasks.values():
             if worker.running:
                 waiter.wait(worker, max(0.0, end - time.monotonic()))
-            worker.error = None  # it was noted, and its frames lead back here
+            worker.error = None  # it was recorded, and its frames refer to this object
         self._tasks = {}
 
-    # What is done for each layer, in a worker or in the caller's thread
+    # What is done for each layer, by a worker or in the caller's thread
 
     def _hash(self, item: _Item) -> None:
         with open_source(item.layer.source, item.layer.size) as source:
             self._calls.check_size(source.size)
             item.digest, size = hash_source(source, partial(self._notify, item.layer, 0))
-            changed = source.ended_at(size)
-        if changed is not None:
-            raise changed
+            error = source.error_at_end(size)
+        if error is not None:
+            raise error
 
-    def _ask(self, items: list[_Item]) -> None:
-        """Ask ECR for all of ``items`` whose digest is known, in one call."""
+    def _ask_which_exist(self, items: list[_Item]) -> None:
+        """Ask ECR in one call which of ``items`` with a known digest exist."""
         wanted: dict[str, int | None] = {}
         for item in items:
             if item.digest is not None:
                 wanted.setdefault(item.digest, item.size)
         layers = [item.layer for item in items]
-        with Waiter(partial(self._notify_all, layers, 0), self._is_stopped) as waiter:
-            there = self._calls.with_waiter(waiter).sizes_there(wanted)
-        if isinstance(there, Failed):
-            raise there.error
-        self._sizes_there |= there
+        with Waiter(partial(self._notify_all, layers, 0), self._stop.is_requested) as waiter:
+            sizes = self._calls.with_waiter(waiter).existing_sizes(wanted)
+        if isinstance(sizes, Failed):
+            raise sizes.error
+        self._existing_sizes |= sizes
         for item in items:
             item.asked = item.digest is not None
 
-    def _is_first(self, item: _Item) -> bool:
-        """Whether no layer before has the same digest; otherwise that one is sent for both."""
+    def _is_first_with_digest(self, item: _Item) -> bool:
+        """Whether no earlier layer has the same digest. Otherwise that one is sent for both."""
         if item.digest is None:
             return True
-        first = self._first_with.setdefault(item.digest, item)
+        first = self._first_with_digest.setdefault(item.digest, item)
         if first is not item:
             self._repeats.append((item, first))
         return first is item
@@ -287,14 +303,14 @@ class BatchUpload:
     def _hash_and_send(self, item: _Item) -> None:
         if item.background_readable and item.digest is None and self._check_existing:
             self._hash(item)
-        if self._is_first(item):
+        if self._is_first_with_digest(item):
             self._send(item)
 
     def _send(self, item: _Item) -> None:
-        there = self._sizes_there.get(item.digest or "")
-        if there is not None and item.layer.checkpoint is None:
-            self._notify(item.layer, there)
-            self._results[item.place] = UploadedLayer(item.digest or "", there, existed=True)
+        size = self._existing_sizes.get(item.digest or "")
+        if size is not None and item.layer.checkpoint is None:
+            self._notify(item.layer, size)
+            self._results[item.index] = UploadedLayer(item.digest or "", size, existed=True)
         else:
             self._upload(item)
 
@@ -302,67 +318,60 @@ class BatchUpload:
         self._notify(item.layer, 0)
         layer = replace(item.layer, digest=item.digest, progress=partial(self._notify, item.layer))
         asked = item.asked and layer.checkpoint is None
-        self._results[item.place] = upload_layer(
+        self._results[item.index] = upload_layer(
             self._calls,
             layer,
             check_existing=self._check_existing and not asked,
-            cancelled=self._is_stopped,
+            cancelled=self._stop.is_requested,
         )
 
-    def _repeat_results(self, repeats: list[tuple[_Item, _Item]]) -> None:
+    def _copy_results(self, repeats: list[tuple[_Item, _Item]]) -> None:
         for item, first in repeats:
-            self._noting(item.layer, partial(self._repeat_result, item, first))
+            self._recording_error(item.layer, partial(self._copy_result, item, first))
 
-    def _repeat_result(self, item: _Item, first: _Item) -> None:
-        """Take over the result of ``first``, unless the caller said that this layer differs."""
-        result = self._results[first.place]
+    def _copy_result(self, item: _Item, first: _Item) -> None:
+        """Use the result of ``first``, unless the caller passed another digest or size."""
+        result = self._results[first.index]
         if item.digest in (None, result.digest) and item.size in (None, result.size):
             if item.layer.checkpoint is not None:
                 checkpoint = Checkpoint(item.layer.checkpoint)
                 self._waiter.run("disk", partial(_delete_if_of, checkpoint, result.digest))
             self._notify(item.layer, result.size)
-            self._results[item.place] = replace(result, existed=True, parts=())
+            self._results[item.index] = replace(result, existed=True, parts=())
         else:
-            self._upload(item)  # ECR finds that the digest does not match
+            self._upload(item)  # which reports the difference
 
-    # What is told to others
+    # Progress and errors
 
-    def _notify(self, layer: Layer, newly: int) -> None:
-        self._notify_all([layer], newly)
+    def _notify(self, layer: Layer, newly_confirmed: int) -> None:
+        self._notify_all([layer], newly_confirmed)
 
-    def _notify_all(self, layers: list[Layer], newly: int) -> None:
-        """Call ``progress``, that of the call and those of ``layers``: one call at a time."""
-        self._waiter.acquire(self._one_at_a_time)
+    def _notify_all(self, layers: list[Layer], newly_confirmed: int) -> None:
+        """Call ``progress``, that of the batch and those of ``layers``, one call at a time."""
+        self._waiter.acquire(self._progress_lock)
         try:
-            self._check_stopped()
+            self._stop.check()
             for progress in (self._progress, *(layer.progress for layer in layers)):
                 if progress is not None:
-                    progress(newly)
+                    progress(newly_confirmed)
         finally:
-            self._one_at_a_time.release()
+            self._progress_lock.release()
 
-    def _is_stopped(self) -> bool:
-        return self._stopped
-
-    def _check_stopped(self) -> None:
-        if self._stopped:
-            raise Abandoned
-
-    def _noting(self, layer: Layer, function: Callable[[], _T]) -> _T:
-        """Run ``function``; if it raises, note the first error, and which layer it was."""
+    def _recording_error(self, layer: Layer, function: Callable[[], _T]) -> _T:
+        """Run ``function``. If it raises the first error of the batch, record it and its layer."""
         try:
             return function()
         except BaseException as error:
-            if not self._stopped and not isinstance(error, Abandoned):
+            if not self._stop.requested and not isinstance(error, Abandoned):
                 self._error = error
-                with suppress(Exception):  # an exception may have no place for it
+                with suppress(Exception):  # an exception may not allow attributes
                     if isinstance(error, Exception) and getattr(error, "layer", None) is None:
-                        error.layer = layer  # type: ignore[attr-defined]  # of any kind
-            self._stopped = True
+                        error.layer = layer  # type: ignore[attr-defined]  # an error of any type
+            self._stop.requested = True
             raise
 
 
-def _as_layer(given: LayerSource | Layer) -> Layer:
+def _to_layer(given: LayerSource | Layer) -> Layer:
     return given if isinstance(given, Layer) else Layer(given)
 
 
@@ -372,8 +381,7 @@ def _delete_if_of(checkpoint: Checkpoint, digest: str) -> None:
         checkpoint.delete()
 
 
-def _inspect(place: int, layer: Layer) -> _Item:
-    """What a layer's file or buffer says of it; of a stream, only what the caller says."""
+def _create_item(index: int, layer: Layer) -> _Item:
     identity: object = id(layer.source)
     background_readable, size = is_background_readable(layer.source), layer.size
     if background_readable:
@@ -382,4 +390,4 @@ def _inspect(place: int, layer: Layer) -> _Item:
         if isinstance(layer.source, str | os.PathLike):
             status = os.stat(layer.source)
             identity = (status.st_dev, status.st_ino)
-    return _Item(place, layer, background_readable, identity, size, layer.digest)
+    return _Item(index, layer, background_readable, identity, size, layer.digest)

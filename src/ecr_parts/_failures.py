@@ -1,4 +1,4 @@
-"""What a call failed with: an error of this library that says what to do, or where ECR stands."""
+"""From a botocore exception to an error of this library, with its remedy."""
 
 from __future__ import annotations
 
@@ -7,52 +7,52 @@ import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from types import FrameType
+from types import FrameType, TracebackType
 
 from botocore.exceptions import BotoCoreError, ClientError
 from typing_extensions import Self
 
-from ecr_parts._validation import shown
+from ecr_parts._retry import (
+    BadAnswerError,
+    describe_error,
+    error_code,
+    error_message,
+    is_transient,
+    may_contain_secret,
+)
+from ecr_parts._validation import short_repr
 from ecr_parts.errors import (
     DigestMismatchError,
     ServiceError,
     UnexpectedResponseError,
     UploadLostError,
 )
-from ecr_parts.retry import (
-    BadAnswerError,
-    error_code,
-    holds_secret,
-    is_transient,
-    message,
-    reason,
-)
 
 
-class OtherDigestError(Exception):
-    """A Complete after which ECR has, or wants, another digest."""
+class WrongDigestError(Exception):
+    """CompleteLayerUpload reported a digest other than the layer's."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an attempt failed: examined where it failed, in a thread of this library."""
+    """Why an attempt failed. Created in the thread of the attempt, from any exception."""
 
     error: Exception
     code: str
     """ECR's error code, or the name of the client's exception."""
-    reason: str
-    """In one line."""
+    description: str
+    """The name and the message of the error, in one line."""
     transient: bool
     """Whether the same call may succeed later."""
     refused: bool
-    """Whether ECR answered, and did not do what it was asked."""
+    """Whether ECR answered, and did not carry out the call."""
     request_id: str | None
-    secret: bool
-    """Whether the text of ``error`` may hold a password or a credential."""
+    may_contain_secret: bool
+    """Whether the text of ``error`` may contain a password or a credential."""
 
     @classmethod
     def of(cls, error: Exception) -> Self:
-        """Examine what a client raised."""
+        """Examine an exception that a client raised."""
         code, request_id = type(error).__name__, None
         if isinstance(error, ClientError):
             code = error_code(error)
@@ -61,11 +61,11 @@ class Failure:
         return cls(
             error=error,
             code=code,
-            reason=reason(error),
+            description=describe_error(error),
             transient=is_transient(error),
-            refused=isinstance(error, ClientError | OtherDigestError),
+            refused=isinstance(error, ClientError | WrongDigestError),
             request_id=request_id,
-            secret=holds_secret(error),
+            may_contain_secret=may_contain_secret(error),
         )
 
     def to_error(
@@ -74,32 +74,33 @@ class Failure:
         operation: str,
         service_name: str | None,
         repository_name: str,
-        subject: str,
+        call: str,
         attempts: int,
     ) -> ServiceError | UnexpectedResponseError | DigestMismatchError:
-        """The error to raise, caused by ``error``. ``subject`` says what failed."""
+        """The error to raise, with ``error`` as its cause. ``call`` describes the call."""
         times = f" after {attempts} attempts" if attempts > 1 else ""
         error: ServiceError | UnexpectedResponseError | DigestMismatchError
-        if isinstance(self.error, OtherDigestError):
+        if isinstance(self.error, WrongDigestError):
             error = DigestMismatchError(
-                f"{subject}: the bytes that ECR received do not match {self.error}. Check the "
+                f"{call}: the bytes that ECR received do not match {self.error}. Check the "
                 "digest, and that nothing writes to the source while it is uploaded"
             )
         elif isinstance(self.error, BadAnswerError):
             error = UnexpectedResponseError(
-                f"{subject}: ECR's answer makes no sense{times}: {self.error}. {_NOT_ECR}"
+                f"{call}: ECR's answer is malformed{times}: {self.error}. {_NOT_ECR}"
             )
         else:
             lost = self.code == "UploadNotFoundException"
+            remedy = self._remedy(operation, service_name)
             error = (UploadLostError if lost else ServiceError)(
-                f"{subject} failed{times}: {self.reason}. {self._remedy(operation, service_name)}",
+                f"{call} failed{times}: {self.description}. {remedy}",
                 operation=operation,
                 repository_name=repository_name,
                 code=self.code,
                 request_id=self.request_id,
                 attempts=attempts,
             )
-        if not self.secret:  # a traceback would show it
+        if not self.may_contain_secret:  # a traceback would show the text
             error.__cause__ = self.error
         return error
 
@@ -112,18 +113,18 @@ class Failure:
         if not isinstance(self.error, (ClientError, BotoCoreError)) and not self.transient:
             return f"The client itself failed. {_CREDENTIALS}"
         if self.code == "SSLError" and not self.transient:
-            return "Check the client's endpoint, and the certificates of verify or AWS_CA_BUNDLE"
+            return "Check the client's endpoint, and the certificates in verify or AWS_CA_BUNDLE"
         if self.code == "HTTPClientError":
-            return "Check the client's endpoint and proxy, and its credentials for a line break"
+            return "Check the client's endpoint and proxy, and its credentials for line breaks"
         if self.code.isdigit() and not self.transient:
             return _NOT_ECR
         if isinstance(self.error, BotoCoreError) and self.transient:
             return "Check the network, and the client's region and endpoint; then upload again"
-        return "Uploading again may help once the cause is gone"
+        return "Upload again once the cause is resolved"
 
 
 _ACCESS_DENIED = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedException"})
-_NOT_ECR = "Check that the client's endpoint is ECR's, with no proxy that answers for it"
+_NOT_ECR = "Check that the client's endpoint is ECR and that no proxy answers in its place"
 _CREDENTIALS = "Check the client's credentials, and this machine's clock"
 _NAME = "lower case, without registry prefix and tag"
 _REMEDIES = {
@@ -142,23 +143,26 @@ _REMEDIES = {
     "InvalidParameterException": (
         f"Check the parameter that ECR names; a repository's name is {_NAME}"
     ),
-    "KmsException": "Check the KMS key that encrypts the repository, and the right to use it",
+    "KmsException": "Check the repository's KMS key, and the permission to use it",
     "LayerAlreadyExistsException": (
-        "ECR says that a layer of this content exists, but does not list this digest: check the "
-        "digest; or it does not list it yet: upload again"
+        "ECR has a layer of this content, but does not list this digest. Check the digest; if it "
+        "is right, upload again later"
     ),
     "LayerPartTooSmallException": (
-        "A broken connection left a fragment of a part at ECR: upload the layer again from its "
-        "beginning"
+        "ECR has only a fragment of a part, left by a broken connection: upload the layer again "
+        "from its start"
     ),
-    "LimitExceededException": "A quota of the registry is reached: retrying does not help",
+    "LimitExceededException": (
+        "A quota of the registry is reached: request a higher one, or delete what is not needed"
+    ),
     "AttemptTimeoutError": (
-        "Check the network, and the client's endpoint and proxy; on a slow uplink, set a longer "
+        "Check the network, and the client's endpoint and proxy; on a slow uplink, increase "
         "attempt_timeout"
     ),
     "SegmentNotFoundException": (
-        "AWS X-Ray keeps its segment in a thread, and the calls to ECR run in threads of this "
-        "library: set context_missing (AWS_XRAY_CONTEXT_MISSING) to LOG_ERROR or IGNORE_ERROR"
+        "AWS X-Ray keeps its segment in a thread-local variable, but ECR is called from threads "
+        "of this library: set context_missing (AWS_XRAY_CONTEXT_MISSING) to LOG_ERROR or "
+        "IGNORE_ERROR"
     ),
     "RegistryNotFoundException": "Check the registry ID, and that the registry exists",
     "RepositoryNotFoundException": (
@@ -166,37 +170,38 @@ _REMEDIES = {
         "region"
     ),
     "UnsupportedCommandException": "This registry does not accept such uploads",
-    "UploadNotFoundException": "The upload cannot be continued: start a new one",
+    "UploadNotFoundException": "This upload cannot be continued: start a new one",
 }  # fmt: skip
 
 
 def last_valid_byte(response: Mapping[str, object]) -> int:
-    """Where ECR stands, as ``InvalidLayerPartException`` tells it; -1 where nothing is stored.
+    """The last byte that ECR has, from ``InvalidLayerPartException``; -1 if it has none.
 
-    What ``lastValidByteReceived`` says when nothing is stored is unknown: -1, 0 and its absence
-    are taken for that, unless the message names the byte that ECR expects ("First byte of the
-    layer part is 10485760 instead of 20971520", as seen in reports of the real service).
+    The value of ``lastValidByteReceived`` when nothing is stored is unknown. -1, 0 and its absence
+    mean that, unless the message names the byte that ECR expects ("First byte of the layer part
+    is 10485760 instead of 20971520", as in public reports).
     """
     last_byte = response.get("lastValidByteReceived")
-    if last_byte is not None and _whole(last_byte) > 0:
-        return _whole(last_byte)
-    expected = re.search(r"instead of (\d{1,18})", message(response))
+    if last_byte is not None and _check_byte(last_byte) > 0:
+        return _check_byte(last_byte)
+    expected = re.search(r"instead of (\d{1,18})", error_message(response))
     return int(expected[1]) - 1 if expected else -1
 
 
-def _whole(value: object) -> int:
+def _check_byte(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value.bit_length() > 63:
-        raise BadAnswerError(f"{shown(value)} is not a byte of a layer", transient=False)
+        raise BadAnswerError(f"{short_repr(value)} is not a byte of a layer", transient=False)
     return value
 
 
 def clear_frames(error: BaseException, handled: BaseException | None) -> None:
-    """Free the variables of the frames that ``error`` came through: a part, several times over.
+    """Clear the local variables of the frames in the traceback of ``error``.
 
-    urllib3 and botocore keep exceptions in variables of the frames that their tracebacks hold.
-    Such cycles live until Python looks for them. 240 MiB file, every part's first answer lost:
-    peak 93 MiB with this, 213 without. Frames of other modules are somebody else's, as is
-    ``handled``, if there is one: clearing a generator's frame would end it.
+    They hold several copies of the part. urllib3 and botocore store exceptions in local variables
+    of the frames that the exceptions' tracebacks refer to, and such cycles live until Python's
+    garbage collector runs. 240 MiB file, every part's first answer lost: peak 93 MiB with this,
+    213 without. Frames of other modules are left alone (clearing a generator's frame would end
+    it), and so is ``handled``, the exception that was being handled before, if any.
     """
     seen = {id(handled)}
     linked = [error]
@@ -205,17 +210,38 @@ def clear_frames(error: BaseException, handled: BaseException | None) -> None:
         if id(link) not in seen:
             seen.add(id(link))
             for frame, _ in traceback.walk_tb(link.__traceback__):
-                _clear_frame(frame)
+                _clear_with_callers(frame)
             linked += [other for other in (link.__cause__, link.__context__) if other is not None]
 
 
-def _clear_frame(frame: FrameType | None) -> None:
-    # The callers' too, as botocore returns exceptions to frames that are in no traceback.
-    with suppress(RuntimeError):  # it is still running, and so are its callers
+def _clear_with_callers(frame: FrameType | None) -> None:
+    # The callers' frames too: botocore returns exceptions to frames that are in no traceback.
+    with suppress(RuntimeError):  # the frame is still running, and so are its callers
         while frame is not None:
-            if str(frame.f_globals.get("__name__")).partition(".")[0] in _CLEARED:
+            if _package_of(frame) in _CLIENT_PACKAGES:
                 frame.clear()
             frame = frame.f_back
 
 
-_CLEARED = frozenset({"botocore", "http", "urllib3"})
+def _package_of(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
+
+
+_CLIENT_PACKAGES = frozenset({"botocore", "http", "urllib3"})
+
+
+class ClearedTraceback:
+    """A context manager that clears the frames of this library in an exception's traceback.
+
+    Their local variables refer to the caller's source and to parts, and some to the exception
+    itself: a cycle, which lives until Python's garbage collector runs.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _type: object, _error: object, trace: TracebackType | None) -> None:
+        for frame, _ in traceback.walk_tb(trace):
+            if _package_of(frame) == "ecr_parts":
+                with suppress(RuntimeError):  # the frame is still running
+                    frame.clear()

@@ -1,4 +1,4 @@
-"""One upload of one source, from the first question to the last."""
+"""The upload of one layer: check, start or resume, send the parts, complete."""
 
 from __future__ import annotations
 
@@ -6,377 +6,30 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import NoReturn, TypeVar
 
-from ecr_parts._calls import Step, UploadCalls
-from ecr_parts._client import Failed, RepositoryClient
-from ecr_parts._pipeline import Pipeline, Prepared, Preparing
-from ecr_parts._session import MOST_RESTARTS, MOVES, Event, NextAction, UploadSession
+from ecr_parts._calls import Step, UploadCalls, raise_error
+from ecr_parts._checkpoint import Checkpoint
+from ecr_parts._chunker import Chunker, Part
+from ecr_parts._client import Failed
+from ecr_parts._failures import ClearedTraceback
+from ecr_parts._models import Layer, SentPart, UploadedLayer
+from ecr_parts._pipeline import Pipeline
+from ecr_parts._session import MAX_RESTARTS, MOVES, Event, NextAction, UploadSession
+from ecr_parts._sources import RunningDigest, Source, open_source
 from ecr_parts._threads import Waiter
-from ecr_parts._validation import shown
-from ecr_parts.checkpoint import Checkpoint
-from ecr_parts.chunker import Chunker, Part
 from ecr_parts.errors import (
     DigestMismatchError,
     EcrPartsError,
     LayerTooLargeError,
     SourceChangedError,
 )
-from ecr_parts.source import Blob, LayerSource, RunningDigest, Source, open_source
 
 _log = logging.getLogger("ecr_parts")
 _T = TypeVar("_T")
-_HASHED_AT_ONCE = 1024 * 1024  # bytes
-
-
-@dataclass(frozen=True)
-class SentPart:
-    """A part that ECR confirmed, and what it took."""
-
-    part: Part
-    seconds: float
-    attempts: int
-
-
-@dataclass(frozen=True)
-class UploadedLayer:
-    """A layer that is at ECR, whole: ECR has checked its digest."""
-
-    digest: str
-    """``"sha256:…"``."""
-    size: int
-    """Bytes."""
-    existed: bool
-    """Whether ECR had it already, so that nothing (more) had to be sent."""
-    parts: tuple[SentPart, ...] = field(default=(), repr=False, compare=False)
-    """The parts sent by this call."""
-
-    def descriptor(self, media_type: str) -> dict[str, str | int]:
-        """The layer as an OCI content descriptor, for a manifest; ready for JSON."""
-        return {"mediaType": media_type, "digest": self.digest, "size": self.size}
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer to upload with ``upload_many``, where a bare source says too little.
-
-    All as in ``LayerUploader.upload``; ``progress`` is this layer's own. A pickled layer, as in a
-    pickled error, keeps what identifies it (a path, the digest, the size, the checkpoint), and
-    neither ``progress`` nor the content of a buffer or a stream.
-    """
-
-    source: LayerSource
-    digest: str | None = field(default=None, kw_only=True)
-    size: int | None = field(default=None, kw_only=True)
-    checkpoint: str | os.PathLike[str] | None = field(default=None, kw_only=True)
-    progress: Callable[[int], object] | None = field(default=None, kw_only=True)
-
-    def __reduce__(self) -> tuple[Callable[..., Layer], tuple[object, ...]]:
-        source: object = self.source
-        if isinstance(source, os.PathLike) and not hasattr(source, "read"):
-            source = os.fspath(source)
-        if not isinstance(source, str):
-            source = _NotPickled(shown(source))
-        checkpoint = None if self.checkpoint is None else os.fspath(self.checkpoint)
-        return _unpickled_layer, (source, self.digest, self.size, checkpoint)
-
-    def __copy__(self) -> Layer:
-        return self
-
-    def __deepcopy__(self, _memo: object) -> Layer:
-        return self
-
-
-@dataclass(frozen=True, repr=False)
-class _NotPickled:
-    """In the place of a source that is not pickled. It cannot be uploaded."""
-
-    description: str
-
-    def __repr__(self) -> str:
-        return f"<a source that was not pickled: {self.description}>"
-
-
-def _unpickled_layer(
-    source: LayerSource, digest: str | None, size: int | None, checkpoint: str | None
-) -> Layer:
-    return Layer(source, digest=digest, size=size, checkpoint=checkpoint)
-
-
-class LayerUpload:
-    """One upload of one source, from the first question to the last.
-
-    There is no ``except`` here. An exception that passes was raised by ``_fail`` or by a check of
-    the arguments; any other is the source's, ``progress``'s, the policy's or a signal handler's.
-    """
-
-    def __init__(
-        self,
-        calls: UploadCalls,
-        source: Source,
-        layer: Layer,
-        session: UploadSession | None,
-        checkpoint: Checkpoint | None,
-        waiter: Waiter,
-    ) -> None:
-        self._progress = layer.progress
-        self._waiter = waiter
-        self._calls = calls.with_waiter(self._waiter)
-        self._limits = calls.limits
-        self._source = source
-        self._digest = layer.digest
-        self._checkpoint = checkpoint
-        self._reported = 0
-        self._parts: list[SentPart] = []
-        self._session = session
-
-    def upload(self, check_existing: bool) -> UploadedLayer:
-        """Check, initiate or resume, send the parts, complete."""
-        resumable = self._session is not None or self._checkpoint is not None
-        if resumable and not self._source.replayable:
-            raise ValueError("only a source that can be read again can be resumed, no stream")
-        self._calls.check_size(self._source.size)
-        if not self._source.read(0, 1):
-            self._fail_if(self._source.ended_at(0))
-            self._limits.check_layer(0)
-        stored = self._aside(self._checkpoint.load) if self._checkpoint else self._session
-        if self._digest is None and self._source.replayable and (check_existing or resumable):
-            self._digest, size = hash_source(self._source, self._waiter.heartbeat)
-            self._fail_if(self._source.ended_at(size))
-        if stored is not None and not self._is_this_layers(stored):
-            _log.info("not resumed: the session is of another layer or repository, or has ended")
-            stored = None
-        if check_existing and self._digest is not None:
-            there = self._answer(self._calls.size_there(self._digest, self._source.size))
-            if there is not None:
-                if stored is not None:
-                    self._forget()
-                self._report(there)
-                return UploadedLayer(self._digest, there, existed=True)
-        session = self._initiate() if stored is None else self._resume(stored)
-        prepare_blob = partial(_prepare_blob, self._calls.client, session)
-        with Pipeline(
-            self._source, prepare_blob, self._waiter, with_digest=self._digest is None
-        ) as pipeline:
-            return self._send_and_complete(session, pipeline)
-
-    def _send_and_complete(self, session: UploadSession, pipeline: Pipeline) -> UploadedLayer:
-        """Send the parts and complete the upload; recover from whatever comes in between."""
-        while True:
-            step = self._send_parts(session, pipeline) or self._complete(session, pipeline)
-            if step.action in (NextAction.CHECK_LOST, NextAction.CHECK_COMPLETED):
-                step = self._check_availability(session, step)
-            if step.action is NextAction.FINISH:
-                return self._finish(step.size or session.next_byte, step.existed)
-            if step.action is NextAction.START_OVER:
-                _log.info(
-                    "starting over (restart %d of %d): %s",
-                    session._restarts, MOST_RESTARTS, step.error,
-                )  # fmt: skip
-                self._initiate()
-            else:
-                self._fail_if(step.error)
-
-    def _send_parts(self, session: UploadSession, pipeline: Pipeline) -> Step | None:
-        """Send what ECR does not have: ``None`` once it has everything."""
-        plan = self._plan(session)
-        preparing = _prepare_next(plan, pipeline)
-        while preparing is not None:
-            ready = pipeline.result(preparing)
-            if ready is None:
-                return None
-            if isinstance(ready, SourceChangedError):
-                self._fail(ready)
-            preparing = _prepare_next(plan, pipeline)
-            session.layer_size = self._source.size
-            step = self._send_part(session, ready)
-            if step.action in _PLANNED_ANEW:
-                plan = self._plan(session)
-                preparing = _prepare_next(plan, pipeline)
-            elif step.action is not NextAction.CONTINUE:
-                return step
-        return None
-
-    def _send_part(self, session: UploadSession, ready: Prepared) -> Step:
-        part = ready.part
-        parts = session._count_parts(session.part_size)
-        if parts >= self._limits.max_parts or part.last_byte >= self._limits.max_layer:
-            self._fail(
-                LayerTooLargeError(
-                    f"the layer continues past byte {part.first_byte - 1}, and ECR accepts at most "
-                    f"{self._limits.max_parts:,} parts and {self._limits.max_layer:,} bytes: pass "
-                    "the stream's size, or split it into several layers"
-                )
-            )
-        started = time.monotonic()
-        step = self._calls.send_part(
-            session, part, ready.blob, replayable=self._source.can_reread_from(0)
-        )
-        if step.action not in MOVES:
-            return step
-        last_byte = session.last_byte_received
-        if step.action is NextAction.REWIND:
-            self._cut_parts(last_byte)
-        else:
-            stored = Part(part.first_byte, min(part.last_byte, last_byte))
-            self._parts.append(SentPart(stored, time.monotonic() - started, step.attempts))
-        self._source.release(session.next_byte)
-        self._confirm(session)
-        return step
-
-    def _complete(self, session: UploadSession, pipeline: Pipeline) -> Step:
-        if self._source.background_readable:
-            self._fail_if(self._aside(self._source.changed))
-        else:
-            self._fail_if(self._source.changed())
-        self._digest = self._digest or pipeline.digest()
-        step = self._calls.complete(
-            session, self._digest, replayable=self._source.can_reread_from(0)
-        )
-        if isinstance(step.error, DigestMismatchError):
-            self._forget()  # resuming would fail again
-        return step
-
-    def _check_availability(self, session: UploadSession, step: Step) -> Step:
-        """Ask whether the layer is there: somebody else may have sent it, or Complete worked."""
-        size = None
-        if self._digest is not None:
-            size = self._calls.settled_size(self._digest, self._source.size, step.settled_by)
-        if size is not None and size >= session.next_byte:
-            _log.info("%s is there all the same, after: %s", self._digest, step.error)
-            event = Event.LAYER_AVAILABLE
-        elif step.action is NextAction.CHECK_LOST:
-            event = Event.LAYER_MISSING
-        else:
-            event = Event.NOT_COMPLETED
-        action = session._after(event, replayable=self._source.can_reread_from(0))
-        return replace(step, action=action, size=size)
-
-    def _finish(self, size: int, existed: bool) -> UploadedLayer:
-        self._forget()
-        self._report(size)
-        return UploadedLayer(self._digest or "", size, existed, tuple(self._parts))
-
-    # What is told to others: the session, the checkpoint, ``progress`` and errors.
-
-    def _is_this_layers(self, stored: UploadSession) -> bool:
-        here = (self._calls.client.repository_name, self._calls.client.registry_id)
-        return (
-            (stored.repository_name, stored.registry_id) == here
-            and stored.layer_digest in (None, self._digest)
-            and stored.layer_size in (None, self._source.size)
-            and stored.next_byte <= (self._source.size or 0)
-            and not (stored.next_byte != self._source.size and stored._ended(self._limits.min_part))
-        )
-
-    def _resume(self, stored: UploadSession) -> UploadSession:
-        self._session = stored
-        self._identify(stored)
-        stored._resume(self._next_part_size(stored.part_size, 0, 0))
-        _log.info("resuming upload %s at byte %d", stored.upload_id, stored.next_byte)
-        self._report(stored.next_byte)
-        return stored
-
-    def _initiate(self) -> UploadSession:
-        """A new upload, in the session there is, if there is one."""
-        new = self._answer(self._calls.new_session(self._source.size, self._digest))
-        if self._session is None:
-            self._session = new
-        else:
-            self._session._begin(new.upload_id, new.part_size)
-            self._identify(self._session)
-        if self._checkpoint is not None:
-            self._session._share()  # other processes may resume from the same checkpoint
-        self._parts.clear()
-        self._confirm(self._session)
-        return self._session
-
-    def _identify(self, session: UploadSession) -> None:
-        session.layer_digest = self._digest
-        session.layer_size = self._source.size
-
-    def _plan(self, session: UploadSession) -> Iterator[Part]:
-        """The parts from where ECR stands; those of a stream of unknown size have no end."""
-        parts = session._count_parts(session.part_size)
-        if self._source.size is None:
-            return self._plan_stream(session.part_size, session.next_byte, parts)
-        if session.next_byte == self._source.size:
-            return iter(())
-        part_size = self._next_part_size(session.part_size, session.next_byte, parts)
-        return Chunker(self._source.size, part_size=part_size).after(session.last_byte_received)
-
-    def _plan_stream(self, part_size: int, first_byte: int, parts_sent: int) -> Iterator[Part]:
-        while True:
-            size = self._next_part_size(part_size, first_byte, parts_sent)
-            yield Part(first_byte, first_byte + size - 1)
-            first_byte += size
-            parts_sent += 1
-
-    def _next_part_size(self, part_size: int, next_byte: int, parts_sent: int) -> int:
-        return self._limits.next_part_size(
-            part_size, parts_sent=parts_sent, next_byte=next_byte, layer_size=self._source.size
-        )
-
-    def _cut_parts(self, last_byte: int) -> None:
-        """Keep of the sent parts what ECR still has."""
-        while self._parts and self._parts[-1].part.first_byte > last_byte:
-            self._parts.pop()
-        if self._parts and self._parts[-1].part.last_byte > last_byte:
-            cut = self._parts.pop()
-            self._parts.append(replace(cut, part=Part(cut.part.first_byte, last_byte)))
-
-    def _confirm(self, session: UploadSession) -> None:
-        """Save the checkpoint, then report progress."""
-        if self._checkpoint is not None:
-            self._aside(partial(self._checkpoint.save, session))
-        self._report(session.next_byte)
-
-    def _report(self, confirmed: int) -> None:
-        newly, self._reported = confirmed - self._reported, confirmed
-        if newly and self._progress is not None:
-            self._progress(newly)
-
-    def _forget(self) -> None:
-        if self._checkpoint is not None:
-            self._aside(self._checkpoint.delete)
-
-    def _aside(self, function: Callable[[], _T]) -> _T:
-        """Run ``function``, which touches the disk, in a thread: this one must not block."""
-        task = self._waiter.start("disk", function)
-        self._waiter.wait(task)
-        if isinstance(task.error, EcrPartsError):
-            self._fail(task.error)
-        return task.result()
-
-    def _answer(self, outcome: _T | Failed) -> _T:
-        if isinstance(outcome, Failed):
-            self._fail(outcome.error)
-        return outcome
-
-    def _fail_if(self, error: EcrPartsError | None) -> None:
-        if error is not None:
-            self._fail(error)
-
-    def _fail(self, error: EcrPartsError) -> NoReturn:
-        """Raise an error of this library, with how far the upload came."""
-        error.session = self._session
-        error.parts = tuple(self._parts)
-        raise error
-
-
-_PLANNED_ANEW = MOVES - {NextAction.CONTINUE} | {NextAction.SEND_AGAIN}
-
-
-def hash_source(source: Source, heartbeat: Callable[[], object]) -> tuple[str, int]:
-    """The digest and the size (bytes) of a source that can be read again."""
-    running, first_byte = RunningDigest(), 0
-    while blob := source.read(first_byte, _HASHED_AT_ONCE):
-        heartbeat()
-        running.feed(first_byte, blob)
-        first_byte += len(blob)
-    return running.digest(), first_byte
+_HASH_CHUNK_SIZE = 1024 * 1024  # bytes
 
 
 def upload_layer(
@@ -387,27 +40,311 @@ def upload_layer(
     session: UploadSession | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> UploadedLayer:
-    """Upload one layer; errors of this library carry the session and the parts."""
+    """Upload one layer. Errors of this library carry the session and the parts."""
     checkpoint = None if layer.checkpoint is None else Checkpoint(layer.checkpoint)
     path = layer.source if isinstance(layer.source, str | os.PathLike) else None
     heartbeat = (lambda: None) if layer.progress is None else partial(layer.progress, 0)
-    with open_source(layer.source, layer.size) as source, Waiter(heartbeat, cancelled) as waiter:
+    with (
+        ClearedTraceback(),
+        open_source(layer.source, layer.size) as source,
+        Waiter(heartbeat, cancelled) as waiter,
+    ):
         if (
             checkpoint is not None
             and path is not None
             and waiter.run("disk", partial(checkpoint.is_at, path))
         ):
-            raise ValueError(f"the checkpoint is the layer's own file, {os.fspath(path)!r}")
-        upload = LayerUpload(calls, source, layer, session, checkpoint, waiter)
-        return upload.upload(check_existing)
+            raise ValueError(f"checkpoint must be another file than the layer, {os.fspath(path)!r}")
+        upload = _LayerUpload(calls.with_waiter(waiter), source, layer, session, checkpoint)
+        return upload.run(check_existing)
 
 
-def _prepare_next(plan: Iterator[Part], pipeline: Pipeline) -> Preparing | None:
-    planned = next(plan, None)
-    return None if planned is None else pipeline.prepare(planned)
+class _LayerUpload:
+    # There is no ``except`` in this class. An exception that leaves it was raised by ``_raise`` or
+    # by a check of the arguments, or else by the source, ``progress``, the retry policy or a
+    # signal handler.
+
+    def __init__(
+        self,
+        calls: UploadCalls,
+        source: Source,
+        layer: Layer,
+        session: UploadSession | None,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self._calls = calls
+        self._limits = calls.limits
+        self._waiter = calls.client.waiter
+        self._source = source
+        self._digest = layer.digest
+        self._progress = layer.progress
+        self._session = session
+        self._checkpoint = checkpoint
+        self._reported = 0
+        """The sum of what ``progress`` was called with."""
+        self._parts: list[SentPart] = []
+
+    def run(self, check_existing: bool) -> UploadedLayer:
+        """Check, start or resume, send the parts, complete."""
+        resumable = self._session is not None or self._checkpoint is not None
+        if resumable and not self._source.replayable:
+            raise ValueError("session and checkpoint require a source that can be read again")
+        self._check_not_empty()
+        stored = self._load_session()
+        if self._digest is None and self._source.replayable and (check_existing or resumable):
+            self._hash_source()
+        if stored is not None and not self._can_resume(stored):
+            _log.info(
+                "not resuming: the session belongs to another layer or repository, or cannot be "
+                "continued"
+            )
+            stored = None
+        existing = self._existing_layer() if check_existing else None
+        if existing is not None:
+            if stored is not None:
+                self._delete_checkpoint()
+            self._report_progress(existing.size)
+            return existing
+        session = self._start() if stored is None else self._resume(stored)
+        with_digest = self._digest is None
+        with Pipeline(self._source, self._calls.client, with_digest=with_digest) as pipeline:
+            while True:
+                step = self._send_parts(session, pipeline) or self._complete(session, pipeline)
+                layer = self._finish(session, step)
+                if layer is not None:
+                    return layer
+
+    # Before the first part
+
+    def _check_not_empty(self) -> None:
+        self._calls.check_size(self._source.size)
+        if not self._source.read(0, 1):
+            self._raise_if(self._source.error_at_end(0))
+            self._limits._check_layer(0)
+
+    def _load_session(self) -> UploadSession | None:
+        if self._checkpoint is None:
+            return self._session
+        return self._run_in_thread(self._checkpoint.load)
+
+    def _hash_source(self) -> None:
+        self._digest, size = hash_source(self._source, self._waiter.heartbeat)
+        self._raise_if(self._source.error_at_end(size))
+
+    def _can_resume(self, stored: UploadSession) -> bool:
+        return (
+            self._calls.is_in_repository(stored)
+            and stored.layer_digest in (None, self._digest)
+            and stored.layer_size in (None, self._source.size)
+            and stored.next_byte <= (self._source.size or 0)
+            and (stored.next_byte == self._source.size or not self._is_closed(stored))
+        )
+
+    def _is_closed(self, session: UploadSession) -> bool:
+        return session._is_closed(self._limits.min_part)
+
+    def _existing_layer(self) -> UploadedLayer | None:
+        if self._digest is None:
+            return None
+        sizes = self._answer(self._calls.existing_sizes({self._digest: self._source.size}))
+        size = sizes.get(self._digest)
+        return None if size is None else UploadedLayer(self._digest, size, existed=True)
+
+    def _start(self) -> UploadSession:
+        """Start an upload. If there is a session, it changes to the new upload."""
+        new = self._answer(self._calls.start_upload(self._source.size, self._digest))
+        if self._session is None:
+            self._session = new
+        else:
+            self._session._start(new.upload_id, new.part_size)
+            self._describe_layer(self._session)
+        if self._checkpoint is not None:
+            self._session._share()  # another process may resume from the same checkpoint
+        self._parts.clear()
+        self._confirm(self._session)
+        return self._session
+
+    def _resume(self, stored: UploadSession) -> UploadSession:
+        self._session = stored
+        self._describe_layer(stored)
+        stored._resume(self._next_part_size(stored.part_size, 0, 0))
+        _log.info("resuming upload %s at byte %d", stored.upload_id, stored.next_byte)
+        self._report_progress(stored.next_byte)
+        return stored
+
+    def _describe_layer(self, session: UploadSession) -> None:
+        session.layer_digest = self._digest
+        session.layer_size = self._source.size
+
+    # Sending the parts
+
+    def _send_parts(self, session: UploadSession, pipeline: Pipeline) -> Step | None:
+        """Send what ECR does not have. ``None`` once it has everything."""
+        pipeline.start(self._plan(session), session.upload_id)
+        while (prepared := pipeline.next_part()) is not None:
+            if isinstance(prepared, SourceChangedError):
+                self._raise(prepared)
+            session.layer_size = self._source.size  # a stream's is known at its end
+            self._check_limits(session, prepared.part)
+            started = time.monotonic()
+            step = self._calls.send_part(
+                session, prepared, replayable=self._source.can_reread_from(0)
+            )
+            if step.action in MOVES:
+                self._record(prepared.part, session, step, time.monotonic() - started)
+            if step.action in _REPLAN:
+                pipeline.start(self._plan(session), session.upload_id)
+            elif step.action is not NextAction.CONTINUE:
+                return step
+        return None
+
+    def _plan(self, session: UploadSession) -> Iterator[Part]:
+        """The parts from where ECR stands. Those of a stream of unknown size never end."""
+        parts_sent = session._count_parts(session.part_size)
+        if self._source.size is None:
+            return self._plan_stream(session.part_size, session.next_byte, parts_sent)
+        if session.next_byte == self._source.size:
+            return iter(())
+        part_size = self._next_part_size(session.part_size, session.next_byte, parts_sent)
+        return Chunker(self._source.size, part_size=part_size).after(session.last_byte_received)
+
+    def _plan_stream(self, part_size: int, first_byte: int, parts_sent: int) -> Iterator[Part]:
+        while True:
+            size = self._next_part_size(part_size, first_byte, parts_sent)
+            yield Part(first_byte, first_byte + size - 1)
+            first_byte += size
+            parts_sent += 1
+
+    def _next_part_size(self, part_size: int, next_byte: int, parts_sent: int) -> int:
+        return self._limits._next_part_size(
+            part_size, parts_sent=parts_sent, next_byte=next_byte, layer_size=self._source.size
+        )
+
+    def _check_limits(self, session: UploadSession, part: Part) -> None:
+        parts_sent = session._count_parts(session.part_size)
+        if parts_sent >= self._limits.max_parts or part.last_byte >= self._limits.max_layer:
+            self._raise(
+                LayerTooLargeError(
+                    f"the layer continues past byte {part.first_byte - 1}, and ECR accepts at most "
+                    f"{self._limits.max_parts:,} parts and {self._limits.max_layer:,} bytes: pass "
+                    "the stream's size, or split it into several layers"
+                )
+            )
+
+    def _record(self, part: Part, session: UploadSession, step: Step, seconds: float) -> None:
+        """Record what ECR has after it answered ``part``: it moved the session."""
+        last_byte = session.last_byte_received
+        if step.action is NextAction.REWIND:
+            self._discard_parts_after(last_byte)
+        else:
+            stored = Part(part.first_byte, min(part.last_byte, last_byte))
+            self._parts.append(SentPart(stored, seconds, step.attempts))
+        self._source.release(session.next_byte)
+        self._confirm(session)
+
+    def _discard_parts_after(self, last_byte: int) -> None:
+        while self._parts and self._parts[-1].part.first_byte > last_byte:
+            self._parts.pop()
+        if self._parts and self._parts[-1].part.last_byte > last_byte:
+            cut = self._parts.pop()
+            self._parts.append(replace(cut, part=Part(cut.part.first_byte, last_byte)))
+
+    # Completing the upload, and recovering when ECR does not continue it
+
+    def _complete(self, session: UploadSession, pipeline: Pipeline) -> Step:
+        if self._source.background_readable:
+            self._raise_if(self._run_in_thread(self._source.error_if_changed))
+        else:
+            self._raise_if(self._source.error_if_changed())
+        self._digest = self._digest or pipeline.digest()
+        step = self._calls.complete_upload(
+            session, self._digest, replayable=self._source.can_reread_from(0)
+        )
+        if isinstance(step.error, DigestMismatchError):
+            self._delete_checkpoint()  # resuming would fail again
+        return step
+
+    def _finish(self, session: UploadSession, step: Step) -> UploadedLayer | None:
+        """The layer if it is complete; ``None`` after starting over; otherwise an error."""
+        if step.action in (NextAction.CHECK_LOST, NextAction.CHECK_COMPLETED):
+            step = self._check_availability(session, step)
+        if step.action is NextAction.FINISH:
+            size = step.size or session.next_byte
+            self._delete_checkpoint()
+            self._report_progress(size)
+            return UploadedLayer(self._digest or "", size, step.existed, tuple(self._parts))
+        if step.action is not NextAction.START_OVER:
+            self._raise_if(step.error)
+        _log.info(
+            "starting over (restart %d of %d): %s", session._restarts, MAX_RESTARTS, step.error
+        )
+        self._start()
+        return None
+
+    def _check_availability(self, session: UploadSession, step: Step) -> Step:
+        """Ask whether the layer exists: someone else may have uploaded it, or Complete worked."""
+        size = None
+        if self._digest is not None:
+            size = self._calls.poll_existing_size(
+                self._digest, self._source.size, step.accepted_statuses
+            )
+        if size is not None and size >= session.next_byte:
+            _log.info("%s exists, although: %s", self._digest, step.error)
+            event = Event.LAYER_AVAILABLE
+        elif step.action is NextAction.CHECK_LOST:
+            event = Event.LAYER_MISSING
+        else:
+            event = Event.NOT_COMPLETED
+        action = session._after(event, replayable=self._source.can_reread_from(0))
+        return replace(step, action=action, size=size)
+
+    # The checkpoint, progress and errors
+
+    def _confirm(self, session: UploadSession) -> None:
+        """Save the checkpoint, then report progress."""
+        if self._checkpoint is not None:
+            self._run_in_thread(partial(self._checkpoint.save, session))
+        self._report_progress(session.next_byte)
+
+    def _report_progress(self, confirmed: int) -> None:
+        newly_confirmed, self._reported = confirmed - self._reported, confirmed
+        if newly_confirmed and self._progress is not None:
+            self._progress(newly_confirmed)
+
+    def _delete_checkpoint(self) -> None:
+        if self._checkpoint is not None:
+            self._run_in_thread(self._checkpoint.delete)
+
+    def _run_in_thread(self, function: Callable[[], _T]) -> _T:
+        """Run ``function``, which accesses the disk: the caller's thread must not block."""
+        task = self._waiter.start("disk", function)
+        self._waiter.wait(task)
+        if isinstance(task.error, EcrPartsError):
+            self._raise(task.error)
+        return task.result()
+
+    def _answer(self, outcome: _T | Failed) -> _T:
+        if isinstance(outcome, Failed):
+            self._raise(outcome.error)
+        return outcome
+
+    def _raise_if(self, error: EcrPartsError | None) -> None:
+        if error is not None:
+            self._raise(error)
+
+    def _raise(self, error: EcrPartsError) -> NoReturn:
+        raise_error(error, self._session, self._parts)
 
 
-def _prepare_blob(
-    client: RepositoryClient, session: UploadSession, part: Part, blob: Blob
-) -> bytes:
-    return client.prepare_part(session.upload_id, part, blob)
+_REPLAN = MOVES - {NextAction.CONTINUE} | {NextAction.SEND_AGAIN}
+"""The actions after which the parts are planned again."""
+
+
+def hash_source(source: Source, heartbeat: Callable[[], object]) -> tuple[str, int]:
+    """The digest and the size (bytes) of a source that can be read again."""
+    running, first_byte = RunningDigest(), 0
+    while blob := source.read(first_byte, _HASH_CHUNK_SIZE):
+        heartbeat()
+        running.feed(first_byte, blob)
+        first_byte += len(blob)
+    return running.digest(), first_byte

@@ -1,102 +1,113 @@
-"""What happens ahead of the part whose answer is due: the next one is read, hashed and encoded."""
+"""The next part is read, hashed and encoded while the one before it is being sent."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import TypeAlias
 
 from typing_extensions import Self
 
+from ecr_parts._chunker import Part
+from ecr_parts._client import PreparedPart, RepositoryClient
+from ecr_parts._models import Blob
+from ecr_parts._sources import RunningDigest, Source
 from ecr_parts._threads import Task, Waiter
-from ecr_parts.chunker import Part
 from ecr_parts.errors import SourceChangedError
-from ecr_parts.source import Blob, RunningDigest, Source
 
-_CLOSES_WITHIN = 0.5  # seconds
+_CLOSE_TIMEOUT = 0.5  # seconds
 
-
-@dataclass(frozen=True)
-class Prepared:
-    """A part, ready to be sent."""
-
-    part: Part
-    blob: bytes
-
-
-Preparing: TypeAlias = Task[Prepared | SourceChangedError | None]
+_Preparing: TypeAlias = Task[PreparedPart | SourceChangedError | None]
 
 
 class Pipeline:
-    """Prepares one part at a time, in the background.
+    """Prepares the parts of a plan, one ahead of the part that is being sent.
 
-    Of a path or a buffer, everything happens in threads of this library. The caller's files and
-    iterators are read in the caller's thread, and only encoded and hashed elsewhere.
+    Paths and buffers are read, hashed and encoded in threads of this library. The caller's files
+    and iterators are read in the caller's thread, and hashed and encoded in the background.
     """
 
     def __init__(
         self,
         source: Source,
-        prepare_blob: Callable[[Part, Blob], bytes],
-        waiter: Waiter,
+        client: RepositoryClient,
         *,
         with_digest: bool,
     ) -> None:
         self._source = source
-        self._prepare_blob = prepare_blob
-        self._waiter = waiter
+        self._client = client
+        self._waiter = client.waiter
         self._digest = RunningDigest() if with_digest else None
+        self._plan: Iterator[Part] = iter(())
+        self._upload_id = ""
         self._hashing: Task[None] | None = None
-        self._preparing: Preparing | None = None
+        self._preparing: _Preparing | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        # What runs reads from the source, which is closed next. A disk that hangs is not waited
-        # for.
+        # A running task reads from the source, which is closed next. But a disk may hang.
         waiter = Waiter()
         for task in (self._preparing, self._hashing):
             if task is not None and task.running:
                 task.abandoned = True
-                waiter.wait(task, _CLOSES_WITHIN)
+                waiter.wait(task, _CLOSE_TIMEOUT)
 
-    def prepare(self, planned: Part) -> Preparing:
-        """Start to prepare ``planned``: shorter at a stream's end, ``None`` past it."""
+    def start(self, plan: Iterator[Part], upload_id: str) -> None:
+        """Prepare the parts of ``plan``, instead of those of an earlier plan."""
         if self._preparing is not None:
-            self.result(self._preparing)  # it may be a part that is not needed any more
-        if self._source.background_readable:
-            self._preparing = self._waiter.start("prepare", lambda: self._read_and_encode(planned))
-        else:
-            blob = self._source.read(planned.first_byte, planned.size)
-            self._preparing = self._waiter.start("prepare", lambda: self._encode(planned, blob))
-        return self._preparing
+            self._result_of(self._preparing)  # not needed, but it may have failed
+        self._plan = plan
+        self._upload_id = upload_id
+        self._prepare_next()
 
-    def result(self, task: Preparing) -> Prepared | SourceChangedError | None:
-        """What ``prepare`` came to."""
-        self._waiter.wait(task)
-        return task.result()
+    def next_part(self) -> PreparedPart | SourceChangedError | None:
+        """The next part of the plan; ``None`` at the end.
+
+        Starts to prepare the part after it. A stream's last part may be shorter than planned.
+        """
+        if self._preparing is None:
+            return None
+        outcome = self._result_of(self._preparing)
+        self._preparing = None
+        if isinstance(outcome, PreparedPart):
+            self._prepare_next()
+        return outcome
 
     def digest(self) -> str:
-        """The digest of all that was prepared; only ``with_digest``."""
+        """The digest of everything that was prepared; only with ``with_digest``."""
         self._finish_hashing(self._waiter)
         return (self._digest or RunningDigest()).digest()
 
-    def _read_and_encode(self, planned: Part) -> Prepared | SourceChangedError | None:
-        self._finish_hashing(Waiter())  # each read invalidates the previous one
-        return self._encode(planned, self._source.read(planned.first_byte, planned.size))
+    def _prepare_next(self) -> None:
+        planned = next(self._plan, None)
+        if planned is None:
+            self._preparing = None
+        elif self._source.background_readable:
+            self._preparing = self._waiter.start("prepare", lambda: self._read_and_prepare(planned))
+        else:
+            blob = self._source.read(planned.first_byte, planned.size)
+            self._preparing = self._waiter.start("prepare", lambda: self._prepare(planned, blob))
 
-    def _encode(self, planned: Part, blob: Blob) -> Prepared | SourceChangedError | None:
+    def _result_of(self, task: _Preparing) -> PreparedPart | SourceChangedError | None:
+        self._waiter.wait(task)
+        return task.result()
+
+    def _read_and_prepare(self, planned: Part) -> PreparedPart | SourceChangedError | None:
+        self._finish_hashing(Waiter())  # ``read`` may overwrite the bytes of the part before
+        return self._prepare(planned, self._source.read(planned.first_byte, planned.size))
+
+    def _prepare(self, planned: Part, blob: Blob) -> PreparedPart | SourceChangedError | None:
         if len(blob) < planned.size:
-            changed = self._source.ended_at(planned.first_byte + len(blob))
-            if changed is not None or not blob:
-                return changed
+            error = self._source.error_at_end(planned.first_byte + len(blob))
+            if error is not None or not blob:
+                return error
         part = Part(planned.first_byte, planned.first_byte + len(blob) - 1)
         digest = self._digest
         if digest is not None:
             self._finish_hashing(Waiter())
             self._hashing = self._waiter.start("hash", lambda: digest.feed(part.first_byte, blob))
-        return Prepared(part, self._prepare_blob(part, blob))
+        return self._client.prepare_part(self._upload_id, part, blob)
 
     def _finish_hashing(self, waiter: Waiter) -> None:
         if self._hashing is not None:

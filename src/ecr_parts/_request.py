@@ -1,10 +1,10 @@
-"""The requests of a botocore client: UploadLayerPart's made ahead, and each one stoppable.
+"""What this library adds to a botocore client: parts encoded ahead, and calls that can be stopped.
 
-botocore base64-encodes a blob, has ``json.dumps`` scan the text and hashes the result for the
-signature; half of its time goes into the scan. Here the same body, byte for byte, is made ahead
-(``prepare``, which may run in a background thread), and botocore's public events put it in the
-place of a request with an empty blob. A handler acts on blobs of ``prepare`` only, and only in
-threads of this library: for anybody else's calls of the same client nothing changes.
+botocore encodes a blob in base64, ``json.dumps`` scans the text, and the result is hashed for the
+signature. Half of that time is the scan. ``encode_blob`` makes the same body, byte for byte,
+without it, and in a background thread if wanted. The call is then made with an empty blob, and
+handlers of botocore's public events put the encoded body in its place. The handlers act on
+``EncodedBlob`` only, and only in threads of this library: other calls of the client are unchanged.
 """
 
 from __future__ import annotations
@@ -14,16 +14,14 @@ import hashlib
 import importlib
 import json
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import botocore.client
+from botocore.awsrequest import AWSPreparedRequest, AWSRequest
 from typing_extensions import Self, override
 
+from ecr_parts._models import Blob
 from ecr_parts._threads import Task, current_task
-from ecr_parts.source import Blob
-
-if TYPE_CHECKING:
-    from botocore.awsrequest import AWSPreparedRequest, AWSRequest
 
 
 def _fastest_base64() -> Callable[[Blob], bytes]:
@@ -36,154 +34,158 @@ def _fastest_base64() -> Callable[[Blob], bytes]:
 
 
 _base64 = _fastest_base64()
-_KEY = "ecr_parts.prepared_blob"  # in the context that botocore hands from event to event
-_PIECE = 256 * 1024  # bytes
+_KEY = "ecr_parts.encoded_blob"  # in the context that botocore passes from event to event
+_PIECE_SIZE = 256 * 1024  # bytes
 
 
-class PreparedBlob(bytes):
-    """A blob that is encoded already: for botocore an empty one, with the request's body beside it.
+class EncodedBlob(bytes):
+    """An encoded part. To botocore it is an empty blob, with the request's body as an attribute.
 
-    It equals the bytes it stands for, so that ``botocore.stub.Stubber`` can compare it.
+    It equals the raw bytes, because ``botocore.stub.Stubber`` compares parameters.
     """
 
     envelope: bytes
-    """The body with an empty blob."""
+    """The request's body with an empty blob."""
     body: bytes
+    """The request's body."""
     sha256: str
-    """Of the body, in hex: what SigV4 signs."""
+    """The SHA-256 of ``body`` in hex, for the signature."""
 
-    def for_one_attempt(self) -> Self:
-        """The same, to be emptied when the attempt is over, while others may still use this."""
-        own = type(self)()
-        own.envelope, own.body, own.sha256 = self.envelope, self.body, self.sha256
-        return own
+    def copy(self) -> Self:
+        """A copy for one attempt, whose body is dropped with the attempt."""
+        copy = type(self)()
+        copy.envelope, copy.body, copy.sha256 = self.envelope, self.body, self.sha256
+        return copy
+
+    def base64(self) -> bytes:
+        """The encoded bytes alone."""
+        return self.body[len(self.envelope) - len(_END) : -len(_END)]
 
     @override
     def __eq__(self, other: object) -> bool:
-        head = len(self.envelope) - len(_TAIL)
-        return base64.b64decode(self.body[head : -len(_TAIL)]) == other
+        return base64.b64decode(self.base64()) == other
 
     @override
     def __ne__(self, other: object) -> bool:
         return not self == other
 
-    __hash__ = None  # type: ignore[assignment]  # it is compared and not looked up
+    __hash__ = None  # type: ignore[assignment]  # compared, but never looked up
 
     @override
     def __repr__(self) -> str:
         return f"<{len(self.body) - len(self.envelope)} bytes of base64>"
 
 
-_TAIL = b'"}'  # what follows the blob, which is the last member
+_END = b'"}'  # follows the blob, which is the last member
 
 
-def prepare(parameters: Mapping[str, object], blob: Blob) -> PreparedBlob:
-    """The blob of an UploadLayerPart call whose other parameters are ``parameters``."""
-    prepared = PreparedBlob()
-    prepared.envelope = json.dumps({**parameters, "layerPartBlob": ""}).encode()
-    head = prepared.envelope[: -len(_TAIL)]
-    prepared.body = b"".join((head, _base64(blob), _TAIL))
-    prepared.sha256 = hashlib.sha256(prepared.body).hexdigest()
-    return prepared
+def encode_blob(parameters: Mapping[str, object], blob: Blob) -> EncodedBlob:
+    """Encode ``blob`` for an UploadLayerPart call with the other parameters ``parameters``."""
+    encoded = EncodedBlob()
+    encoded.envelope = json.dumps({**parameters, "layerPartBlob": ""}).encode()
+    start = encoded.envelope[: -len(_END)]
+    encoded.body = b"".join((start, _base64(blob), _END))
+    encoded.sha256 = hashlib.sha256(encoded.body).hexdigest()
+    return encoded
 
 
-class _Pieces:
-    """A request's body, sent piece by piece, so that an abandoned call sends no further one.
+class _StoppableBody:
+    """A request's body, sent in pieces, so that an abandoned call sends no further piece.
 
-    A small body too: connecting may take long, and what has no body is not executed.
+    Small bodies too: connecting may take long, and ECR carries out nothing without a body.
     """
 
     def __init__(self, body: bytes, task: Task[Any]) -> None:
         self._body = body
         self._task = task
-        task.when_over(self._empty)
+        task.when_over(self._release)
 
     def __iter__(self) -> Iterator[memoryview]:
         body = memoryview(self._body)
-        self._task.check()  # of an abandoned task the body is empty
-        for at in range(0, len(body), _PIECE):
+        self._task.check()  # after taking the body, which is empty once the task is abandoned
+        for offset in range(0, len(body), _PIECE_SIZE):
             self._task.check()
-            yield body[at : at + _PIECE]
+            yield body[offset : offset + _PIECE_SIZE]
 
     def seek(self, _offset: int, _whence: int = 0) -> None:
-        """For botocore, which rewinds a body that it sends again; each iteration starts at 0."""
+        """Called by botocore before it sends again. Each iteration starts at 0 anyway."""
 
-    def _empty(self) -> None:
+    def _release(self) -> None:
         self._body = b""
 
 
-def watch(client: object) -> None:
-    """Have ``client`` begin nothing for a call that was abandoned.
+def stop_abandoned_calls(client: object) -> None:
+    """Keep ``client`` from sending anything for a call that was abandoned.
 
-    It would do so by itself: botocore's own retries send a call again seconds later. A client that
-    is not botocore's cannot be stopped. Doing it again changes nothing.
+    Without this, botocore's own retries would send it again seconds later. Clients that are not
+    botocore's cannot be stopped. Calling this again changes nothing.
     """
     if isinstance(client, botocore.client.BaseClient):
         service = client.meta.service_model.service_id.hyphenize()
         events = client.meta.events
-        events.register_first(f"before-send.{service}", _check, unique_id=f"{_KEY}.check")
-        # Last of all, since other handlers may read the body, or answer by themselves.
+        events.register_first(f"before-send.{service}", _check_task, unique_id=f"{_KEY}.check")
+        # Last, because other handlers may read the body or answer the call themselves.
         events.register_last("before-send", _send_in_pieces, unique_id=f"{_KEY}.pieces")
 
 
-def attach(client: object) -> bool:
-    """Have ``client`` send what ``prepare`` makes; ``False`` for a client that cannot.
+def accept_encoded_blobs(client: object) -> bool:
+    """Make ``client`` send ``EncodedBlob`` as it is; ``False`` if the client does not support it.
 
-    It must be botocore's, for a service that speaks JSON. Doing it again changes nothing.
+    It must be a botocore client for a service that speaks JSON. Calling this again changes
+    nothing.
     """
     if not isinstance(client, botocore.client.BaseClient):
         return False
     model = client.meta.service_model
-    # Older botocore knows one protocol a service, and no "resolved" one.
+    # Older botocore has one protocol for each service, and no "resolved" one.
     if getattr(model, "resolved_protocol", model.metadata.get("protocol")) != "json":
         return False
     name = f"{model.service_id.hyphenize()}.UploadLayerPart"
     events = client.meta.events
-    # One ID an event: botocore takes an ID that it knows for registered, on whatever event.
-    events.register_last(f"before-parameter-build.{name}", _keep, unique_id=f"{_KEY}.keep")
-    events.register(f"before-call.{name}", _fill_in, unique_id=f"{_KEY}.fill_in")
-    events.register(f"before-sign.{name}", _sign, unique_id=f"{_KEY}.sign")
+    # An ID for each event: botocore ignores an ID that is registered already, for any event.
+    events.register_last(f"before-parameter-build.{name}", _take_blob, unique_id=f"{_KEY}.take")
+    events.register(f"before-call.{name}", _insert_body, unique_id=f"{_KEY}.insert")
+    events.register(f"before-sign.{name}", _add_hash, unique_id=f"{_KEY}.hash")
     return True
 
 
-def _keep(
+def _take_blob(
     params: Mapping[str, object], context: MutableMapping[str, Any], **_event: object
 ) -> None:
     blob = params.get("layerPartBlob")
-    if isinstance(blob, PreparedBlob):
+    if isinstance(blob, EncodedBlob):
         context[_KEY] = blob
 
 
-def _fill_in(
+def _insert_body(
     params: MutableMapping[str, Any], context: Mapping[str, Any], **_event: object
 ) -> None:
-    blob: PreparedBlob | None = context.get(_KEY)
+    blob: EncodedBlob | None = context.get(_KEY)
     if blob is None:
         return
     if params["body"] == blob.envelope:
         params["body"] = blob.body
     else:  # another handler changed the parameters
-        head = len(blob.envelope) - len(_TAIL)
         request = json.loads(params["body"])
-        request["layerPartBlob"] = blob.body[head : -len(_TAIL)].decode()
+        request["layerPartBlob"] = blob.base64().decode()
         params["body"] = json.dumps(request).encode()
     task = current_task()
     if task is not None:
         task.check()
 
-        def empty() -> None:
+        def release() -> None:
             blob.body = params["body"] = b""
 
-        task.when_over(empty)
+        task.when_over(release)
 
 
-def _sign(request: AWSRequest, signature_version: object, **_event: object) -> None:
-    blob: PreparedBlob | None = request.context.get(_KEY)
+def _add_hash(request: AWSRequest, signature_version: object, **_event: object) -> None:
+    blob: EncodedBlob | None = request.context.get(_KEY)
     if blob is not None and signature_version == "v4" and request.data is blob.body:
         request.headers["X-Amz-Content-SHA256"] = blob.sha256
 
 
-def _check(**_event: object) -> None:
+def _check_task(**_event: object) -> None:
     task = current_task()
     if task is not None:
         task.check()
@@ -193,4 +195,4 @@ def _send_in_pieces(request: AWSPreparedRequest, **_event: object) -> None:
     task = current_task()
     body: object = request.body
     if task is not None and isinstance(body, bytes):
-        request.body = _Pieces(body, task)  # type: ignore[assignment]  # urllib3 takes it
+        request.body = _StoppableBody(body, task)  # type: ignore[assignment]  # urllib3 takes it

@@ -1,40 +1,40 @@
-"""Where an upload stands, and what to do next: a state machine without I/O."""
+"""The state of an upload, and what to do next: a state machine without I/O."""
 
-# Theory
+# How an upload follows ECR
 #
-# ECR has no call to ask where an upload stands, and it refuses a part that is sent twice. But the
-# answer to each part says, by a ``lastByteReceived`` or by a refusal's ``lastValidByteReceived``,
-# what ECR has. That answer is the only truth there is. So an upload is a loop:
+# ECR has no call that tells where an upload stands, and it refuses a part that is sent twice. But
+# its answer to each part tells what it has: ``lastByteReceived`` if it accepts the part,
+# ``lastValidByteReceived`` if it refuses it. So an upload is a loop:
 #
-#     call ECR -> name what the answer means (an event) -> look up the next action -> do it
+#     call ECR -> classify the answer as an event -> look up the next action -> do it
 #
-# Naming and looking up is this module's part; the table is TRANSITIONS. Code that acts takes the
-# action by its name, and never concludes it again from byte counts.
+# This module classifies and looks up; the table is ``TRANSITIONS``. The code that acts uses the
+# name of the action and never derives it again from byte counts.
 #
-# The events are
+# An event is one of
 #
-# - a ``Position``: where ECR stands after a part was sent, seen from that part;
-# - what else a part can come to (``UPLOAD_NOT_FOUND``, ``CALL_FAILED``);
-# - what CompleteLayerUpload comes to (``COMPLETED`` to ``CONTENT_DIFFERS``);
-# - what the question whether the layer is there comes to (``LAYER_AVAILABLE`` and so on).
+# - a ``Position``: where ECR stands after a part was sent, relative to that part;
+# - another outcome of a call (``UPLOAD_NOT_FOUND``, ``CALL_FAILED``);
+# - an outcome of CompleteLayerUpload (``COMPLETED`` to ``CONTENT_DIFFERS``);
+# - an outcome of asking whether the layer exists (``LAYER_AVAILABLE`` to ``NOT_COMPLETED``).
 #
-# What follows from an event depends on the kind of upload, one column of the table each:
+# The action also depends on the kind of upload, one column of the table each:
 #
-# - *replayable*: begun here, and the source can be read again from its first byte. Its parts are
-#   known, and anything can be sent again.
-# - *stream*: begun here, and bytes that ECR has confirmed are gone, so a rewind is impossible.
-#   Unconfirmed bytes are held, so continuing is always possible.
-# - *resumed*: from JSON, from a checkpoint, or shared by one. ECR may stand further on than the
-#   session knows, and its parts may be others than those sent here. Always replayable.
+# - *replayable*: started by this call, from a source that can be read again from its first byte.
+#   ECR's parts are known, and every byte can be sent again.
+# - *stream*: started by this call, from a source that can be read only once. Bytes that ECR has
+#   confirmed are gone, so it cannot rewind. Unconfirmed bytes are held, so it can always continue.
+# - *resumed*: loaded from JSON or from a checkpoint, or shared through a checkpoint. ECR may have
+#   more bytes than the session knows, and other parts than were sent here. Always replayable.
 #
-# An upload that cannot be completed any more is *lost*. Before a lost upload is started over,
-# ECR is asked whether the layer is there (``CHECK_LOST``): somebody else may have sent it, or the
-# answer to an earlier Complete may have been lost. The same question, with another consequence,
-# settles a Complete in doubt (``CHECK_COMPLETED``).
+# An upload that can no longer be completed is *lost*. Before a lost upload is started over, ECR is
+# asked whether the layer exists (``CHECK_LOST``): someone else may have uploaded it, or the answer
+# to an earlier Complete may have been lost. The same question, with other consequences, resolves a
+# Complete whose outcome is unknown (``CHECK_COMPLETED``).
 #
-# Every loop is bounded. Answers that bring nothing new are counted in a row (``_MOST_STALLS``),
-# rewinds an upload (``_MOST_REWINDS``) and start-overs a call (``MOST_RESTARTS``). Past a bound
-# the event is ``NO_PROGRESS``, or the action ``FAIL``.
+# Every loop is bounded: answers without progress in a row (``_MAX_STALLS``), rewinds of one upload
+# (``_MAX_REWINDS``), restarts of one call (``MAX_RESTARTS``). Past a bound, the event is
+# ``NO_PROGRESS`` or the action is ``FAIL``.
 
 from __future__ import annotations
 
@@ -46,41 +46,41 @@ from typing import NamedTuple
 
 from typing_extensions import Self
 
-from ecr_parts._validation import name_or_id, shown, whole_number
-from ecr_parts.chunker import Part
-from ecr_parts.notebook import bar
+from ecr_parts._chunker import Part
+from ecr_parts._notebook import parts_bar
+from ecr_parts._validation import check_int, check_name, short_repr
 
 _VERSION = 1
-_MOST_STALLS = 5  # answers in a row that bring nothing
-_MOST_REWINDS = 5  # of one upload, whatever is confirmed in between
-MOST_RESTARTS = 3  # of one call
+_MAX_STALLS = 5  # answers in a row without progress
+_MAX_REWINDS = 5  # of one upload, with or without progress in between
+MAX_RESTARTS = 3  # of one call of ``upload``
 
 
 class Position(Enum):
-    """Where ECR stands after a part was sent, seen from that part."""
+    """Where ECR stands after a part was sent, relative to that part."""
 
-    AT_LAST_BYTE = "all of the part is stored"
-    INSIDE = "a fragment of the part is stored, large enough for a part"
-    INSIDE_TOO_SMALL = "a fragment smaller than a part may be is stored"
+    AT_LAST_BYTE = "the whole part is stored"
+    INSIDE = "a fragment of the part is stored, and it is large enough to be a part"
+    INSIDE_TOO_SMALL = "a fragment of the part is stored, and it is too small to be a part"
     BEFORE = "nothing of the part is stored"
-    FURTHER_BACK = "bytes that ECR had confirmed are gone"
-    PAST_LAST_BYTE = "ECR has more than was sent"
-    OUTSIDE = "no upload of this layer can stand there"
+    FURTHER_BACK = "ECR no longer has bytes that it had confirmed"
+    PAST_LAST_BYTE = "ECR has more bytes than were sent"
+    OUTSIDE = "ECR reports a byte outside the layer"
 
 
 class Event(Enum):
-    """What else a call can come to."""
+    """The other outcomes of a call."""
 
     UPLOAD_NOT_FOUND = "ECR does not have the upload"
     CALL_FAILED = "the call failed"
     NO_PROGRESS = "ECR keeps answering without progress"
-    COMPLETED = "ECR has completed the layer"
+    COMPLETED = "ECR completed the layer"
     COMPLETE_IN_DOUBT = "ECR may have completed the layer"
-    PART_TOO_SMALL = "a part is missing, or too small"
-    CONTENT_DIFFERS = "the bytes that ECR received do not match the digest"
-    LAYER_AVAILABLE = "the layer is there"
-    LAYER_MISSING = "the layer is not there, and its upload is lost"
-    NOT_COMPLETED = "the layer is not there after a Complete in doubt"
+    PART_TOO_SMALL = "a part is missing or too small"
+    CONTENT_DIFFERS = "the bytes ECR received do not match the digest"
+    LAYER_AVAILABLE = "the layer exists"
+    LAYER_MISSING = "the layer does not exist, and its upload is lost"
+    NOT_COMPLETED = "the layer does not exist, although ECR may have completed it"
 
 
 class NextAction(Enum):
@@ -89,12 +89,12 @@ class NextAction(Enum):
     CONTINUE = "continuing after the part"
     CONTINUE_INSIDE = "continuing after the fragment"
     SEND_AGAIN = "sending the part again"
-    REWIND = "going back to where ECR stands"
-    SKIP_FORWARD = "skipping to where ECR stands; the digest proves those bytes at completion"
-    CHECK_COMPLETED = "asking whether the layer was completed"
-    CHECK_LOST = "this upload cannot be completed"
+    REWIND = "going back to the last byte that ECR has"
+    SKIP_FORWARD = "skipping the bytes that ECR has; the digest will verify them"
+    CHECK_COMPLETED = "checking whether the layer was completed"
+    CHECK_LOST = "this upload can no longer be completed"
     START_OVER = "starting over with a new upload"
-    FINISH = "done"
+    FINISH = "the upload is complete"
     FAIL = "giving up"
 
 
@@ -115,28 +115,28 @@ TRANSITIONS: dict[Position | Event, _Row] = {
     Position.FURTHER_BACK: _Row(_A.REWIND, _A.CHECK_LOST, _A.REWIND),
     Position.PAST_LAST_BYTE: _Row(_A.FAIL, _A.FAIL, _A.SKIP_FORWARD),
     Position.OUTSIDE: _Row(_A.FAIL, _A.FAIL, _A.FAIL),
-    # what else comes of a part, or of any call
+    # other outcomes of a call
     Event.UPLOAD_NOT_FOUND: _Row(_A.CHECK_LOST, _A.CHECK_LOST, _A.CHECK_LOST),
     Event.CALL_FAILED: _Row(_A.FAIL, _A.FAIL, _A.FAIL),
     Event.NO_PROGRESS: _Row(_A.FAIL, _A.FAIL, _A.FAIL),
-    # what comes of a Complete
+    # outcomes of CompleteLayerUpload
     Event.COMPLETED: _Row(_A.FINISH, _A.FINISH, _A.FINISH),
     Event.COMPLETE_IN_DOUBT: _Row(_A.CHECK_COMPLETED, _A.CHECK_COMPLETED, _A.CHECK_COMPLETED),
     Event.PART_TOO_SMALL: _Row(_A.FAIL, _A.FAIL, _A.CHECK_LOST),
     Event.CONTENT_DIFFERS: _Row(_A.FAIL, _A.FAIL, _A.CHECK_LOST),
-    # what comes of the question whether the layer is there
+    # whether the layer exists
     Event.LAYER_AVAILABLE: _Row(_A.FINISH, _A.FINISH, _A.FINISH),
     Event.LAYER_MISSING: _Row(_A.START_OVER, _A.FAIL, _A.START_OVER),
     Event.NOT_COMPLETED: _Row(_A.FAIL, _A.FAIL, _A.FAIL),
 }  # fmt: skip
 MOVES = frozenset({_A.CONTINUE, _A.CONTINUE_INSIDE, _A.REWIND, _A.SKIP_FORWARD})
-"""The actions after which the session stands where ECR said that it stands."""
+"""The actions for which the session moves to the byte that ECR reported."""
 
 
 def position(part: Part, last_byte: int, *, layer_size: int | None, min_part: int) -> Position:
     """Where ECR stands if it has the layer up to ``last_byte`` after ``part`` was sent.
 
-    ``last_byte`` is inclusive, -1 for nothing; ``min_part`` is in bytes.
+    ``last_byte`` is inclusive, -1 if ECR has nothing; ``min_part`` is in bytes.
     """
     if last_byte < -1 or (layer_size is not None and last_byte >= layer_size):
         return Position.OUTSIDE
@@ -154,33 +154,36 @@ def position(part: Part, last_byte: int, *, layer_size: int | None, min_part: in
 
 @dataclass(kw_only=True)
 class UploadSession:
-    """Where one upload stands: its upload ID and the last byte ECR has received.
+    """The state of one upload: its upload ID and the last byte ECR has received.
 
-    ``LayerUploader.initiate`` makes one and the uploader moves it in place. It does no I/O: keep
-    it anywhere with ``to_json`` and bring it back with ``from_json``. The names in JSON are the
-    API's own. Raises ``TypeError``/``ValueError`` for what no upload can have.
+    ``LayerUploader.initiate`` creates it, and the uploader updates it in place. It does no I/O:
+    store it anywhere with ``to_json`` and load it with ``from_json``. The names in the JSON are
+    the API's. Raises ``TypeError`` or ``ValueError`` for values that no upload can have.
     """
+
+    __module__ = "ecr_parts"
 
     repository_name: str
     registry_id: str | None = None
-    """The AWS account ID of the registry; ``None`` for the client's own."""
+    """The AWS account ID of the registry; ``None`` for the default registry of the client."""
     upload_id: str
     part_size: int
-    """The size (bytes) of the parts it is sent in."""
+    """The size of the parts, in bytes."""
     last_byte_received: int = -1
-    """The last byte of the layer that ECR has, inclusive; -1: nothing yet."""
+    """The last byte of the layer that ECR has, inclusive; -1 if it has none."""
     layer_digest: str | None = None
     layer_size: int | None = None
-    """Bytes; ``None`` while unknown."""
+    """Bytes; ``None`` if unknown."""
 
-    _begun_here: bool = field(default=False, init=False, repr=False, compare=False)
+    _started_here: bool = field(default=False, init=False, repr=False, compare=False)
+    """Whether nobody else can have sent parts of this upload."""
     _content_verified: bool = field(default=False, init=False, repr=False, compare=False)
-    """Whether every byte sent in this upload came from the source that is being uploaded."""
+    """Whether every byte of this upload came from the source that is being uploaded now."""
     _parts_received: int | None = field(default=None, init=False, repr=False, compare=False)
-    """How many parts ECR has; ``None`` in a text of an earlier version, which does not say."""
+    """The number of parts ECR has; ``None`` if unknown (JSON of earlier versions)."""
     _last_part_size: int | None = field(default=None, init=False, repr=False, compare=False)
-    """Bytes; ``None`` where the last part is not known."""
-    _furthest: int = field(default=-1, init=False, repr=False, compare=False)
+    """Bytes; ``None`` if unknown."""
+    _furthest_byte: int = field(default=-1, init=False, repr=False, compare=False)
     _stalls: int = field(default=0, init=False, repr=False, compare=False)
     _rewinds: int = field(default=0, init=False, repr=False, compare=False)
     _restarts: int = field(default=0, init=False, repr=False, compare=False)
@@ -191,51 +194,47 @@ class UploadSession:
             self._parts_received = 0
 
     def _validate(self) -> None:
-        """``TypeError`` and ``ValueError`` for what no upload can have."""
-        name_or_id("repository_name", self.repository_name)
-        name_or_id("upload_id", self.upload_id)
+        """Raise ``TypeError`` or ``ValueError`` for values that no upload can have."""
+        check_name("repository_name", self.repository_name)
+        check_name("upload_id", self.upload_id)
         for name, value in (("registry_id", self.registry_id), ("layer_digest", self.layer_digest)):
             if value is not None:
-                name_or_id(name, value)
-        whole_number("part_size", self.part_size)
-        whole_number("last_byte_received", self.last_byte_received, at_least=-1)
+                check_name(name, value)
+        check_int("part_size", self.part_size)
+        check_int("last_byte_received", self.last_byte_received, minimum=-1)
         if self.layer_size is not None:
-            whole_number("layer_size", self.layer_size)
-            if self.last_byte_received >= self.layer_size:
-                raise ValueError(
-                    f"last_byte_received is {self.last_byte_received}, and the layer has only "
-                    f"{self.layer_size} bytes"
-                )
+            last_byte = check_int("layer_size", self.layer_size) - 1
+            check_int("last_byte_received", self.last_byte_received, minimum=-1, maximum=last_byte)
 
     @property
     def next_byte(self) -> int:
-        """The first byte that ECR does not have: the next part starts there."""
+        """The first byte that ECR does not have. The next part starts there."""
         return self.last_byte_received + 1
 
-    def _begin(self, upload_id: str, part_size: int) -> None:
-        """Stand at the beginning of a new upload of the same layer."""
-        name_or_id("upload_id", upload_id)
-        whole_number("part_size", part_size)
+    def _start(self, upload_id: str, part_size: int) -> None:
+        """Change to a new upload of the same layer, of which nothing has been sent."""
+        check_name("upload_id", upload_id)
+        check_int("part_size", part_size)
         self.upload_id = upload_id
         self.part_size = part_size
         self.last_byte_received = -1
         self._parts_received = 0
         self._last_part_size = None
-        self._furthest = -1
+        self._furthest_byte = -1
         self._stalls = 0
         self._rewinds = 0
-        self._begun_here = True
+        self._started_here = True
         self._content_verified = True
 
     def _share(self) -> None:
-        """From here on ECR may stand further on than this session knows."""
-        self._begun_here = False
+        """From now on, ECR may have more bytes than this session knows."""
+        self._started_here = False
 
     def _resume(self, part_size: int) -> None:
-        """Continue the upload in a new call, whose parts are of ``part_size`` bytes."""
+        """Continue the upload in a new call, with parts of ``part_size`` bytes."""
         self._count_parts(part_size)
-        self._begun_here = False
-        self._content_verified = False  # a digest from the caller may be another content's
+        self._started_here = False
+        self._content_verified = False  # the caller's digest may be that of another content
         self._stalls = 0
         self._rewinds = 0
         self._restarts = 0
@@ -243,17 +242,18 @@ class UploadSession:
     def _receive(
         self, part: Part, last_byte: int, *, min_part: int, replayable: bool
     ) -> tuple[Position | Event, NextAction]:
-        """Take in that ECR has the layer up to ``last_byte`` after ``part`` was sent.
+        """Process ECR's answer to ``part``: that it has the layer up to ``last_byte``.
 
-        Moves to ``last_byte`` where the action continues from there, and changes nothing
-        otherwise. ``min_part`` is ECR's minimum (bytes); where the service itself answered a
-        smaller part size (test servers do), that one counts. ``ValueError`` for a part that does
-        not start at ``next_byte`` or ends past the layer.
+        Moves to ``last_byte`` if the upload continues from there, and changes no position
+        otherwise. ``min_part`` is ECR's minimum (bytes); if the service itself answered a smaller
+        part size, as test servers do, that is the minimum. Raises ``ValueError`` for a part that
+        does not start at ``next_byte`` or that ends past the layer.
         """
         if part.first_byte != self.next_byte:
             raise ValueError(
-                f"{part} does not start at next_byte, {self.next_byte}: the session was moved by "
-                "another call meanwhile. Use a copy of it, from_json(session.to_json()), in each"
+                f"{part} does not start at next_byte, {self.next_byte}: another call moved the "
+                "session in the meantime. Give each call its own copy, "
+                "UploadSession.from_json(session.to_json())"
             )
         if self.layer_size is not None and part.last_byte >= self.layer_size:
             raise ValueError(f"{part} ends past the layer's {self.layer_size} bytes")
@@ -261,13 +261,13 @@ class UploadSession:
             part, last_byte, layer_size=self.layer_size, min_part=min(min_part, self.part_size)
         )
         action = self._after(where, replayable=replayable)
-        if action in MOVES and last_byte > self._furthest:
-            self._furthest = last_byte
+        if action in MOVES and last_byte > self._furthest_byte:
+            self._furthest_byte = last_byte
             self._stalls = 0
         elif action is not NextAction.CONTINUE:
             self._stalls += 1
         self._rewinds += action is NextAction.REWIND
-        if self._stalls > _MOST_STALLS or self._rewinds > _MOST_REWINDS:
+        if self._stalls > _MAX_STALLS or self._rewinds > _MAX_REWINDS:
             return Event.NO_PROGRESS, self._after(Event.NO_PROGRESS, replayable=replayable)
         if action in MOVES:
             self._move(part, last_byte)
@@ -276,26 +276,26 @@ class UploadSession:
     def _move(self, part: Part, last_byte: int) -> None:
         parts = self._count_parts(self.part_size)
         if last_byte < part.first_byte:
-            # At most as many as there were, and at most as many as fit before it.
+            # At most as many as there were, and at most as many as fit up to this byte.
             self._parts_received = min(parts, -(-(last_byte + 1) // self.part_size))
             self._last_part_size = None
         elif last_byte <= part.last_byte:
             self._parts_received = parts + 1
             self._last_part_size = last_byte - part.first_byte + 1
-        else:  # somebody else sent what follows, in parts like this one
+        else:  # someone else sent the bytes past the part, presumably in parts of its size
             self._content_verified = False
             self._parts_received = parts + 1 - (-(last_byte - part.last_byte) // part.size)
             self._last_part_size = None
         self.last_byte_received = last_byte
 
     def _count_parts(self, part_size: int) -> int:
-        """How many parts ECR has: as counted, or as many of ``part_size`` bytes as fit."""
+        """The number of parts ECR has; if unknown, estimated from a part size in bytes."""
         if self._parts_received is None:
             self._parts_received = -(-self.next_byte // part_size)
         return self._parts_received
 
     def _after(self, event: Position | Event, *, replayable: bool) -> NextAction:
-        """The table's entry for this upload: what to do after ``event``."""
+        """Look up what to do after ``event``."""
         row = TRANSITIONS[event]
         if self._counts_as_resumed(event):
             action = row.resumed
@@ -303,7 +303,7 @@ class UploadSession:
             action = row.replayable if replayable else row.stream
         if action is NextAction.START_OVER:
             self._restarts += 1
-            if self._restarts > MOST_RESTARTS:
+            if self._restarts > MAX_RESTARTS:
                 return NextAction.FAIL
         return action
 
@@ -311,13 +311,13 @@ class UploadSession:
         if event is Event.CONTENT_DIFFERS:
             return not self._content_verified
         if event is Event.PART_TOO_SMALL and self._rewinds:
-            return True  # the parts that ECR has may be others than those sent last
-        return not self._begun_here
+            return True  # ECR may have other parts than those sent last
+        return not self._started_here
 
-    def _ended(self, min_part: int) -> bool:
-        """Whether no part can follow: the last one stored is under the minimum (bytes).
+    def _is_closed(self, min_part: int) -> bool:
+        """Whether no part can follow, because the last one is below ECR's minimum (bytes).
 
-        "All layer parts except the last part should be at least 5MB", as ECR says, at completion.
+        "All layer parts except the last part should be at least 5MB", ECR says at completion.
         """
         return self._last_part_size is not None and self._last_part_size < min(
             min_part, self.part_size
@@ -325,15 +325,15 @@ class UploadSession:
 
     def to_json(self) -> str:
         """The session as one line of JSON, for ``from_json``."""
-        names = _JSON_NAMES | _JSON_OF_PARTS
+        names = _JSON_NAMES | _JSON_NAMES_OF_PARTS
         fields = {key: getattr(self, name) for key, name in names.items()}
         return json.dumps({"version": _VERSION, **fields})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """A session from ``to_json``'s text, also another process's or an older one.
+        """Load a session from the output of ``to_json``, also that of earlier versions.
 
-        Raises ``ValueError`` where the text is no session, or one of a newer version.
+        Raises ``ValueError`` if the text is not a session, or one of a later version.
         """
         try:
             document = json.loads(text)
@@ -344,47 +344,46 @@ class UploadSession:
         version = document["version"]
         if version != _VERSION or not isinstance(version, int) or isinstance(version, bool):
             raise ValueError(
-                f"this upload session has version {shown(version)}, and this library reads "
-                f"version {_VERSION}: use the version of the library that wrote it"
+                f"this upload session has version {short_repr(version)}, but this release of "
+                f"ecr-parts reads version {_VERSION}: use the release that wrote it"
             )
         try:
             session = cls(**{name: document[key] for key, name in _JSON_NAMES.items()})
-            session._know_parts(document.get("partsReceived"), document.get("lastPartSize"))
+            session._set_parts(document.get("partsReceived"), document.get("lastPartSize"))
         except KeyError as error:
             raise ValueError(f"this upload session lacks {error}") from error
         except TypeError as error:
             raise ValueError(f"this upload session is damaged: {error}") from error
         return session
 
-    def _know_parts(self, parts_received: int | None, last_part_size: int | None) -> None:
-        """Take in what a text says of the parts; texts of earlier versions say nothing."""
+    def _set_parts(self, parts_received: int | None, last_part_size: int | None) -> None:
+        """Set what the JSON says about the parts; that of earlier versions says nothing."""
         if parts_received is not None:
-            whole_number("partsReceived", parts_received, at_least=min(1, self.next_byte))
-            if parts_received > self.next_byte:
-                raise ValueError(f"{self.next_byte:,} bytes are not {parts_received:,} parts")
-            self._parts_received = parts_received
+            self._parts_received = check_int(
+                "partsReceived",
+                parts_received,
+                minimum=min(1, self.next_byte),
+                maximum=self.next_byte,
+            )
         if last_part_size is not None:
-            whole_number("lastPartSize", last_part_size)
-            if last_part_size > self.next_byte:
-                raise ValueError(f"lastPartSize is above the {self.next_byte:,} bytes received")
-            self._last_part_size = last_part_size
+            self._last_part_size = check_int("lastPartSize", last_part_size, maximum=self.next_byte)
 
     def _repr_html_(self) -> str:
-        """In a notebook: a bar of the parts that ECR has, and of those that are left."""
-        behind = self.layer_size or self.next_byte + self.part_size
+        """In a notebook: a bar of the parts that ECR has, and of those still to be sent."""
+        end = self.layer_size or self.next_byte + self.part_size
         size = f"{self.layer_size:,}" if self.layer_size else "an unknown number of"
         caption = (
             f"{self.repository_name}, upload {self.upload_id}: "
             f"ECR has {self.next_byte:,} of {size} bytes"
         )
-        return bar(
+        return parts_bar(
             caption,
             range(0, self.next_byte, self.part_size),
-            range(self.next_byte, behind, self.part_size),
+            range(self.next_byte, end, self.part_size),
         )
 
     def __reduce__(self) -> tuple[Callable[[str], Self], tuple[str]]:
-        # A copy is a session resumed: the original may move on.
+        # A copy counts as resumed, because the original may move on.
         return type(self).from_json, (self.to_json(),)
 
 
@@ -397,4 +396,4 @@ _JSON_NAMES = {
     "layerDigest": "layer_digest",
     "layerSize": "layer_size",
 }
-_JSON_OF_PARTS = {"partsReceived": "_parts_received", "lastPartSize": "_last_part_size"}
+_JSON_NAMES_OF_PARTS = {"partsReceived": "_parts_received", "lastPartSize": "_last_part_size"}

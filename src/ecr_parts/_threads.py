@@ -1,20 +1,21 @@
-"""Work in threads of this library, for a caller's thread that only waits.
+"""Tasks that run in threads of this library while the caller's thread waits.
 
-The thread that calls ``upload`` belongs to the caller. A signal handler may raise there, in the
-middle of any call: Ctrl-C does, and so do the time limits of RQ and Celery. Inside botocore such
-an exception is wrapped, taken for a failure of the network, and retried. So two rules hold:
+The thread that calls ``upload`` belongs to the caller. A signal handler may raise an exception
+there, in the middle of any call: Ctrl-C does, and so do the time limits of RQ and Celery. Inside
+botocore, such an exception would be wrapped, mistaken for a network failure, and retried. So there
+are two rules:
 
-1. Whatever may block or fail runs as a ``Task``, in another thread. What it returns or
-   raises is kept there as a value, so the caller's thread needs no ``except`` that might catch
-   somebody else's exception.
-2. The caller's thread waits in ``Lock.acquire(timeout=…)`` and in nothing else. An exception
-   raised inside an ``Event``, ``Condition``, ``Future`` or ``Queue`` can leave its inner lock
-   taken, or come out as ``RuntimeError: release unlocked lock``. ``Thread.start`` waits for an
-   ``Event``, which is why a bare thread starts each thread here.
+1. Whatever may block or fail runs as a ``Task`` in another thread. The task stores what its
+   function returns or raises, so the caller's thread needs no ``except``, which might catch
+   someone else's exception.
+2. The caller's thread waits only in ``Lock.acquire(timeout=…)``. An exception raised inside an
+   ``Event``, ``Condition``, ``Future`` or ``Queue`` can leave its inner lock acquired, or turn
+   into ``RuntimeError: release unlocked lock``. ``Thread.start`` waits for an ``Event``, so each
+   thread here is started by a bare thread.
 
 A task that nobody waits for any more is *abandoned*. A thread cannot be stopped from outside, but
-it asks ``Task.check`` before it begins anything, and that raises ``Abandoned``. Abandoned threads
-are daemons, so they do not keep the process from ending.
+it calls ``Task.check`` before it sends anything, which raises ``Abandoned``. The threads are
+daemons, so they do not keep the process alive.
 """
 
 from __future__ import annotations
@@ -31,28 +32,28 @@ from typing import Any, Generic, TypeVar, cast
 from typing_extensions import Self
 
 _T = TypeVar("_T")
-_WAKES_EVERY = 1.0  # seconds
-_ENDS_AFTER = 5.0  # seconds without a task
+_WAKE_INTERVAL = 1.0  # seconds
+_IDLE_TIMEOUT = 5.0  # seconds after which a thread without a task ends
 _running = threading.local()
 
 
 class Abandoned(BaseException):
-    """Raised in a task's own thread: nobody waits for its result any more."""
+    """Raised in the thread of a task that nobody waits for any more."""
 
 
 class Task(Generic[_T]):
-    """A function that runs in another thread, in a copy of the starter's context."""
+    """A function that runs in another thread, in a copy of the current context variables."""
 
     def __init__(self, function: Callable[[], _T], cancelled: Callable[[], bool]) -> None:
         self.error: BaseException | None = None
         """What the function raised."""
         self.abandoned = False
         self.overdue = False
-        """Whether it was abandoned because it took too long: then what it comes to is ignored."""
+        """Whether it was abandoned because it took too long. Its result is ignored then."""
         self.without_thread = False
-        """Whether no thread could be started: then the thread that waits for the task runs it."""
+        """Whether no thread could be started. The thread that waits for the task runs it then."""
         self.ended = threading.Lock()
-        """Taken until the function has ended."""
+        """Held until the function has ended."""
         self.ended.acquire()
         self._cancelled = cancelled
         self._process = os.getpid()
@@ -62,15 +63,15 @@ class Task(Generic[_T]):
         self._releases: list[Callable[[], object]] = []
 
     def run(self) -> None:
-        """Run the function in this thread, and keep what it returns or raises."""
+        """Run the function in this thread, and store what it returns or raises."""
         before = current_task()
         _running.task = self
         try:
             self.check()
             self._result = self._context.run(self._function)
         except BaseException as error:  # noqa: BLE001  (raised again by ``result``)
-            # Without this frame, whose variables lead back here: a cycle lives until Python
-            # looks for cycles, and this one would hold the part that was sent.
+            # Without this frame, which refers to this task: the cycle would keep the part that
+            # was sent in memory until the garbage collector runs.
             self.error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
         finally:
             _running.task = before
@@ -78,12 +79,12 @@ class Task(Generic[_T]):
             self.release()
 
     def result(self) -> _T:
-        """What the function returned, once: it is not kept. Raises what it raised."""
+        """What the function returned; raises what it raised. Can be called only once."""
         if self.error is not None:
             try:
                 raise self.error
             finally:
-                self.error = None  # or it would lead back to itself, through this frame
+                self.error = None  # this frame, in its traceback, would refer to it: a cycle
         result, self._result = self._result, None
         return cast("_T", result)
 
@@ -98,12 +99,12 @@ class Task(Generic[_T]):
         return self.abandoned or self._cancelled()
 
     def check(self) -> None:
-        """Raise ``Abandoned`` if nobody waits any more: called before anything is begun."""
+        """Raise ``Abandoned`` if nobody waits any more. Called before anything is sent."""
         if self.stopped:
             raise Abandoned
 
     def when_over(self, release: Callable[[], object]) -> None:
-        """Call ``release`` once the task has ended or was abandoned, to free what it holds."""
+        """Call ``release`` when the task has ended or was abandoned, to free what it holds."""
         self._releases.append(release)
 
     def release(self) -> None:
@@ -114,15 +115,15 @@ class Task(Generic[_T]):
 
 
 def current_task() -> Task[Any] | None:
-    """The task that this thread runs."""
+    """The task that the current thread is running."""
     return getattr(_running, "task", None)
 
 
 class _Thread:
-    """A thread that runs one task after another. It ends when it has had none for some seconds.
+    """A thread that runs one task after another, and ends after some seconds without one.
 
-    Kept from task to task, since each new thread would allocate a part's memory anew: 512 MiB
-    over loopback peak at 98 MiB with this, and at 205 with a thread for each task.
+    It is reused because each new thread would allocate memory for a part again: an upload of
+    512 MiB over loopback peaks at 98 MiB with this, and at 205 with one thread a task.
     """
 
     def __init__(self, name: str) -> None:
@@ -131,34 +132,34 @@ class _Thread:
         self._task: Task[Any] | None = None
         self._closing = False
         self._busy = threading.Lock()
-        """Taken while it runs a task, and once it has ended."""
+        """Held while it runs a task, and after it has ended."""
         self._given = threading.Lock()
-        """Released when a task was given."""
+        """Released when it is given a task."""
         self._busy.acquire()
         self._given.acquire()
 
     def start(self, task: Task[Any]) -> None:
-        """Start with ``task``. Returns without waiting for either."""
+        """Start the thread with ``task``, without waiting for either."""
         self._task = task
         try:
             _thread.start_new_thread(self._start, (task,))
         except RuntimeError as error:
-            # "can't start new thread" is raised by C code, so its traceback ends here. One that
-            # goes on was raised by a signal handler.
+            # "can't start new thread" is raised by C code, so its traceback ends in this frame.
+            # Otherwise a signal handler raised the exception.
             if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
                 raise
             _refuse(task)
 
     def give(self, task: Task[Any] | None) -> bool:
-        """Have it run ``task`` too, or end: ``False`` if it is busy, or has ended."""
+        """Make it run ``task``, or end if that is ``None``; ``False`` if it is busy or ended."""
         if self._process != os.getpid() or not self._busy.acquire(blocking=False):
-            return False  # a fork has no threads
+            return False  # after a fork, the child has none of the threads
         self._task = task
         self._given.release()
         return True
 
     def close(self) -> None:
-        """Have it end, once it is not busy."""
+        """Make it end as soon as it is not busy."""
         self._closing = True
         self.give(None)
 
@@ -170,7 +171,7 @@ class _Thread:
                 thread = threading.Thread(target=self._run, name=self._name, daemon=False)
             thread.start()
         except BaseException as error:
-            _refuse(task)  # whatever it was: somebody waits for the task
+            _refuse(task)  # whatever was raised, somebody waits for the task
             if not isinstance(error, RuntimeError):
                 raise
 
@@ -179,20 +180,20 @@ class _Thread:
             self._task = None
             task.run()
             ended, abandoned = task.ended, task.abandoned
-            del task  # with all that it holds
+            del task  # and everything it holds
             if not abandoned:
                 self._busy.release()
             ended.release()
-            # Who takes ``_busy`` decides: a task may have been given since it was released.
+            # Whoever acquires ``_busy`` decides: it may have been given a task since the release.
             if abandoned or (self._closing and self._busy.acquire(blocking=False)):
                 return
             if not self._wait():
                 return
 
     def _wait(self) -> bool:
-        """Wait for a task: ``False`` if none was given, and none will be."""
-        while not self._given.acquire(timeout=_ENDS_AFTER):
-            # Otherwise a task is just being given.
+        """Wait for a task; ``False`` if there was none and the thread is to end."""
+        while not self._given.acquire(timeout=_IDLE_TIMEOUT):
+            # Otherwise it is being given a task right now.
             if self._busy.acquire(blocking=False):  # pragma: no branch  (microseconds)
                 return False
         return True
@@ -204,10 +205,10 @@ def _refuse(task: Task[Any]) -> None:
 
 
 class Waiter:
-    """How the thread of one upload waits: it wakes at least once a second for ``heartbeat``.
+    """How the thread of an upload waits: ``heartbeat`` is called at least once a second.
 
-    What ``heartbeat`` raises ends the wait. Tasks of a waiter whose ``cancelled`` answers ``True``
-    begin nothing any more. Nothing is started before the first task.
+    An exception from ``heartbeat`` ends the wait. Once ``cancelled`` returns ``True``, the tasks
+    of this waiter send nothing any more. No thread is started before the first task.
     """
 
     def __init__(
@@ -227,14 +228,14 @@ class Waiter:
             thread.close()
 
     def start(self, name: str, function: Callable[[], _T]) -> Task[_T]:
-        """Run ``function`` in the thread called ``name``, or in a new one if that is busy."""
+        """Start ``function`` in the thread called ``name``, or in a new one if that is busy."""
         task = Task(function, self.cancelled)
         self._give(name, task)
         return task
 
     def _give(self, name: str, task: Task[Any]) -> None:
         if sys.is_finalizing():  # pragma: no cover  (coverage has ended by then)
-            _refuse(task)  # a thread that waits for the interpreter now waits for ever
+            _refuse(task)  # a thread would wait for the interpreter for ever
             return
         thread = self._threads.get(name)
         if thread is not None:
@@ -245,15 +246,15 @@ class Waiter:
         thread.start(task)
 
     def run(self, name: str, function: Callable[[], _T]) -> _T:
-        """Run ``function`` in another thread, and wait for what it returns or raises."""
+        """Run ``function`` in another thread; return or raise what it returns or raises."""
         return self.wait_for(name, function).result()
 
     def wait_for(
         self, name: str, function: Callable[[], _T], seconds: float = float("inf")
     ) -> Task[_T]:
-        """Run ``function`` in another thread, and wait until it has ended or that took too long.
+        """Run ``function`` in another thread, and wait at most ``seconds`` until it has ended.
 
-        The task is abandoned then, as it is when this is interrupted at any point.
+        Afterwards the task is abandoned, also if an exception interrupts this at any point.
         """
         task = Task(function, self.cancelled)
         try:
@@ -264,7 +265,10 @@ class Waiter:
         return task
 
     def wait(self, task: Task[Any], seconds: float = float("inf")) -> bool:
-        """Wait until ``task`` has ended: ``False`` if it took longer. Abandons it otherwise."""
+        """Wait until ``task`` has ended; ``False`` if that takes longer than ``seconds``.
+
+        Afterwards the task is abandoned: it has ended, or nobody waits for it.
+        """
         ended = False
         try:
             ended = self.acquire(task.ended, seconds)
@@ -274,23 +278,23 @@ class Waiter:
             if ended:
                 task.ended.release()  # for the next wait
         finally:
-            # An assignment, as no signal handler can run between it and the line above.
+            # An assignment, because no signal handler can run between it and the line above.
             task.abandoned = True
             if not ended:
                 task.release()
         return ended
 
     def sleep(self, seconds: float) -> None:
-        """Wait."""
-        never = threading.Lock()
-        never.acquire()
-        self.acquire(never, seconds)
+        """Wait for ``seconds``."""
+        never_released = threading.Lock()
+        never_released.acquire()
+        self.acquire(never_released, seconds)
 
     def acquire(self, lock: threading.Lock, seconds: float = float("inf")) -> bool:
-        """Acquire ``lock``: ``False`` if it took longer."""
+        """Acquire ``lock``; ``False`` if that takes longer than ``seconds``."""
         end = time.monotonic() + seconds
-        while not lock.acquire(timeout=min(_WAKES_EVERY, max(0.0, end - time.monotonic()))):
-            if not time.monotonic() < end:  # nor is it before a NaN
+        while not lock.acquire(timeout=min(_WAKE_INTERVAL, max(0.0, end - time.monotonic()))):
+            if not time.monotonic() < end:  # ``not``, so that NaN ends the wait
                 return False
             self.heartbeat()
         return True

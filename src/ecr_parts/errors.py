@@ -1,72 +1,83 @@
-"""The errors of ecr-parts: one tree, and every error says what to do next.
+"""The error tree of ecr-parts. Every message says what happened, where, and what to do.
 
-Bad arguments are plain ``TypeError`` and ``ValueError``. What a source or a
-``progress`` callback raises (``FileNotFoundError`` for one) stays what it is.
+Bad arguments raise plain ``TypeError`` and ``ValueError``. What a source or a ``progress``
+callback raises (``FileNotFoundError``, for example) is passed on unchanged.
 """
 
-from __future__ import annotations
+# No ``from __future__ import annotations`` here, as in ``_models``.
 
-from typing import TYPE_CHECKING
+from ecr_parts._models import Layer, SentPart
+from ecr_parts._session import UploadSession
+from ecr_parts._validation import to_printable
 
-from ecr_parts._validation import printable
-
-if TYPE_CHECKING:  # annotations only: at run time this room imports nothing of ours
-    from ecr_parts._layer_upload import Layer, SentPart
-    from ecr_parts._session import UploadSession
-
-
-_MOST_LETTERS = 4_000  # of a message
+_MAX_MESSAGE_LENGTH = 4_000  # characters
 
 
 class EcrPartsError(Exception):
-    """The base of every error of this library. All of them can be pickled.
+    """The base class of all errors of this library. All of them can be pickled.
 
-    The message is one line without control characters, whatever ECR or a file name says.
+    The message is one line without control characters, whatever ECR or a file name contains.
     """
 
+    __module__ = "ecr_parts"
+
     def __init__(self, message: str = "") -> None:
-        super().__init__(printable(message, _MOST_LETTERS))
+        super().__init__(to_printable(message, _MAX_MESSAGE_LENGTH))
 
     session: UploadSession | None = None
-    """Where the upload stood, if one had begun: ``upload(session=…)`` goes on from it."""
+    """The upload's state, if one was started: ``upload(session=…)`` resumes it."""
 
     layer: Layer | None = None
-    """Of ``upload_many``: the layer it was."""
+    """From ``upload_many``: the layer that failed."""
 
     parts: tuple[SentPart, ...] = ()
     """The parts that ECR confirmed before the error."""
 
 
 class EmptyLayerError(EcrPartsError, ValueError):
-    """The layer has no bytes, and ECR takes none such.
+    """The layer has no bytes. ECR rejects empty layers.
 
-    Source: ``EmptyUploadException`` of CompleteLayerUpload. OCI's empty
-    descriptor is no way around it here: its content is the 2 bytes ``{}``.
+    Source: ``EmptyUploadException`` of CompleteLayerUpload. OCI's "empty descriptor" is not
+    affected: its content is the 2 bytes ``{}``.
     """
+
+    __module__ = "ecr_parts"
 
 
 class LayerTooLargeError(EcrPartsError, ValueError):
-    """The layer exceeds what ECR allows, or does not fit in parts of the size asked for."""
+    """The layer exceeds ECR's limits, or does not fit in parts of the given size."""
+
+    __module__ = "ecr_parts"
 
 
 class DigestMismatchError(EcrPartsError):
-    """ECR received other bytes than those the digest was made of."""
+    """The bytes ECR received do not match the digest."""
+
+    __module__ = "ecr_parts"
 
 
 class SourceChangedError(EcrPartsError):
-    """The source is not what it was, or what it was said to be: it shrank, grew or ended early."""
+    """The source shrank, grew, was replaced, or ended early."""
+
+    __module__ = "ecr_parts"
 
 
 class CheckpointError(EcrPartsError):
-    """A checkpoint file cannot be read or written. The file is left as it was."""
+    """A checkpoint file cannot be read or written. The file is left unchanged."""
+
+    __module__ = "ecr_parts"
 
 
 class UnexpectedResponseError(EcrPartsError):
-    """ECR's answer makes no sense, so nothing can be concluded from it."""
+    """ECR's answer is malformed or contradicts its earlier answers."""
+
+    __module__ = "ecr_parts"
 
 
 class ServiceError(EcrPartsError):
     """ECR refused a call, or could not be reached within the retries."""
+
+    __module__ = "ecr_parts"
 
     def __init__(
         self,
@@ -84,15 +95,17 @@ class ServiceError(EcrPartsError):
         self.repository_name = repository_name
         self.code = code
         """ECR's error code, e.g. ``"RepositoryNotFoundException"``, or the name of the
-        client's exception where no answer came, e.g. ``"ReadTimeoutError"``."""
+        client's exception if there was no answer, e.g. ``"ReadTimeoutError"``."""
         self.request_id = request_id
-        """AWS's ID of the refused request, to quote to AWS support."""
+        """AWS's ID of the refused request, for AWS support."""
         self.attempts = attempts
-        """How often the call was made."""
+        """How many times the call was made."""
 
 
 class UploadLostError(ServiceError):
-    """ECR no longer has the upload, or not as it was, and this call could not start it over.
+    """ECR no longer has the upload, or lost bytes of it, and it could not be started over.
 
-    Either the source cannot be replayed, or the upload was lost too often.
+    Either the source cannot be read again, or the upload was lost too many times.
     """
+
+    __module__ = "ecr_parts"

@@ -1,4 +1,4 @@
-"""``python -m ecr_parts.testing``: a LocalECR for any SDK, and for the AWS CLI."""
+"""``python -m ecr_parts.testing``: a LocalECR for any SDK and for the AWS CLI."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import signal
 import sys
 import threading
 
-from ecr_parts.testing.server import LocalECR
+from ecr_parts.testing._server import LocalECR
 
 
 def main() -> None:
     """Serve until interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m ecr_parts.testing",
-        description="Serve a LocalECR. Prints its URL, and the environment variables that make the "
-        "AWS SDKs, the AWS CLI and python -m ecr_parts talk to it.",
+        description="Serve a LocalECR. Prints its URL, and the environment variables that point "
+        "the AWS SDKs, the AWS CLI and python -m ecr_parts at it.",
     )
-    parser.add_argument("--port", type=int, default=0, help="0, the default: any free one")
+    parser.add_argument("--port", type=int, default=0, help="the port (default: any free one)")
     parser.add_argument(
         "--repository",
         action="append",
         metavar="NAME",
-        help="a repository that is there from the beginning; may be repeated (default: demo)",
+        help="a repository that exists from the start; may be repeated (default: demo)",
     )
     parser.add_argument(
-        "--slow", type=float, default=0, metavar="SECONDS", help="how late it answers each part"
+        "--slow", type=float, default=0, metavar="SECONDS", help="delay of the answer to each part"
     )
     options = parser.parse_args()
     done = threading.Event()

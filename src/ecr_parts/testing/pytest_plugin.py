@@ -1,4 +1,4 @@
-"""``pytest_plugins = ["ecr_parts.testing.pytest_plugin"]`` gives the fixture ``local_ecr``."""
+"""The fixture ``local_ecr``: ``pytest_plugins = ["ecr_parts.testing.pytest_plugin"]``."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def local_ecr() -> Iterator[LocalECR]:
-    """A running ``LocalECR`` with the repository ``demo``, fresh for each test."""
-    from ecr_parts.testing import LocalECR  # here, so that only its users pay for it
+    """A running ``LocalECR`` with the repository ``demo``, new for each test."""
+    from ecr_parts.testing import LocalECR  # here, so that only tests that use it pay for it
 
     with LocalECR() as ecr:
         yield ecr

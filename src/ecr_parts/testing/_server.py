@@ -8,7 +8,7 @@ import re
 import socket
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -21,41 +21,46 @@ from botocore.config import Config
 from botocore.loaders import Loader, create_loader
 from typing_extensions import Self, override
 
-from ecr_parts.limits import Limits
-from ecr_parts.retry import CLIENT_CONFIG
-from ecr_parts.testing.faults import Fault, Faults, Reply, answer
-from ecr_parts.testing.model import EcrError, Registry, Unknowns
+from ecr_parts._limits import Limits
+from ecr_parts._retry import CLIENT_CONFIG
+from ecr_parts.testing._faults import Fault, Faults, Reply, Response, answer
+from ecr_parts.testing._registry import EcrError, Registry, Unknowns
 
 _TARGETS = {"AmazonEC2ContainerRegistry_V20150921": False, "SpencerFrontendService": True}
 _REGION = "us-east-1"
 _DRIPS_EVERY = 0.05  # seconds
 _LARGEST_REQUEST = 1024**3  # bytes
 _LOOPBACK = re.compile(r"(127(\.[0-9]{1,3}){3}|localhost|\[::1\])(:[0-9]+)?", re.IGNORECASE)
-_SERIALIZATION = b'{"__type": "SerializationException", "message": "No JSON 1.1 request of ECR\'s"}'
+_NOT_A_REQUEST = b'{"__type": "SerializationException", "message": "Not a JSON 1.1 request"}'
 
 
 @dataclass(frozen=True)
 class Call:
     """A call that reached LocalECR."""
 
+    __module__ = "ecr_parts.testing"
+
     operation: str
     first_byte: int | None
-    """Of an UploadLayerPart: the part, inclusive."""
+    """The part of an UploadLayerPart, inclusive."""
     last_byte: int | None
     outcome: str
-    """``"ok"``, or the fault that hit the call, or the code of ECR's error."""
+    """``"ok"``, the fault that hit the call, the code of ECR's error, or ``"replaced"`` for an
+    answer of ``LocalECR.respond``."""
 
 
 class LocalECR:
-    """A strict ECR on loopback, over real HTTP, for tests and trials; its store is memory.
+    """A strict ECR on loopback: real HTTP, storage in memory.
 
     >>> with LocalECR() as ecr:
     ...     client = ecr.client()
 
-    ``repositories`` are there from the beginning. ``limits`` and ``part_size`` (bytes) are ECR's
-    own unless given: small ones make small tests. ``unknowns`` says how it behaves where nobody
-    knows how ECR does. ``slow`` is how late a slow answer comes (seconds).
+    ``repositories`` exist from the start. ``limits`` and ``part_size`` (bytes) default to ECR's
+    own; small ones make small tests. ``unknowns`` selects its behaviour where that of ECR is not
+    known. ``slow`` is the delay of the fault ``"slow"`` (seconds). ``port`` 0 is any free port.
     """
+
+    __module__ = "ecr_parts.testing"
 
     def __init__(
         self,
@@ -70,9 +75,9 @@ class LocalECR:
         self.registry = Registry(
             repositories, limits=limits, part_size=part_size, unknowns=unknowns
         )
-        """The model behind it, to look into."""
+        """What it stores."""
         self.calls: list[Call] = []
-        """Every call so far, in order."""
+        """All calls so far, in order."""
         self._faults = Faults()
         self._unknowns = unknowns or Unknowns()
         self._slow = slow
@@ -82,10 +87,14 @@ class LocalECR:
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
+    def __repr__(self) -> str:
+        state = "not running" if self._server is None else f"at {self.endpoint_url}"
+        return f"<LocalECR {state}, repositories {', '.join(self.registry.repositories)}>"
+
     def start(self) -> None:
-        """Listen on a free port of 127.0.0.1 (or the one given)."""
+        """Start to listen on 127.0.0.1."""
         if self._server is not None:
-            raise RuntimeError("this LocalECR is running already")
+            raise RuntimeError("this LocalECR is already running")
         self._stopped.clear()
         self._server = _Server(self, self._port)
         self._thread = threading.Thread(
@@ -94,7 +103,7 @@ class LocalECR:
         self._thread.start()
 
     def stop(self) -> None:
-        """Break every connection and end every thread; what is stored stays."""
+        """Close all connections and end all threads. What is stored is kept."""
         if self._server is None or self._thread is None:
             return
         self._stopped.set()
@@ -113,15 +122,15 @@ class LocalECR:
 
     @property
     def endpoint_url(self) -> str:
-        """Where it listens."""
+        """The URL for clients."""
         if self._server is None:
-            raise RuntimeError("this LocalECR is not running: start it first")
+            raise RuntimeError("this LocalECR is not running: call start(), or use it in a with")
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def client(self, service: str = "ecr", **kwargs: object) -> BaseClient:
-        """A botocore client for it (``"ecr"`` or ``"ecr-public"``), made with ``CLIENT_CONFIG``.
+        """A botocore client for it (``"ecr"`` or ``"ecr-public"``), with ``CLIENT_CONFIG``.
 
-        ``kwargs`` are ``create_client``'s and go before what is set here.
+        ``kwargs`` are passed to ``create_client`` and override what is set here.
         """
         settings: dict[str, Any] = {
             "region_name": _REGION,
@@ -137,7 +146,7 @@ class LocalECR:
         return client
 
     def environ(self) -> dict[str, str]:
-        """Environment variables that make the AWS SDKs and the AWS CLI talk to it."""
+        """Environment variables that point the AWS SDKs and the AWS CLI at it."""
         return {
             "AWS_ENDPOINT_URL_ECR": self.endpoint_url,
             "AWS_ENDPOINT_URL_ECR_PUBLIC": self.endpoint_url,
@@ -151,37 +160,62 @@ class LocalECR:
         }
 
     def fail(self, operation: str, fault: Fault, *, call: int = 1, times: int = 1) -> None:
-        """Let ``fault`` hit ``times`` calls of ``operation``, from the ``call``-th from now on."""
+        """Let ``fault`` hit ``times`` calls of ``operation``; ``call=1`` is the next one."""
         with self._lock:
-            self._faults.fail(operation, fault, call=call, times=times)
+            self._faults.plan(operation, fault, call=call, times=times)
+
+    def respond(
+        self,
+        operation: str,
+        answer: Mapping[str, object] | bytes | EcrError,
+        *,
+        status: int = 200,
+        call: int = 1,
+        times: int = 1,
+    ) -> None:
+        """Answer ``times`` calls of ``operation`` with ``answer``; ``call=1`` is the next one.
+
+        ``answer`` is a JSON object, the body as it is, or an ``EcrError``. An ``EcrError`` has a
+        status of its own and the call is not carried out; otherwise it is, before it is answered.
+        """
+        with self._lock:
+            self._faults.plan(operation, Response(answer, status), call=call, times=times)
+
+    def calls_of(self, operation: str) -> list[Call]:
+        """The calls of ``operation`` so far, in order."""
+        return [call for call in self.calls if call.operation == operation]
 
     def layer(self, repository: str, digest: str) -> bytes:
-        """A completed layer's bytes; ``KeyError`` where there is none."""
+        """The bytes of a completed layer; ``KeyError`` if there is none."""
         with self._lock:
             layers = self.registry.repositories[repository].layers
             if digest not in layers:
                 raise KeyError(f"repository {repository!r} has no layer {digest}")
             return b"".join(layers[digest].blobs)
 
-    def _next_fault(self, operation: str) -> Fault | None:
+    def _next_planned(self, operation: str) -> Fault | Response | None:
         with self._lock:
             return self._faults.next(operation)
 
     def _keep_fragment(self, body: bytes) -> None:
-        """What is stored of a request whose connection broke."""
+        """Store what arrived of a request whose connection broke, if that is switched on."""
         if self._unknowns.broken_part == "fragment":
-            with self._lock, suppress(EcrError):  # it may be no part, or in the wrong place
+            with self._lock, suppress(EcrError):  # it may be another call, or at the wrong byte
                 self.registry.call("UploadLayerPart", _fragment(body))
 
     def _answer(
-        self, operation: str, parameters: dict[str, object], fault: Fault | None, public: bool
+        self,
+        operation: str,
+        parameters: dict[str, object],
+        planned: Fault | Response | None,
+        public: bool,
     ) -> Reply:
         with self._lock:
             reply = answer(
                 self.registry,
                 operation,
                 parameters,
-                fault,
+                planned,
                 public=public,
                 error_namespace=self._unknowns.error_namespace,
             )
@@ -208,7 +242,7 @@ class _Server(ThreadingHTTPServer):
 
     @override
     def process_request(self, request: Any, client_address: Any) -> None:
-        # Daemons, so that one that nobody stopped keeps no program from ending.
+        # Daemons, so that a server that was not stopped does not keep the process alive.
         handler = threading.Thread(
             target=self.process_request_thread, args=(request, client_address), daemon=True
         )
@@ -223,7 +257,7 @@ class _Server(ThreadingHTTPServer):
 
     @override
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no error of the server's."""
+        """Ignore clients that closed their connection."""
 
     def break_connections(self) -> None:
         for connection in list(self._connections):
@@ -234,43 +268,43 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # head and body leave together: two writes would wait for acknowledgement
+    wbufsize = -1  # buffered: header and body in separate packets would cost a round trip
     server: _Server
 
     @override
     def finish(self) -> None:
-        with suppress(OSError):  # what is left in the buffer of a client that went away
+        with suppress(OSError):  # the client has closed its connection
             super().finish()
         self.rfile.close()
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
         if not length:
-            return self._refuse(411, "A request needs a Content-Length, and must not be chunked")
+            return self._refuse(411, "A request needs Content-Length and must not be chunked")
         if not re.fullmatch(r"[0-9]{1,15}", length) or int(length) > _LARGEST_REQUEST:
-            return self._refuse(400, "Content-Length is not the length of a request of ECR's")
+            return self._refuse(400, "Content-Length is malformed or too large")
         return self._answer(int(length))
 
     def _answer(self, length: int) -> None:
         ecr = self.server.ecr
         service, _, operation = self.headers.get("X-Amz-Target", "").partition(".")
-        fault = ecr._next_fault(operation)
-        body = self.rfile.read(length // 2 if fault == "reset" else length)
-        # A browser sends the host of a page whose name resolves to 127.0.0.1.
+        planned = ecr._next_planned(operation)
+        body = self.rfile.read(length // 2 if planned == "reset" else length)
+        # Web pages whose host name resolves to 127.0.0.1 must not reach it from a browser.
         if not _LOOPBACK.fullmatch(self.headers.get("Host", "")):
             return self._refuse(400, "LocalECR serves this machine only: Host must be loopback")
         if len(body) < length:
             ecr._keep_fragment(body)
-            fault, body = "reset", b"{}"
+            planned, body = "reset", b"{}"
         try:
             parameters = _parameters(body)
             public = _TARGETS[service]
         except (KeyError, RecursionError, TypeError, ValueError) as error:
-            return self._send(Reply(400, _SERIALIZATION, repr(error)))
-        return self._send(ecr._answer(operation, parameters, fault, public))
+            return self._send(Reply(400, _NOT_A_REQUEST, repr(error)))
+        return self._send(ecr._answer(operation, parameters, planned, public))
 
     def _refuse(self, status: int, message: str) -> None:
-        """Refuse what no SDK sends. The connection ends, as a body may be left on it."""
+        """Refuse what no SDK sends, and close the connection, whose body has not been read."""
         self.close_connection = True
         body = {"__type": "InvalidParameterException", "message": message}
         self._send(Reply(status, json.dumps(body).encode(), "refused"))
@@ -278,7 +312,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, reply: Reply) -> None:
         if reply.delivery in ("request_lost", "reset", "lost"):
             if reply.delivery == "reset":
-                # Closed with unsent data discarded: the client sees a reset.
+                # Closing then discards unsent data, and the client sees a reset.
                 linger = struct.pack("ii", 1, 0)
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             self.close_connection = True
@@ -304,19 +338,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     @override
     def log_message(self, format: str, *args: Any) -> None:
-        """Quiet: ``LocalECR.calls`` tells what was called."""
+        """Log nothing: ``LocalECR.calls`` has the calls."""
 
 
 @cache
 def _loader() -> Loader:
-    """Shared, because reading the API's description is what a client costs."""
+    """Shared, because most of a client's cost is loading the API's description."""
     return create_loader()
 
 
 def _parameters(body: bytes) -> dict[str, Any]:
     parameters: Any = json.loads(body)
     if not isinstance(parameters, dict):
-        raise TypeError("a request is a JSON object")
+        raise TypeError("a request must be a JSON object")
     blob = parameters.get("layerPartBlob")
     if isinstance(blob, str):
         parameters["layerPartBlob"] = base64.b64decode(blob, validate=True)
@@ -324,7 +358,7 @@ def _parameters(body: bytes) -> dict[str, Any]:
 
 
 def _fragment(body: bytes) -> dict[str, Any]:
-    """The beginning of a part, from the beginning of a request; empty if there is none."""
+    """The parameters of a request of which only the start arrived; empty if it has no blob."""
     base64_text = body.rpartition(b'"')[2]
     try:
         fragment = _parameters(body[: len(body) - len(base64_text) % 4] + b'"}')
@@ -336,5 +370,5 @@ def _fragment(body: bytes) -> dict[str, Any]:
 
 
 def _shut(connection: socket.socket) -> None:
-    with suppress(OSError):  # the other side may have been first
+    with suppress(OSError):  # the client may have closed it already
         connection.shutdown(socket.SHUT_RDWR)

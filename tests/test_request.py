@@ -23,7 +23,7 @@ from helpers import PATIENT, SMALL, bytes_of, digest_of
 
 import ecr_parts._request
 from ecr_parts import CLIENT_CONFIG, LayerUploader
-from ecr_parts._request import PreparedBlob, attach, prepare
+from ecr_parts._request import EncodedBlob, accept_encoded_blobs, encode_blob
 from ecr_parts.testing import Fault, LocalECR
 
 BLOB = bytes_of(45)
@@ -239,7 +239,7 @@ def test_a_handler_that_changes_the_parameters_is_heard(ecr: LocalECR) -> None:
 
 def test_a_stubber_sees_the_bytes() -> None:
     client: Any = botocore.session.Session().create_client("ecr", region_name="us-east-1")
-    assert attach(client)
+    assert accept_encoded_blobs(client)
     parameters: dict[str, Any] = {
         "repositoryName": "demo", "uploadId": "u-1", "partFirstByte": 0, "partLastByte": 44,
     }  # fmt: skip
@@ -250,7 +250,7 @@ def test_a_stubber_sees_the_bytes() -> None:
                 {"lastByteReceived": 44},
                 {**parameters, "layerPartBlob": expected},
             )
-        blob = prepare(parameters, BLOB)
+        blob = encode_blob(parameters, BLOB)
         client.upload_layer_part(**parameters, layerPartBlob=blob)
         with pytest.raises(AssertionError, match="layerPartBlob"):
             client.upload_layer_part(**parameters, layerPartBlob=blob)
@@ -258,17 +258,17 @@ def test_a_stubber_sees_the_bytes() -> None:
 
 def test_a_prepared_blob_is_sent_from_any_thread(ecr: LocalECR) -> None:
     client: Any = ecr.client()
-    assert attach(client)
+    assert accept_encoded_blobs(client)
     upload_id = client.initiate_layer_upload(repositoryName="demo")["uploadId"]
     names = {"repositoryName": "demo", "uploadId": upload_id}
     parameters: Any = {**names, "partFirstByte": 0, "partLastByte": 7}
-    client.upload_layer_part(**parameters, layerPartBlob=prepare(parameters, BLOB[:8]))
+    client.upload_layer_part(**parameters, layerPartBlob=encode_blob(parameters, BLOB[:8]))
     client.complete_layer_upload(**names, layerDigests=[digest_of(BLOB[:8])])
     assert ecr.layer("demo", digest_of(BLOB[:8])) == BLOB[:8]
 
 
 def test_an_encoded_blob_equals_its_bytes() -> None:
-    blob = prepare({"repositoryName": "demo"}, memoryview(BLOB))
+    blob = encode_blob({"repositoryName": "demo"}, memoryview(BLOB))
     assert blob == BLOB
     assert blob == BLOB
     assert blob != BLOB[:-1]
@@ -281,7 +281,7 @@ def test_an_encoded_blob_equals_its_bytes() -> None:
 
 @pytest.mark.parametrize("name", ["ünï/code", 'quo"ted', "plain"])
 def test_the_envelope_is_json_whatever_the_names(name: str) -> None:
-    blob = prepare({"repositoryName": name, "partFirstByte": 0}, BLOB)
+    blob = encode_blob({"repositoryName": name, "partFirstByte": 0}, BLOB)
     document = json.loads(blob.body)
     assert document["repositoryName"] == name
     assert blob.sha256 == hashlib.sha256(blob.body).hexdigest()
@@ -303,7 +303,7 @@ def test_other_clients_get_plain_bytes(mocker: Any) -> None:
 def test_a_service_that_speaks_no_json_gets_plain_bytes(ecr: LocalECR) -> None:
     client: Any = ecr.client()
     vars(client.meta.service_model)["resolved_protocol"] = "smithy-rpc-v2-cbor"
-    assert not attach(client)
+    assert not accept_encoded_blobs(client)
 
 
 def test_pybase64_is_used_where_it_is_installed(
@@ -383,6 +383,6 @@ def test_a_failed_attempt_keeps_no_part(fault: Any) -> None:
         try:
             ecr.fail("UploadLayerPart", fault, times=2)
             uploader.upload(BLOB)
-            assert [thing for thing in gc.get_objects() if type(thing) is PreparedBlob] == []
+            assert [thing for thing in gc.get_objects() if type(thing) is EncodedBlob] == []
         finally:
             gc.enable()

@@ -37,7 +37,7 @@ from ecr_parts import (
     default_retrying,
 )
 from ecr_parts._failures import last_valid_byte
-from ecr_parts.retry import is_transient
+from ecr_parts._retry import is_transient
 from ecr_parts.testing import LocalECR, Unknowns
 
 BLOB = bytes_of(45)
@@ -125,7 +125,7 @@ def test_where_ecr_stands_after_a_refusal(fields: dict[str, Any], last_byte: int
 
 def answering(operation: str, body: bytes, status: int = 200, *, times: int = 10**6) -> Any:
     """A client for a LocalECR whose answers to ``operation`` are ``body``, from now on."""
-    from ecr_parts.testing.faults import Reply
+    from ecr_parts.testing._faults import Reply
 
     class Lying(LocalECR):
         lies = 0
@@ -258,7 +258,7 @@ def test_a_credential_with_a_line_break_is_said_and_not_shown(
 ) -> None:
     caplog.set_level(logging.DEBUG, "ecr_parts")
     uploader = LayerUploader(ecr.client(**{name: "SECRET\n"}), "demo", retrying=PATIENT)
-    with pytest.raises(ServiceError, match="its credentials for a line break") as raised:
+    with pytest.raises(ServiceError, match="its credentials for line breaks") as raised:
         uploader.upload(BLOB)
     assert raised.value.attempts == 1
     assert "SECRET" not in str(raised.value)
@@ -498,8 +498,8 @@ def test_a_policy_that_looks_at_the_exception(ecr: LocalECR) -> None:
         LayerUploader(lagging.client(), "demo", limits=SMALL, retrying=retrying).upload(BLOB)
     assert seen == [
         ("complete_layer_upload", "ConnectionClosedError"),
-        ("sizes_there", "NotListedError"),
-        ("sizes_there", "NotListedError"),
+        ("existing_sizes", "NotListedError"),
+        ("existing_sizes", "NotListedError"),
     ]
     ecr.fail("InitiateLayerUpload", "access_denied")
     with pytest.raises(ServiceError, match="AccessDenied"):
@@ -591,7 +591,7 @@ def test_certificates_that_cannot_be_used_are_no_matter_of_the_network(
         bundle.mkdir()
     url = ecr.endpoint_url.replace("http:", "https:")
     uploader = LayerUploader(ecr.client(endpoint_url=url, verify=str(bundle)), "demo")
-    with pytest.raises(ServiceError, match="of verify or AWS_CA_BUNDLE") as raised:
+    with pytest.raises(ServiceError, match="in verify or AWS_CA_BUNDLE") as raised:
         uploader.initiate()
     assert raised.value.attempts == 1
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from helpers import bytes_of, digest_of, shown_by, shown_on_a_terminal
 
-from ecr_parts.command import _Terminal
+from ecr_parts._cli import _Terminal
 from ecr_parts.testing import LocalECR
 
 MIB = 1024 * 1024
@@ -67,12 +67,12 @@ def test_the_digest_on_standard_output_and_the_rest_on_standard_error(
     assert ecr.layer("demo", DIGEST) == BLOB
     lost, had, there = err.splitlines()
     assert "bytes 5242880-10485759, attempt 1: ConnectionClosedError" in lost
-    assert "attempt 2: ECR refused the part, as it has the layer up to byte 10485759" in had
-    assert there == "demo has it now: 12,582,912 bytes, 3 parts sent"
+    assert "attempt 2: ECR refused the part and has the layer up to byte 10485759" in had
+    assert there == "layer uploaded to demo: 12,582,912 bytes, 3 parts sent"
 
     status, out, err = run(ecr, path, "demo")
     assert (status, out) == (0, f"{DIGEST}\n")
-    assert err == "demo had it already: 12,582,912 bytes, 0 parts sent\n"
+    assert err == "layer already exists in demo: 12,582,912 bytes, 0 parts sent\n"
 
 
 def test_standard_input(ecr: LocalECR, path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_bar_on_a_terminal_and_ctrl_c(ecr: LocalECR, path: Path, tmp_path: Pat
     terminal, its_end = pty.openpty()
     with start(ecr, *command, stderr=its_end) as process:
         os.close(its_end)
-        shown = shown_by(terminal, "next attempt follows")
+        shown = shown_by(terminal, "trying again in")
         process.send_signal(signal.SIGINT)
         shown += shown_by(terminal)
         out, _ = process.communicate()
@@ -115,7 +115,7 @@ def test_a_bar_on_a_terminal_and_ctrl_c(ecr: LocalECR, path: Path, tmp_path: Pat
     assert "\r\x1b[K[############------------------]  42%  5.0 of 12.0 MiB  " in shown
     assert "\r\x1b[KUploadLayerPart in repository 'demo', bytes 5242880-10485759, attempt" in shown
     last = shown.splitlines()[-1]
-    assert last == "interrupted. Run the same command again: it goes on at byte 5,242,880"
+    assert last == "interrupted. Run the same command again to resume at byte 5,242,880"
 
     ecr.calls.clear()
     status, out_again, err = run(ecr, *command)
@@ -137,7 +137,7 @@ def test_a_stream_of_unknown_size_on_a_terminal(ecr: LocalECR) -> None:
     assert "\r\x1b[K5.0 MiB  " in shown
     assert "Traceback" not in shown
     assert shown.splitlines()[-1].endswith(
-        "policy. Run it again, from the beginning: only --checkpoint keeps how far it was"
+        "policy. Run the command again to start over; with --checkpoint it would resume"
     )
 
 
@@ -145,9 +145,12 @@ def test_a_stream_of_unknown_size_on_a_terminal(ecr: LocalECR) -> None:
     ("arguments", "said"),
     [
         (["missing", "demo"], "error: [Errno 2] No such file or directory: 'missing'\n"),
-        (["-", "demo"], "error: the layer is empty, and ECR takes no layer of 0 bytes: leave it"),
+        (["-", "demo"], "error: the layer is empty, and ECR rejects empty layers: leave it"),
         (["-", "demo", "--digest", "sha256:1"], "error: digest must be 'sha256:' and 64 "),
-        (["-", "demo", "--checkpoint", "c"], "error: only a source that can be read again can be"),
+        (
+            ["-", "demo", "--checkpoint", "c"],
+            "error: session and checkpoint require ",
+        ),
         (["-", ""], "error: repository_name must not be empty\n"),
         (
             ["-", "demo", "--endpoint-url", "foo"],
@@ -159,10 +162,13 @@ def test_a_stream_of_unknown_size_on_a_terminal(ecr: LocalECR) -> None:
         (["-", "demo", "--region", "a b"], "supported format. Check the AWS configuration"),
         ([__file__, "none"], "the client's region\n"),
         ([__file__, "none", "--checkpoint", "c"], "the client's region\n"),
-        ([__file__, "demo", "--checkpoint", __file__], "the checkpoint is the layer's own file"),
+        (
+            [__file__, "demo", "--checkpoint", __file__],
+            "checkpoint must be another file",
+        ),
         (
             [__file__, "demo", "--checkpoint", os.devnull],
-            "/dev/null' is not a regular file: name another",
+            "/dev/null' is not a regular file: use another",
         ),
     ],
 )
@@ -181,16 +187,16 @@ def test_an_error_says_where_the_checkpoint_goes_on(
     ecr.fail("UploadLayerPart", "access_denied", call=2)
     status, _, err = run(ecr, *command)
     assert status == 1
-    assert err.endswith("IAM policy. Run the same command again: it goes on at byte 5,242,880\n")
+    assert err.endswith("IAM policy. Run the same command again to resume at byte 5,242,880\n")
 
     ecr.fail("BatchCheckLayerAvailability", "expired_token")  # before anything is resumed
     status, _, err = run(ecr, *command)
-    assert err.endswith("at byte 5,242,880, if the checkpoint is of this layer\n")
+    assert err.endswith("at byte 5,242,880 if the checkpoint is of this layer\n")
 
     checkpoint.write_text("{")
     status, _, err = run(ecr, *command)
     assert status == 1
-    assert err.endswith("Name another file; or, if it was one, delete it to start over\n")
+    assert err.endswith("Use another file, or delete this one to start over\n")
     assert checkpoint.read_text() == "{"
 
 
@@ -202,7 +208,7 @@ def test_a_standard_output_that_is_closed_is_an_error(ecr: LocalECR, path: Path)
         _, err = process.communicate()
     assert process.returncode == 1
     assert err.decode().splitlines() == [
-        "demo has it now: 12,582,912 bytes, 3 parts sent",
+        "layer uploaded to demo: 12,582,912 bytes, 3 parts sent",
         "error: [Errno 32] Broken pipe",
     ]
 
@@ -219,7 +225,7 @@ def test_other_standard_streams_that_are_closed_are_errors(ecr: LocalECR, path: 
     for redirection, file in ((">&-", path), ("<&-", "-")):
         status, out, err = run_redirected(ecr, redirection, file, "demo")
         assert (status, out) == (1, "")
-        assert err == "error: standard output, or the standard input to upload, is closed\n"
+        assert err == "error: standard output or standard input is closed: leave it open\n"
     assert ecr.calls == []
 
 
@@ -242,7 +248,7 @@ def test_ctrl_c_that_is_ignored_stays_ignored(ecr: LocalECR, path: Path) -> None
         stderr=subprocess.PIPE,
     ) as process:
         assert process.stderr is not None
-        assert b"next attempt follows" in process.stderr.readline()
+        assert b"trying again in" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate()
     assert (process.returncode, out.decode()) == (0, f"{DIGEST}\n")
@@ -282,12 +288,12 @@ def test_ctrl_c_before_anything_is_confirmed(ecr: LocalECR, path: Path) -> None:
     ecr.fail("BatchCheckLayerAvailability", "throttled", times=4)
     with start(ecr, path, "demo") as process:
         assert process.stderr is not None
-        assert b"next attempt follows" in process.stderr.readline()
+        assert b"trying again in" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         _, err = process.communicate()
     assert process.returncode == 130
     last = err.decode().splitlines()[-1]
-    assert last == "interrupted. ECR has confirmed nothing yet: run it again"
+    assert last == "interrupted. Nothing was sent yet: run the command again"
 
 
 def test_a_wrong_command_line(ecr: LocalECR) -> None:

@@ -1,6 +1,6 @@
-"""ECR's rules for uploads and images, as far as they are known. Pure: no I/O, no clock."""
+"""ECR's rules for uploads and images, as far as they are known. No I/O, no clock."""
 
-from __future__ import annotations
+# No ``from __future__ import annotations`` here, as in ``ecr_parts._models``.
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
-from ecr_parts.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
+from ecr_parts._limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
 
 REGISTRY_ID = "012345678910"
 """The account that owns the registry, as in the examples of the AWS documentation."""
@@ -39,35 +39,39 @@ _INDEXES = (
 
 @dataclass(frozen=True)
 class Unknowns:
-    """What nobody outside AWS knows of ECR's layer uploads, each as a switch.
+    """What is not known about ECR's layer uploads outside AWS: a switch for each.
 
-    A client should work with every value of each. The first one named is the default.
+    A client should work with every value of each switch.
     """
 
+    __module__ = "ecr_parts.testing"
+
     nothing_stored: Literal[-1, 0, "absent"] = -1
-    """``lastValidByteReceived`` of a refused part, when nothing of the layer is stored."""
+    """``lastValidByteReceived`` of a refused part if nothing of the layer is stored."""
     completed_again: Literal["UploadNotFoundException", "LayerAlreadyExistsException"] = (
         "UploadNotFoundException"
     )
-    """What a second Complete of the same upload is refused with."""
+    """The error of a second CompleteLayerUpload of the same upload."""
     missing_layers: Literal["failures", "layers", "failures alone"] = "failures"
-    """Where BatchCheckLayerAvailability lists a missing layer: among the failures, or among the
-    layers as ``UNAVAILABLE``; or among the failures, and a list of no layers is left out."""
+    """Where BatchCheckLayerAvailability lists a missing layer: in ``failures``, or in ``layers`` as
+    ``UNAVAILABLE``. With ``"failures alone"``, an empty ``layers`` is left out of the answer."""
     availability_lag: int = 0
-    """For how many questions a completed layer still counts as missing."""
+    """How many times a completed layer is still reported as missing."""
     broken_part: Literal["nothing", "fragment"] = "nothing"
-    """What is stored of a part whose connection breaks while it is sent."""
+    """What is stored of a part if the connection breaks while it is sent."""
     last_byte_received: Literal["in the layer", "in the part"] = "in the layer"
-    """Where ``lastByteReceived`` is counted. AWS's reference says "in the request"."""
+    """Where ``lastByteReceived`` counts from. AWS's reference says "in the request"."""
     largest_part: int | None = None
-    """The largest part taken (bytes); ``None``: the limits'. AWS's API page and its quotas page
-    say 20,971,520 and 10,485,760."""
+    """The largest part that is accepted (bytes); ``None`` for that of the limits. AWS's API page
+    says 20,971,520, its quotas page 10,485,760."""
     error_namespace: str = ""
-    """What stands before the ``#`` in an error's ``__type``; without one there is no ``#``."""
+    """The part before the ``#`` in an error's ``__type``; if empty, there is no ``#``."""
 
 
 class EcrError(Exception):
-    """An error as ECR answers it."""
+    """An error that ECR answers: its code, its message and further members of the answer."""
+
+    __module__ = "ecr_parts.testing"
 
     def __init__(self, code: str, message: str, **fields: object) -> None:
         super().__init__(message)
@@ -88,11 +92,11 @@ class Layer:
 
 @dataclass
 class Upload:
-    """An upload that is not completed."""
+    """An upload that has not been completed."""
 
     blobs: list[bytes] = field(default_factory=list)
     size: int = 0
-    hash: hashlib._Hash = field(default_factory=hashlib.sha256)
+    hash: "hashlib._Hash" = field(default_factory=hashlib.sha256)
 
     def store(self, blob: bytes) -> None:
         """Append a part."""
@@ -103,20 +107,20 @@ class Upload:
 
 @dataclass
 class Repository:
-    """What one repository holds."""
+    """The content of a repository."""
 
     immutable_tags: bool = False
     uploads: dict[str, Upload] = field(default_factory=dict)
     completed: set[str] = field(default_factory=set)
     layers: dict[str, Layer] = field(default_factory=dict)
     manifests: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """By digest: the manifest as it was put, and its media type."""
+    """By digest: the manifest's text and its media type."""
     tags: dict[str, str] = field(default_factory=dict)
-    """By tag: the manifest's digest."""
+    """By tag: the digest of the manifest."""
 
 
 class _Request:
-    """A request's parameters, each asked for by its type."""
+    """The parameters of a request, checked for their types."""
 
     def __init__(self, parameters: Mapping[str, object], limits: Limits) -> None:
         self._parameters = parameters
@@ -157,7 +161,7 @@ class _Request:
         return value
 
     def echo(self, **fields: object) -> dict[str, object]:
-        """An answer that begins with what was asked about."""
+        """An answer that repeats the registry ID and the repository name."""
         return {
             "registryId": self.registry_id,
             "repositoryName": self.repository_name,
@@ -166,11 +170,13 @@ class _Request:
 
 
 class Registry:
-    """A registry. ``call`` is its API: each operation gives an answer or an ``EcrError``.
+    """A registry in memory. ``call`` is its API.
 
-    ``limits`` are ECR's and ECR Public's own unless given; ``part_size`` (bytes) is what
-    InitiateLayerUpload answers, 10 MiB or the most the limits allow.
+    ``limits`` defaults to those of ECR or ECR Public. ``part_size`` (bytes) is what
+    InitiateLayerUpload answers, by default 10 MiB or the maximum of ``limits``.
     """
+
+    __module__ = "ecr_parts.testing"
 
     def __init__(
         self,
@@ -183,7 +189,7 @@ class Registry:
         self.repositories = {name: Repository() for name in repositories}
         for name in self.repositories:
             if not _REPOSITORY_NAME.fullmatch(name):
-                raise ValueError(f"a repository cannot be called {name!r}")
+                raise ValueError(f"{name!r} is not a valid repository name")
         self._limits = limits
         most = limits.max_part if limits else ECR_LIMITS.max_part
         self._part_size = part_size or min(_PART_SIZE, most)
@@ -203,7 +209,7 @@ class Registry:
     def call(
         self, operation: str, parameters: Mapping[str, object], *, public: bool = False
     ) -> dict[str, object]:
-        """What ECR (or ECR Public) answers. A blob among the parameters is ``bytes``."""
+        """The answer of ECR or ECR Public. ``layerPartBlob`` is ``bytes``. Raises ``EcrError``."""
         if operation not in self._operations or (public and operation == "BatchGetImage"):
             raise EcrError("UnknownOperationException", f"There is no operation {operation}")
         limits = self._limits or (ECR_PUBLIC_LIMITS if public else ECR_LIMITS)
@@ -216,7 +222,7 @@ class Registry:
         return self._operations[operation](request)
 
     def forget_upload(self, repository_name: str, upload_id: str) -> None:
-        """Lose an upload, as ECR does after a time that nobody knows."""
+        """Lose an upload, as ECR does after some time (how long is not documented)."""
         repository = self.repositories.get(repository_name)
         if repository is not None:
             repository.uploads.pop(upload_id, None)
@@ -349,7 +355,7 @@ class Registry:
             if layer is not None:
                 layer.lag -= 1
             if not _DIGEST.fullmatch(digest):
-                failures.append(_failure(digest, "InvalidLayerDigest", "is no sha256 digest"))
+                failures.append(_failure(digest, "InvalidLayerDigest", "is not a sha256 digest"))
             elif self._unknowns.missing_layers == "layers":
                 layers.append({"layerDigest": digest, "layerAvailability": "UNAVAILABLE"})
             else:
@@ -367,7 +373,7 @@ class Registry:
         if request.text("imageDigest", digest) != digest:
             raise EcrError(
                 "ImageDigestDoesNotMatchException",
-                f"The digest of the manifest is {digest}, and not what was given",
+                f"The digest of the manifest is {digest}, not that of the request",
             )
         self._check_references(repository, media_type, manifest)
         if digest in repository.manifests and (not tag or repository.tags.get(tag) == digest):

@@ -72,7 +72,7 @@ def test_faults_checkpoints_and_streams(fault: Any, tmp_path: Path) -> None:
     ],
 )
 def test_its_errors_are_typed_and_not_retried(code: str, remedy: str, ecr: LocalECR) -> None:
-    from ecr_parts.testing.model import EcrError
+    from ecr_parts.testing._registry import EcrError
 
     def refuse(*_arguments: object, **_more: object) -> dict[str, object]:
         raise EcrError(code, "as told")

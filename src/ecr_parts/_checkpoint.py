@@ -1,4 +1,4 @@
-"""A session on disk, so that another process can go on with its upload."""
+"""A session on disk, so that another process can resume its upload."""
 
 from __future__ import annotations
 
@@ -9,39 +9,40 @@ from contextlib import suppress
 from pathlib import Path
 
 from ecr_parts._session import UploadSession
-from ecr_parts._validation import shown
+from ecr_parts._validation import short_repr
 from ecr_parts.errors import CheckpointError
 
-_MOST_BYTES = 64 * 1024  # of a session: more is another file
-_MOST_OF_NAME = 40  # characters of the checkpoint's name in a temporary file's
+_MAX_SIZE = 64 * 1024  # bytes that are read: a larger file is not a checkpoint
+_MAX_PREFIX_LENGTH = 40  # characters of the checkpoint's name in that of its temporary file
 
 
 class Checkpoint:
-    """The file that holds an upload's session. Nothing is read or written before it is asked for.
+    """The file that holds an upload's session. Creating this object does no I/O.
 
-    It is replaced atomically and flushed to the disk each time, so that it is whole after a crash
-    at any instant, and readable by its owner only. Every failure is a ``CheckpointError`` that
-    names the file, and leaves it as it was.
+    Each ``save`` replaces the file atomically and flushes it to the disk, so that it is intact
+    after a crash at any instant. Only its owner can read it. Every failure is a
+    ``CheckpointError`` that names the file, and leaves it unchanged.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         if not isinstance(path, str | os.PathLike):
-            raise TypeError(f"checkpoint must be a path, not {shown(path)}")
+            raise TypeError(f"checkpoint must be a path, not {short_repr(path)}")
         name = os.fspath(path)
         if not isinstance(name, str):
-            raise TypeError(f"checkpoint must be a path of type str, not {shown(name)}")
+            raise TypeError(f"checkpoint must be a path of type str, not {short_repr(name)}")
         try:
-            self.path = Path(os.path.abspath(name))  # relative to where the caller is now
+            self.path = Path(os.path.abspath(name))  # the caller may change the directory
         except OSError as error:
             raise CheckpointError(
-                f"the checkpoint {shown(name)} is relative to a directory that is gone: {error}"
+                f"the checkpoint {short_repr(name)} is relative to a deleted directory: {error}. "
+                "Pass an absolute path"
             ) from error
 
     def load(self) -> UploadSession | None:
-        """The session it holds; ``None`` if the file does not exist yet.
+        """The session in the file; ``None`` if the file does not exist yet.
 
-        Raises ``CheckpointError`` where ``save`` could not write, too, so that this is known
-        before anything is sent.
+        Also raises ``CheckpointError`` if ``save`` could not write, so that this is known before
+        anything is sent.
         """
         try:
             text = self._read()
@@ -60,35 +61,35 @@ class Checkpoint:
         except ValueError as error:
             raise self._error(
                 "is not a checkpoint",
-                f"{error}. Name another file; or, if it was one, delete it to start over",
+                f"{error}. Use another file, or delete this one to start over",
             ) from error
 
     def _read(self) -> bytes | None:
         try:
             if not stat.S_ISREG(self.path.stat().st_mode):
-                raise self._error("is not a regular file", "name another")
+                raise self._error("is not a regular file", "use another")
             with self.path.open("rb") as file:
-                return file.read(_MOST_BYTES)
+                return file.read(_MAX_SIZE)
         except FileNotFoundError:
             return None
 
     def is_at(self, path: str | os.PathLike[str]) -> bool:
-        """Whether that is its own file, by whatever name."""
-        with suppress(OSError):  # there is none yet
+        """Whether ``path`` is the same file, also by another name."""
+        with suppress(OSError):  # it does not exist yet
             return os.path.samefile(self.path, path)
         return False
 
     def save(self, session: UploadSession) -> None:
-        """Replace it, on the disk and not only in its cache.
+        """Write the session to the file, on the disk and not only in its cache.
 
-        A process that is killed in the middle leaves a small ``.NAME.*.tmp`` beside it.
+        A process that is killed meanwhile leaves a small ``.NAME.*.tmp`` file beside it.
         """
         try:
             file, temporary = self._open_temporary()
             try:
-                with open(file, "wb") as writing:
-                    writing.write(session.to_json().encode())
-                    writing.flush()
+                with open(file, "wb") as stream:
+                    stream.write(session.to_json().encode())
+                    stream.flush()
                     os.fsync(file)
                 os.replace(temporary, self.path.resolve())
             except BaseException:
@@ -99,29 +100,29 @@ class Checkpoint:
         _flush_directory(self.path.resolve().parent)
 
     def _open_temporary(self) -> tuple[int, str]:
-        """A new file, readable by its owner only, where it can be renamed to this one."""
+        """A new file in the checkpoint's directory, readable by its owner only."""
         target = self.path.resolve()
-        prefix = f".{target.name[:_MOST_OF_NAME]}."  # or a long name would be too long with it
+        prefix = f".{target.name[:_MAX_PREFIX_LENGTH]}."  # a longer name could be too long
         return tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=target.parent)
 
     def delete(self) -> None:
-        """Remove it, if it is there."""
+        """Delete the file, if it exists."""
         try:
             self.path.resolve().unlink(missing_ok=True)
         except OSError as error:
             raise self._error("cannot be deleted", error) from error
 
     def _error(self, what: str, why: object) -> CheckpointError:
-        return CheckpointError(f"the checkpoint {shown(str(self.path))} {what}: {why}")
+        return CheckpointError(f"the checkpoint {short_repr(str(self.path))} {what}: {why}")
 
 
 def _flush_directory(directory: Path) -> None:
-    """Make a rename in ``directory`` outlast a power loss, where the system has a way.
+    """Make a rename in ``directory`` survive a power loss, if the system supports it.
 
-    Some file systems cannot (``EINVAL``), and a directory may be writable and not readable. The
-    checkpoint is written all the same.
+    Some file systems do not (``EINVAL``), and a directory may be writable but not readable. The
+    checkpoint has been written in any case.
     """
-    if os.name == "posix":  # pragma: no branch  (Windows has no way, and is not tested on)
+    if os.name == "posix":  # pragma: no branch  (Windows cannot, and is not tested)
         with suppress(OSError):
             descriptor = os.open(directory, os.O_RDONLY)
             try:

@@ -1,4 +1,4 @@
-"""What goes wrong between a client and ECR, and when. Pure: no I/O, no clock."""
+"""What goes wrong between a client and ECR, and when. No I/O, no clock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from ecr_parts.testing.model import OPERATIONS, EcrError, Registry
+from ecr_parts.testing._registry import OPERATIONS, EcrError, Registry
 
 Fault: TypeAlias = Literal[
     "request_lost",
@@ -26,21 +26,24 @@ Fault: TypeAlias = Literal[
     "access_denied",
     "expired_token",
 ]
-"""What can happen to a call:
+"""What can happen to a call.
 
-``request_lost``, ``reset``: the connection breaks before ECR has the request, or in the middle
-of its body. ``answer_lost``, ``answer_cut``, ``answer_garbled``, ``answer_drips``, ``slow``: ECR
-does what it is asked, and its answer is lost, ends early, is no text, comes byte by byte without an
-end, or comes late. ``throttled``,
-``server_error``, ``html_503``, ``access_denied``, ``expired_token``: ECR, or what stands before
-it, refuses. ``stored_in_part``: a part is stored up to its middle, and the connection breaks.
-``upload_forgotten``: ECR no longer has the upload.
+The call is not carried out: with ``request_lost`` the connection closes before ECR has the request,
+and with ``reset`` in the middle of its body. ``throttled``, ``server_error``, ``access_denied`` and
+``expired_token`` are errors of ECR, ``html_503`` is a page of a proxy in front of it.
+
+The call is carried out, but its answer is lost (``answer_lost``), ends early (``answer_cut``), is
+not text (``answer_garbled``), comes byte by byte without an end (``answer_drips``) or comes late
+(``slow``).
+
+``stored_in_part`` stores the first half of a part and closes the connection. ``upload_forgotten``
+deletes the upload, then carries out the call.
 """
 
 Delivery: TypeAlias = Literal[
     "whole", "request_lost", "reset", "lost", "cut", "garbled", "drips", "slow"
 ]
-"""What the client gets of an answer."""
+"""How an answer reaches the client."""
 
 _REFUSALS = {
     "throttled": EcrError("ThrottlingException", "Rate exceeded"),
@@ -65,50 +68,60 @@ _HTML = b"<html><body><h1>503 Service Temporarily Unavailable</h1></body></html>
 
 @dataclass(frozen=True)
 class Reply:
-    """ECR's answer, and how much of it arrives."""
+    """ECR's answer, and how it reaches the client."""
 
     status: int
     body: bytes
     outcome: str
-    """``"ok"``, or the fault, or the code of ECR's error."""
+    """For ``Call.outcome``."""
     delivery: Delivery = "whole"
 
 
 @dataclass(frozen=True)
+class Response:
+    """An answer that replaces ECR's own."""
+
+    answer: Mapping[str, object] | bytes | EcrError
+    status: int
+
+
+@dataclass(frozen=True)
 class _Planned:
-    fault: Fault
+    what: Fault | Response
     first_call: int
     last_call: int
 
 
 class Faults:
-    """Which call of which operation is hit by which fault."""
+    """Which calls of which operations are hit by which faults, or get which answers."""
 
     def __init__(self) -> None:
         self._calls: Counter[str] = Counter()
         self._planned: dict[str, list[_Planned]] = {}
 
-    def fail(self, operation: str, fault: Fault, *, call: int = 1, times: int = 1) -> None:
-        """Let ``fault`` hit ``times`` calls of ``operation``, from the ``call``-th from now on."""
-        if fault not in get_args(Fault):
-            raise ValueError(f"fault is {fault!r}, and must be one of {get_args(Fault)}")
+    def plan(
+        self, operation: str, what: Fault | Response, *, call: int = 1, times: int = 1
+    ) -> None:
+        """Plan ``what`` for ``times`` calls of ``operation``; ``call=1`` is the next one."""
         if operation not in OPERATIONS:
-            raise ValueError(f"there is no operation {operation!r}: {', '.join(OPERATIONS)}")
-        if fault == "stored_in_part" and operation != "UploadLayerPart":
-            raise ValueError("only UploadLayerPart can be stored in part")
+            raise ValueError(f"operation must be one of {', '.join(OPERATIONS)}, not {operation!r}")
+        if not isinstance(what, Response) and what not in get_args(Fault):
+            raise ValueError(f"fault must be one of {', '.join(get_args(Fault))}, not {what!r}")
+        if what == "stored_in_part" and operation != "UploadLayerPart":
+            raise ValueError("stored_in_part is a fault of UploadLayerPart only")
         if call < 1 or times < 1:
-            raise ValueError("call and times are counted from 1")
+            raise ValueError("call and times must be at least 1")
         first = self._calls[operation] + call
-        planned = _Planned(fault, first, first + times - 1)
+        planned = _Planned(what, first, first + times - 1)
         self._planned.setdefault(operation, []).append(planned)
 
-    def next(self, operation: str) -> Fault | None:
-        """Count a call: the fault that hits it."""
+    def next(self, operation: str) -> Fault | Response | None:
+        """Count a call: what was planned for it."""
         self._calls[operation] += 1
         call = self._calls[operation]
         for planned in self._planned.get(operation, ()):
             if planned.first_call <= call <= planned.last_call:
-                return planned.fault
+                return planned.what
         return None
 
 
@@ -116,17 +129,21 @@ def answer(
     registry: Registry,
     operation: str,
     parameters: Mapping[str, object],
-    fault: Fault | None = None,
+    planned: Fault | Response | None = None,
     *,
     public: bool = False,
     error_namespace: str = "",
 ) -> Reply:
-    """What comes of a call that ``fault`` hits: to the registry, and as a reply."""
+    """Carry out a call in ``registry``, unless the planned fault prevents it; the reply."""
+    response = planned if isinstance(planned, Response) else None
+    fault = None if isinstance(planned, Response) else planned
     if fault in ("request_lost", "reset"):
         return Reply(0, b"", fault, fault)
     if fault == "html_503":
         return Reply(503, _HTML, fault)
     try:
+        if response is not None and isinstance(response.answer, EcrError):
+            raise response.answer
         if fault in _REFUSALS:
             raise _REFUSALS[fault]
         if fault == "upload_forgotten":
@@ -142,6 +159,10 @@ def answer(
         status, outcome, body = error.status, error.code, {"__type": code, **error.body}
     else:
         status, outcome = 200, "ok"
+    if response is not None and not isinstance(response.answer, EcrError):
+        text = response.answer
+        encoded = text if isinstance(text, bytes) else json.dumps(text).encode()
+        return Reply(response.status, encoded, "replaced")
     return Reply(
         status, json.dumps(body).encode(), fault or outcome, _DELIVERIES.get(fault or "", "whole")
     )
@@ -150,6 +171,6 @@ def answer(
 def _first_half(parameters: Mapping[str, object]) -> dict[str, object]:
     blob, first = parameters.get("layerPartBlob"), parameters.get("partFirstByte")
     if not isinstance(blob, bytes) or not isinstance(first, int):
-        return dict(parameters)  # the registry refuses it
+        return dict(parameters)  # the registry will refuse it
     half = blob[: max(1, len(blob) // 2)]
     return {**parameters, "layerPartBlob": half, "partLastByte": first + len(half) - 1}

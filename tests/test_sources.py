@@ -30,7 +30,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ecr_parts import LayerUploader, SourceChangedError
-from ecr_parts.source import RunningDigest, open_source
+from ecr_parts._sources import RunningDigest, open_source
 from ecr_parts.testing import LocalECR
 
 BLOB = bytes_of(100)
@@ -54,7 +54,7 @@ def test_every_kind_gives_its_bytes_in_pieces_of_the_size_asked_for(
             source.release(len(read))
         assert read == BLOB
         assert source.size == len(BLOB)
-        assert source.changed() is None
+        assert source.error_if_changed() is None
 
 
 @pytest.mark.parametrize("kind", REPLAYABLE)
@@ -85,7 +85,7 @@ def test_a_size_that_is_not_the_sources_is_refused_at_once(
 ) -> None:
     made = REPLAYABLE[kind](BLOB, tmp_path, random.Random(0))
     with (
-        pytest.raises(SourceChangedError, match=f"size is {size} bytes, and the source has 100"),
+        pytest.raises(SourceChangedError, match=f"size is {size} bytes, but the source has 100"),
         open_source(made, size),
     ):
         pass
@@ -97,8 +97,8 @@ def test_a_stream_that_ends_before_its_size(kind: str, tmp_path: Path) -> None:
     with open_source(made, 120) as source:
         assert source.read(0, 90) == BLOB[:90]
         assert source.read(90, 90) == BLOB[90:]
-        assert "after 100 bytes, before its size of 120" in str(source.ended_at(100))
-        assert source.ended_at(120) is None
+        assert "after 100 bytes, before its size of 120" in str(source.error_at_end(100))
+        assert source.error_at_end(120) is None
 
 
 @pytest.mark.parametrize("kind", STREAMS)
@@ -108,10 +108,10 @@ def test_a_stream_that_continues_past_its_size(kind: str, tmp_path: Path) -> Non
     with open_source(made, 80) as source:
         assert source.read(0, 200) == BLOB[:80]
         if hasattr(made, "read"):
-            assert source.changed() is None
+            assert source.error_if_changed() is None
             assert made.read(1) == BLOB[80:81]
         else:
-            assert "past the 80 bytes" in str(source.changed())
+            assert "past its size of 80 bytes" in str(source.error_if_changed())
 
 
 def test_a_path_that_is_a_pipe_is_a_stream(tmp_path: Path) -> None:
@@ -177,7 +177,12 @@ class Gives:
 
 @pytest.mark.parametrize(
     ("what", "hint"),
-    [(None, "non-blocking"), ("text", "'rb'"), (5, "must give bytes"), ([1], "must give bytes")],
+    [
+        (None, "non-blocking"),
+        ("text", "'rb'"),
+        (5, "return bytes"),
+        ([1], "return bytes"),
+    ],
 )
 def test_what_gives_no_bytes_is_a_type_error(what: Any, hint: str) -> None:
     for made in (Gives(what), iter([b"good", what])):
@@ -203,7 +208,7 @@ def test_text_is_no_layer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", [None, 5, 1.5, object()])
 def test_no_source_at_all(source: Any) -> None:
-    with pytest.raises(TypeError, match="pass a path, bytes"), open_source(source):
+    with pytest.raises(TypeError, match="must be a path, bytes"), open_source(source):
         pass
 
 
@@ -243,8 +248,8 @@ def rewrite(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (truncate, "had 100 bytes and has 50 now"),
-        (grow, "had 100 bytes and has 104 now"),
+        (truncate, "from 100 to 50 bytes"),
+        (grow, "from 100 to 104 bytes"),
         (replace, "was replaced"),
         (rewrite, "was written to"),
     ],
@@ -253,9 +258,9 @@ def test_a_file_that_changed_is_noticed(change: Any, message: str, tmp_path: Pat
     path = path_to(BLOB, tmp_path)
     with open_source(path) as source:
         source.read(0, 10)
-        assert source.changed() is None
+        assert source.error_if_changed() is None
         change(path)
-        changed = source.changed()
+        changed = source.error_if_changed()
         assert isinstance(changed, SourceChangedError)
         assert message in str(changed)
         assert str(path) in str(changed)
@@ -266,7 +271,7 @@ def test_a_file_that_shrank_ends_early(tmp_path: Path) -> None:
     with open_source(path) as source:
         truncate(path)
         assert source.read(40, 20) == BLOB[40:50]
-        assert "layer.tar.gz' ended after 50 bytes" in str(source.ended_at(50))
+        assert "layer.tar.gz' ended after 50 bytes" in str(source.error_at_end(50))
 
 
 def test_a_file_that_is_only_unlinked_is_still_whole(tmp_path: Path) -> None:
@@ -274,7 +279,7 @@ def test_a_file_that_is_only_unlinked_is_still_whole(tmp_path: Path) -> None:
     with open_source(path) as source:
         path.unlink()
         assert source.read(0, 100) == BLOB
-        assert source.changed() is None
+        assert source.error_if_changed() is None
 
 
 def test_a_callers_file_that_grew_is_noticed() -> None:
@@ -283,7 +288,9 @@ def test_a_callers_file_that_grew_is_noticed() -> None:
         file.seek(0, os.SEEK_END)
         file.write(b"more")
         assert source.read(0, 200) == BLOB
-        assert "had 100 bytes when the upload began and has 104 now" in str(source.changed())
+        assert "had 100 bytes when the upload started and has 104 now" in str(
+            source.error_if_changed()
+        )
 
 
 def test_what_is_the_callers_is_let_go_of() -> None:
@@ -350,7 +357,7 @@ def test_a_relative_path_is_one_from_where_the_caller_was(
     with open_source("layer.tar.gz") as source:
         monkeypatch.chdir("/")
         source.read(0, 10)
-        assert source.changed() is None
+        assert source.error_if_changed() is None
 
 
 def test_a_buffer_cannot_grow_while_it_is_read() -> None:
@@ -463,10 +470,10 @@ def test_a_response_whose_connection_broke_has_not_ended(
             at += len(piece)
         assert at == 40
         message = "ended after 40 bytes: its connection broke 60 bytes before the end"
-        assert message in str(source.ended_at(40))
+        assert message in str(source.error_at_end(40))
     with pytest.raises(SourceChangedError, match="connection broke"):
         uploader.upload(open_broken())
     assert ecr.registry.repositories["demo"].layers == {}
     with open_source(iter([BLOB])) as whole:
         whole.read(0, 200)
-        assert whole.ended_at(100) is None
+        assert whole.error_at_end(100) is None

@@ -1,0 +1,219 @@
+"""The command ``python -m ecr_parts upload``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import stat
+import sys
+import time
+from contextlib import suppress
+
+import botocore.client
+import botocore.session
+from typing_extensions import override
+
+from ecr_parts._checkpoint import Checkpoint
+from ecr_parts._retry import CLIENT_CONFIG
+from ecr_parts._uploader import LayerUploader
+from ecr_parts._validation import mask_passwords, to_printable
+from ecr_parts.errors import (
+    CheckpointError,
+    EcrPartsError,
+    ServiceError,
+    UnexpectedResponseError,
+    UploadLostError,
+)
+
+_MIB = 1024 * 1024
+_REDRAW_INTERVAL = 0.1  # seconds
+_BAR_WIDTH = 30  # characters
+_DEFAULT_COLUMNS = 80  # for a terminal that does not report its width
+_MAX_MESSAGE_LENGTH = 4_000  # characters
+_CLEAR_LINE = "\r\x1b[K"
+
+
+class _Terminal(logging.Handler):
+    """Standard error: log messages line by line and, on a terminal, a progress bar below them.
+
+    If standard error is closed or full, the upload continues without messages.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._has_bar = (
+            sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        )
+        self._started = time.monotonic()
+        self._drawn = 0.0
+        self.size: int | None = None
+        """The layer's size in bytes, if known."""
+        self.confirmed = 0
+        """The number of bytes that ECR has."""
+        self._interrupted = False
+
+    def interrupt(self, *_signal: object) -> None:
+        """Handle Ctrl-C."""
+        self._interrupted = True
+        raise KeyboardInterrupt
+
+    def progress(self, newly: int) -> None:
+        """The ``progress`` callback of the upload."""
+        self.confirmed += newly
+        if self._interrupted:  # Python ignores exceptions raised while an object is finalized
+            raise KeyboardInterrupt
+        if newly or time.monotonic() - self._drawn > _REDRAW_INTERVAL:
+            self._draw()
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        self._write(f"{_CLEAR_LINE if self._has_bar else ''}{record.getMessage()}\n")
+        self._draw()
+
+    def end(self, line: str) -> None:
+        """Print the last line, below the bar."""
+        if self._has_bar and self._drawn:
+            self._write("\n")
+        self._has_bar = False
+        self._write(f"{line}\n")
+
+    def _draw(self) -> None:
+        if not self._has_bar:
+            return
+        self._drawn = time.monotonic()
+        bar, of = "", ""
+        if self.size:
+            done = min(1, self.confirmed / self.size)
+            bar = f"[{'#' * int(_BAR_WIDTH * done):-<{_BAR_WIDTH}}] {done:4.0%}  "
+            of = f" of {self.size / _MIB:,.1f}"
+        text = f"{self.confirmed / _MIB:,.1f}{of} MiB  {self._drawn - self._started:.0f} s"
+        columns = _DEFAULT_COLUMNS
+        with suppress(OSError):
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns or _DEFAULT_COLUMNS
+        if len(bar + text) < columns:
+            text = bar + text
+        self._write(f"{_CLEAR_LINE}{text[: columns - 1]}")  # a wrapped line cannot be cleared
+
+    def _write(self, text: str) -> None:
+        if sys.stderr is not None:
+            # Unbuffered: flushing a buffer to a closed stderr would fail when Python exits.
+            with suppress(OSError):
+                encoding = sys.stderr.encoding
+                os.write(sys.stderr.fileno(), text.encode(encoding, "backslashreplace"))
+
+
+def main() -> int:
+    """Run the command line. Returns the exit status."""
+    options = _options()
+    terminal = _Terminal()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # unless it is ignored
+        signal.signal(signal.SIGINT, terminal.interrupt)
+    log = logging.getLogger("ecr_parts")
+    log.addHandler(terminal)
+    log.setLevel(logging.INFO)
+    try:
+        _upload(options, terminal)
+    except KeyboardInterrupt:
+        advice = _how_to_resume(options, terminal.confirmed, own=terminal.confirmed > 0)
+        terminal.end(f"interrupted. {advice or 'Nothing was sent yet: run the command again'}")
+        return 130
+    except (EcrPartsError, OSError, TypeError, ValueError) as error:
+        advice = ""
+        resumable = ServiceError | UnexpectedResponseError
+        if isinstance(error, resumable) and not isinstance(error, UploadLostError):
+            advice = _how_to_resume(options, terminal.confirmed, own=error.session is not None)
+        message = to_printable(str(error), _MAX_MESSAGE_LENGTH).rstrip(".")
+        terminal.end(f"error: {message}. {advice}".rstrip(". "))
+        return 1
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m ecr_parts", description="Upload image layers to Amazon ECR in parts."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    upload = commands.add_parser(
+        "upload",
+        help="upload one layer",
+        description="Upload one layer. Prints its digest to standard output, and everything else "
+        "to standard error.",
+        epilog="Exit status: 0 if the layer is complete at ECR, 1 after an error, 2 for an invalid "
+        "command line, 130 after Ctrl-C.",
+    )
+    upload.add_argument("file", metavar="FILE", help="the layer's file, or - for standard input")
+    upload.add_argument("repository", metavar="REPOSITORY", help="the repository's name")
+    upload.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="save progress in this file; run the same command again to resume",
+    )
+    upload.add_argument(
+        "--digest", metavar="D", help="the layer's digest, sha256:..., if known; verified by ECR"
+    )
+    upload.add_argument(
+        "--registry-id",
+        metavar="ID",
+        help="the AWS account ID of the registry (default: that of the credentials)",
+    )
+    upload.add_argument("--region", metavar="R", help="the AWS region of the registry")
+    upload.add_argument("--profile", metavar="P", help="a profile of the AWS configuration")
+    upload.add_argument(
+        "--endpoint-url",
+        metavar="URL",
+        help="the URL of ECR, if it is not the default of the region",
+    )
+    return parser.parse_args()
+
+
+def _upload(options: argparse.Namespace, terminal: _Terminal) -> None:
+    stdin = options.file == "-"
+    if sys.stdout is None or (stdin and sys.stdin is None):
+        raise ValueError("standard output or standard input is closed: leave it open")
+    uploader = LayerUploader(_client(options), options.repository, registry_id=options.registry_id)
+    status = os.stat(sys.stdin.fileno() if stdin else options.file)
+    if stat.S_ISREG(status.st_mode):
+        read = os.lseek(sys.stdin.fileno(), 0, os.SEEK_CUR) if stdin else 0
+        terminal.size = status.st_size - read
+    layer = uploader.upload(
+        sys.stdin.buffer if stdin else options.file,
+        digest=options.digest,
+        checkpoint=options.checkpoint,
+        progress=terminal.progress,
+    )
+    what = "already exists in" if layer.existed else "uploaded to"
+    sent = f"{len(layer.parts):,} part{'' if len(layer.parts) == 1 else 's'} sent"
+    terminal.end(f"layer {what} {options.repository}: {layer.size:,} bytes, {sent}")
+    os.write(sys.stdout.fileno(), f"{layer.digest}\n".encode())  # unbuffered, so that it can fail
+
+
+def _client(options: argparse.Namespace) -> botocore.client.BaseClient:
+    try:
+        return botocore.session.Session(profile=options.profile).create_client(
+            "ecr",
+            region_name=options.region,
+            endpoint_url=options.endpoint_url,
+            config=CLIENT_CONFIG,
+        )
+    except Exception as error:  # of any type: botocore reads files and runs programs
+        text = mask_passwords(to_printable(str(error))).rstrip(".")
+        raise ValueError(
+            f"cannot create a client: {type(error).__name__}: {text}. Check the AWS configuration, "
+            "--profile, --region and --endpoint-url"
+        ) from error
+
+
+def _how_to_resume(options: argparse.Namespace, confirmed: int, *, own: bool) -> str:
+    """Advice on how to resume. ``own``: whether the checkpoint was written by this upload."""
+    saved = None
+    if options.checkpoint is not None:
+        with suppress(CheckpointError):  # another error is being reported
+            saved = Checkpoint(options.checkpoint).load()
+    if saved is not None:
+        condition = "" if own else " if the checkpoint is of this layer"
+        return f"Run the same command again to resume at byte {saved.next_byte:,}{condition}"
+    if confirmed:
+        return "Run the command again to start over; with --checkpoint it would resume"
+    return ""

@@ -1,0 +1,110 @@
+"""The limits of ECR and ECR Public. This is the only place where limits are defined."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from ecr_parts._validation import check_int
+from ecr_parts.errors import EmptyLayerError, LayerTooLargeError
+
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Limits:
+    """A service's limits for layers and their parts.
+
+    Pass one as ``LayerUploader(limits=…)`` for a registry whose limits differ from AWS's.
+    """
+
+    __module__ = "ecr_parts"
+
+    min_part: int
+    """The minimum size of every part but the last, in bytes."""
+    max_part: int
+    """The maximum size of a part, in bytes."""
+    max_parts: int
+    """The maximum number of parts of a layer."""
+    max_layer: int
+    """The maximum size of a layer, in bytes."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            check_int(field.name, getattr(self, field.name))
+        if self.min_part > self.max_part:
+            raise ValueError(
+                f"min_part must be at most max_part, {self.max_part:,}, not {self.min_part:,}"
+            )
+
+    def _check_layer(self, layer_size: int, part_size: int | None = None) -> None:
+        """Raise ``EmptyLayerError`` or ``LayerTooLargeError`` if the layer cannot be uploaded.
+
+        Sizes are in bytes; ``part_size`` is the size that the user asked for, if any.
+        """
+        if layer_size < 1:
+            raise EmptyLayerError("the layer is empty, and ECR rejects empty layers: leave it out")
+        largest = min(self.max_layer, self.max_part * self.max_parts)
+        if layer_size > largest:
+            raise LayerTooLargeError(
+                f"the layer has {layer_size:,} bytes, and at most {largest:,} are allowed: "
+                "split it into several layers"
+            )
+        needed = -(-layer_size // self.max_parts)
+        if part_size is not None and part_size < needed:
+            raise LayerTooLargeError(
+                f"the layer's {layer_size:,} bytes do not fit in {self.max_parts:,} parts of "
+                f"part_size={part_size:,}: use part_size={needed} or more"
+            )
+
+    def _check_part_size(self, part_size: int) -> None:
+        """Raise ``ValueError`` unless a part may have ``part_size`` bytes."""
+        check_int("part_size", part_size)
+        if not self.min_part <= part_size <= self.max_part:
+            raise ValueError(
+                f"part_size must be between {self.min_part:,} and {self.max_part:,} bytes, not "
+                f"{part_size:,}"
+            )
+
+    def _choose_part_size(self, answered: int, layer_size: int | None) -> int:
+        """The part size of a layer (bytes), given the size that InitiateLayerUpload answered.
+
+        This is the answered size, unless a part may not be that large or the layer would need
+        too many parts. In the second case it is just large enough, with 5 % of the parts to
+        spare: a part of which only a fragment was stored costs one more.
+        """
+        size = min(answered, self.max_part)
+        if layer_size is None:
+            return size
+        planned_parts = max(1, self.max_parts * 95 // 100)
+        return max(size, min(self.max_part, -(-layer_size // planned_parts)))
+
+    def _next_part_size(
+        self, part_size: int, *, parts_sent: int, next_byte: int, layer_size: int | None
+    ) -> int:
+        """The size of the next part (bytes): ``part_size``, or more if the layer would not fit.
+
+        A stream of unknown size may be as large as a layer can be, so its parts grow once 10/21
+        of the parts are used (2,000 of ECR's 4,200). They grow to 3/4 of the maximum: 15 MiB of
+        raw bytes are 20 MiB in base64, so the size is allowed whichever of the two ECR counts.
+        """
+        part_size = min(part_size, self.max_part)
+        parts_left = max(1, self.max_parts - parts_sent)
+        needed = -(-((layer_size or self.max_layer) - next_byte) // parts_left)
+        if layer_size is None:
+            if parts_sent < self.max_parts * 10 // 21:
+                return part_size
+            needed = max(needed, self.max_part * 3 // 4)
+        return max(part_size, min(self.max_part, needed))
+
+
+ECR_LIMITS = Limits(min_part=5 * _MIB, max_part=20 * _MIB, max_parts=4_200, max_layer=52_000 * _MIB)
+"""Amazon ECR. Source for all but ``max_part``: "Amazon ECR service quotas" in the user guide. The
+maximum part is taken from the UploadLayerPart API page (20,971,520 bytes); the quotas page says
+10 MiB, but a layer of 52,000 MiB would not fit in 4,200 parts of that size. The default part size
+is what ECR answers, 10 MiB."""
+
+ECR_PUBLIC_LIMITS = Limits(
+    min_part=5 * _MIB, max_part=20 * _MIB, max_parts=1_000, max_layer=10_000 * _MIB
+)
+"""Amazon ECR Public. Sources: "Amazon ECR Public service quotas" in the user guide, and the
+UploadLayerPart API page."""

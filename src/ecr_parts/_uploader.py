@@ -1,0 +1,291 @@
+"""``LayerUploader``, the public entry point."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+
+import tenacity
+
+from ecr_parts import _request
+from ecr_parts._batch import BatchUpload
+from ecr_parts._calls import AVAILABLE, Step, UploadCalls, raise_error
+from ecr_parts._chunker import Part
+from ecr_parts._client import EcrClient, Failed, RepositoryClient, check_client, service_name
+from ecr_parts._failures import ClearedTraceback
+from ecr_parts._layer_upload import upload_layer
+from ecr_parts._limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
+from ecr_parts._models import Blob, Layer, LayerSource, UploadedLayer
+from ecr_parts._retry import default_retrying
+from ecr_parts._session import NextAction, UploadSession
+from ecr_parts._sources import contiguous_view
+from ecr_parts._validation import (
+    check_callback,
+    check_digest,
+    check_int,
+    check_name,
+    check_seconds,
+    mask_passwords,
+    short_repr,
+)
+
+
+class LayerUploader:
+    """Uploads layers to one repository of Amazon ECR or ECR Public. Threads may share it.
+
+    ``client`` is a botocore or boto3 client for ``ecr`` or ``ecr-public``, preferably created with
+    ``CLIENT_CONFIG``. ``registry_id`` is the AWS account ID of the registry, if it is not the
+    client's default. ``part_size`` (bytes) defaults to what ECR suggests, and ``limits`` to those
+    of the service. ``retrying`` is a ``tenacity`` policy, of which only stop, wait and sleep are
+    used: this library decides which errors are retried. ``attempt_timeout`` (seconds) limits each
+    attempt of a call, in case a server never finishes its answer; after three such attempts the
+    call fails. Creating an uploader makes no calls.
+
+    ECR is called from threads of this library while the caller's thread waits. So Ctrl-C, and any
+    exception raised by a signal handler or by ``progress``, leaves every method within about a
+    second, as the same object. Nothing is sent afterwards, unless the client is not botocore's:
+    such a client cannot be stopped during a call.
+    """
+
+    __module__ = "ecr_parts"
+
+    def __init__(
+        self,
+        client: EcrClient,
+        repository_name: str,
+        *,
+        registry_id: str | None = None,
+        part_size: int | None = None,
+        limits: Limits | None = None,
+        retrying: tenacity.Retrying | None = None,
+        attempt_timeout: float = 900,
+    ) -> None:
+        check_client(client)
+        check_name("repository_name", repository_name)
+        if registry_id is not None:
+            check_name("registry_id", registry_id)
+        if retrying is not None and not isinstance(retrying, tenacity.Retrying):
+            raise TypeError(f"retrying must be a tenacity.Retrying, not {short_repr(retrying)}")
+        if limits is None:
+            public = service_name(client) == "ecr-public"
+            limits = ECR_PUBLIC_LIMITS if public else ECR_LIMITS
+        elif not isinstance(limits, Limits):
+            raise TypeError(f"limits must be Limits, not {short_repr(limits)}")
+        if part_size is not None:
+            limits._check_part_size(part_size)
+        check_seconds("attempt_timeout", attempt_timeout)
+        _request.stop_abandoned_calls(client)
+        repository_client = RepositoryClient(
+            client,
+            repository_name,
+            registry_id,
+            retrying or default_retrying(),
+            attempt_timeout,
+            accepts_encoded_blobs=_request.accept_encoded_blobs(client),
+        )
+        self._calls = UploadCalls(repository_client, limits, part_size)
+
+    def __repr__(self) -> str:
+        client = self._calls.client
+        endpoint = getattr(getattr(client.client, "meta", None), "endpoint_url", None)
+        registry = "" if client.registry_id is None else f", registry_id={client.registry_id!r}"
+        at = f" at {mask_passwords(endpoint)}" if isinstance(endpoint, str) else ""
+        return f"<LayerUploader for repository {client.repository_name!r}{registry}{at}>"
+
+    def upload(
+        self,
+        source: LayerSource,
+        *,
+        digest: str | None = None,
+        size: int | None = None,
+        check_existing: bool = True,
+        session: UploadSession | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> UploadedLayer:
+        """Upload a layer. When this returns, the layer is complete at ECR.
+
+        ``source`` is a path, bytes, a binary file object (read from its current position) or an
+        iterable of bytes. ``digest`` (``"sha256:…"``) is verified by ECR; without it, the digest
+        is computed here. ``size`` (bytes) is useful for a stream: the parts get the right size
+        from the start, it is an error if the stream ends early, and nothing is read past it.
+        ``check_existing`` asks ECR first, and sends nothing if the layer exists; for this, a file
+        without ``digest`` is read twice.
+
+        ``checkpoint`` is a file that makes the upload resumable. It is written after each part and
+        deleted when the layer is complete. The next call with the same content resumes at the byte
+        ECR has, also in another process. ``session`` does the same without a file: pass an
+        ``UploadSession`` from ``initiate``, from JSON or from an error; it is updated in place. The
+        digest tells whether the content is the same. If it is not, or if ECR has lost the upload,
+        a new upload is started. Both require a source that can be read again.
+
+        ``progress(n)`` is called in this thread with the number of bytes newly confirmed by ECR:
+        first with those that ECR had before, with a negative number when an upload starts over,
+        and with 0 before each attempt and each wait, and at least once a second meanwhile. The
+        numbers add up to the layer's size. An exception from ``progress`` ends the upload.
+
+        Raises ``EcrPartsError``; ``TypeError`` and ``ValueError`` for bad arguments; and whatever
+        ``source`` and ``progress`` raise.
+        """
+        if digest is not None:
+            check_digest(digest)
+        if session is not None:
+            self._check_session(session)
+            if checkpoint is not None:
+                raise ValueError("pass session or checkpoint, not both")
+        check_callback("progress", progress)
+        layer = Layer(source, digest=digest, size=size, checkpoint=checkpoint, progress=progress)
+        return upload_layer(self._calls, layer, check_existing=check_existing, session=session)
+
+    def upload_many(
+        self,
+        layers: Iterable[LayerSource | Layer],
+        *,
+        max_workers: int = 4,
+        check_existing: bool = True,
+        progress: Callable[[int], object] | None = None,
+    ) -> list[UploadedLayer]:
+        """Upload layers in parallel. The results are in the order of the layers.
+
+        Each of ``layers`` is a source, or a ``Layer`` if there is more to say. At most
+        ``max_workers`` layers are uploaded at a time; memory grows with that number, not with the
+        number of layers. Paths and buffers are read in threads of this library, the caller's files
+        and iterators one after another in the caller's thread.
+
+        If ``layers`` is a sequence, every layer is checked before the first call, and ECR is asked
+        about 100 of them in one call. Any other iterable is read as the workers take its layers,
+        at most one ahead. A file or buffer must not change before the call returns, so do not
+        yield the same buffer with new content.
+
+        Layers with equal digests are sent once. This applies to a ``digest`` that is passed or
+        computed beforehand, as it is for paths and buffers with ``check_existing``. The same path
+        or buffer in a sequence is always sent once. The content of the caller's files and
+        iterators is not known beforehand, so equal ones are each sent.
+
+        ``progress`` is called for all layers together, and that of a ``Layer`` for this layer
+        only, in any thread, one call at a time. The first error stops all layers within about a
+        second and is raised; its ``layer`` is the layer that failed.
+
+        Raises what ``upload`` raises, and ``ValueError`` for a stream or a checkpoint that was
+        passed twice.
+        """
+        return BatchUpload(self._calls, max_workers, check_existing, progress).run(layers)
+
+    def initiate(
+        self, *, layer_size: int | None = None, layer_digest: str | None = None
+    ) -> UploadSession:
+        """Start an upload, to be continued with ``upload_part`` and ``complete``.
+
+        ``layer_size`` is in bytes. If it is passed, ``part_size`` of the session is large enough
+        for it.
+        """
+        if layer_size is not None:
+            check_int("layer_size", layer_size, minimum=0)
+        self._calls.check_size(layer_size)
+        if layer_digest is not None:
+            check_digest(layer_digest)
+        session = self._calls.start_upload(layer_size, layer_digest)
+        if isinstance(session, Failed):
+            raise session.error
+        return session
+
+    def upload_part(self, session: UploadSession, blob: Blob) -> None:
+        """Send ``blob``, the layer's bytes from ``session.next_byte`` on.
+
+        Afterwards ``session.next_byte`` is where ECR stands. That may be past the blob, inside it,
+        before it or further on: always continue from there. Pass raw bytes: data that is already
+        base64 would be encoded twice.
+
+        Raises ``ValueError`` if the blob is empty, too large, ends past the layer, or follows a
+        part below ECR's minimum; ``UploadLostError`` if this upload can no longer be completed:
+        start a new one.
+        """
+        self._check_session(session)
+        part = self._check_part(session, blob)
+        with ClearedTraceback():
+            step = self._send_part(session, part, blob)
+        _raise_if_ended(step, session)
+
+    def complete(self, session: UploadSession, digest: str) -> UploadedLayer:
+        """Complete an upload: ECR checks that the bytes it received match ``digest``.
+
+        Raises ``DigestMismatchError`` if they do not, and ``ValueError`` if parts are missing.
+        """
+        self._check_session(session)
+        check_digest(digest)
+        if session.layer_digest not in (None, digest):
+            raise ValueError(f"digest must be the session's, {session.layer_digest}, not {digest}")
+        size = session.next_byte
+        if session.layer_size not in (None, size):
+            raise ValueError(
+                f"ECR has {size:,} of the layer's {session.layer_size:,} bytes: send the rest first"
+            )
+        self._calls.limits._check_layer(size)
+        step = self._calls.complete_upload(session, digest, replayable=True)
+        if step.action in (NextAction.CHECK_COMPLETED, NextAction.CHECK_LOST):
+            existing = self._calls.poll_existing_size(digest, size, step.accepted_statuses)
+        else:
+            existing = None
+        if existing is None:
+            _raise_if_ended(step, session)
+        return UploadedLayer(digest, size, step.existed)
+
+    def missing(self, digests: Iterable[str]) -> set[str]:
+        """The ``digests`` that the repository does not have. Archived layers count as missing."""
+        if isinstance(digests, str):
+            raise TypeError("digests must be an iterable of str, not a str")
+        wanted = dict.fromkeys(map(check_digest, digests))
+        found = self._calls.availability(wanted)
+        if isinstance(found, Failed):
+            raise found.error
+        return {
+            digest
+            for digest in wanted
+            if digest not in found or found[digest].status not in AVAILABLE
+        }
+
+    def _send_part(self, session: UploadSession, part: Part, blob: Blob) -> Step:
+        prepared = self._calls.client.prepare_part(session.upload_id, part, contiguous_view(blob))
+        answered = False
+        try:
+            step = self._calls.send_part(session, prepared, replayable=True)
+            answered = True
+        finally:
+            if not answered:
+                session._share()  # ECR may still receive what was sent
+        return step
+
+    def _check_session(self, session: UploadSession) -> None:
+        if not isinstance(session, UploadSession):
+            raise TypeError(f"session must be an UploadSession, not {short_repr(session)}")
+        session._validate()  # its fields may have been changed
+        if not self._calls.is_in_repository(session):
+            client = self._calls.client
+            raise ValueError(
+                f"session must be of repository {client.repository_name!r} in registry "
+                f"{client.registry_id!r}, not of {session.repository_name!r} in "
+                f"{session.registry_id!r}"
+            )
+
+    def _check_part(self, session: UploadSession, blob: Blob) -> Part:
+        if not isinstance(blob, bytes | bytearray | memoryview):
+            raise TypeError(f"blob must be bytes, bytearray or memoryview, not {short_repr(blob)}")
+        size, limits = memoryview(blob).nbytes, self._calls.limits
+        if not 1 <= size <= limits.max_part:
+            raise ValueError(f"blob must have 1 to {limits.max_part:,} bytes, not {size:,}")
+        part = Part(session.next_byte, session.next_byte + size - 1)
+        if session.layer_size is not None and part.last_byte >= session.layer_size:
+            raise ValueError(f"{part} ends past the layer's {session.layer_size:,} bytes")
+        if session._is_closed(limits.min_part):
+            raise ValueError(
+                f"the part before byte {part.first_byte} is below the minimum of "
+                f"{limits.min_part:,} bytes, so it must be the last: start a new upload, and send "
+                f"parts of session.part_size, {session.part_size:,} bytes"
+            )
+        return part
+
+
+def _raise_if_ended(step: Step, session: UploadSession) -> None:
+    """Raise the error that ended an upload of single calls, which is not started over."""
+    if step.error is not None:
+        raise_error(step.error, session)
