@@ -20,6 +20,7 @@ from typing import IO, Any
 from typing_extensions import override
 
 from ecr_parts import LayerSource, Limits, default_retrying
+from ecr_parts.testing import LocalECR
 
 PATIENT = default_retrying().copy(sleep=lambda _seconds: None)
 """The default policy without its waits."""
@@ -71,6 +72,11 @@ def join_threads(seconds: float = 10) -> None:
         if thread.name.startswith("ecr_parts "):
             thread.join(seconds)
             assert not thread.is_alive(), thread
+
+
+def operations(ecr: LocalECR) -> list[str]:
+    """The operations that were called, in order."""
+    return [call.operation for call in ecr.calls]
 
 
 def bytes_of(size: int, seed: int = 0) -> bytes:
