@@ -1,10 +1,11 @@
-"""Layers pushed by the workers of a Dask cluster, and the manifest put at the end.
+"""Upload layers from the workers of a Dask cluster, then put the image manifest.
 
     python examples/fan_out_with_dask.py [SCHEDULER]
 
-Past one machine: each worker has an uploader of its own and reads the layers where it can reach
-them. SCHEDULER is the address of a cluster; without it one of two processes is started here. The
-layers go to a local ECR, so a cluster of other machines takes a client for AWS in ``uploader``.
+Each worker process has its own uploader and reads its layers itself, so the files must be
+accessible from every worker. SCHEDULER is the address of a running cluster. Without it, the script
+starts a cluster of two local processes. The layers are uploaded to a local ECR. To use a cluster on
+other machines, create a client for AWS in ``get_uploader``.
 """
 
 from __future__ import annotations
@@ -30,51 +31,56 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 
 @cache
-def uploader(url: str) -> LayerUploader:
-    """One a worker. With AWS: a client of ``botocore.session.get_session()``."""
-    return LayerUploader(LocalECR().client(endpoint_url=url), "demo")
+def get_uploader(endpoint_url: str) -> LayerUploader:
+    """Return the uploader of this worker process.
+
+    For AWS, create the client with ``botocore.session.get_session().create_client("ecr")``.
+    """
+    return LayerUploader(LocalECR().client(endpoint_url=endpoint_url), "demo")
 
 
-def push(url: str, path: str) -> UploadedLayer:
-    """Runs on a worker; the result comes back pickled."""
-    return uploader(url).upload(path)
+def upload(endpoint_url: str, path: str) -> UploadedLayer:
+    """Upload one layer. This runs on a worker, and the result is pickled."""
+    return get_uploader(endpoint_url).upload(path)
 
 
 def main(cluster: Any) -> None:
-    """Push four layers, a config, and their manifest."""
+    """Push an image with four layers and a config."""
     with (
         LocalECR(["demo"]) as ecr,
         Client(cluster) as dask,
         tempfile.TemporaryDirectory() as directory,
     ):
-        paths = [Path(directory) / f"layer-{i}.tar" for i in range(4)]
-        for path in paths:
+        layer_paths = [Path(directory) / f"layer-{i}.tar" for i in range(4)]
+        for path in layer_paths:
             path.write_bytes(os.urandom(12 * MIB))
-        config = Path(directory) / "config.json"
-        config.write_text('{"architecture": "amd64", "os": "linux"}')
+        config_path = Path(directory) / "config.json"
+        config_path.write_text('{"architecture": "amd64", "os": "linux"}')
 
-        futures = dask.map(push, [ecr.endpoint_url] * 5, [str(p) for p in (*paths, config)])
-        *layers, configuration = dask.gather(futures)
+        paths = [str(path) for path in (*layer_paths, config_path)]
+        futures = dask.map(upload, [ecr.endpoint_url] * len(paths), paths)
+        *layers, config = dask.gather(futures)
 
         manifest = {
             "schemaVersion": 2,
             "mediaType": MANIFEST,
-            "config": configuration.descriptor(CONFIG),
+            "config": config.descriptor(CONFIG),
             "layers": [layer.descriptor(LAYER) for layer in layers],
         }
         client: Any = ecr.client()
-        put = client.put_image(
+        response = client.put_image(
             repositoryName="demo", imageManifest=json.dumps(manifest), imageTag="latest"
         )
-        for path, layer in zip(paths, layers, strict=True):
-            whole = hashlib.sha256(path.read_bytes()).hexdigest() == layer.digest.partition(":")[2]
-            print(f"{layer.digest}  {layer.size:,} bytes  {'whole' if whole else 'BROKEN'}")
-        print(f"put {put['image']['imageId']['imageDigest']} as latest")
+        for path, layer in zip(layer_paths, layers, strict=True):
+            digest = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+            result = "digest matches" if layer.digest == digest else "DIGEST DOES NOT MATCH"
+            print(f"{layer.digest}  {layer.size:,} bytes  {result}")
+        print(f"put manifest {response['image']['imageId']['imageDigest']} as latest")
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         main(sys.argv[1])
     else:
-        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as local:
-            main(local)
+        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
+            main(cluster)

@@ -1,9 +1,10 @@
-"""Upload a layer that takes longer than one invocation may, as a Lambda function would.
+"""Upload a layer that takes longer than one Lambda invocation is allowed to run.
 
     python examples/lambda_resume.py
 
-Each invocation is a process of its own, with a deadline. It keeps the session where it likes (a
-file here, standing for an object in S3), and the next one goes on at the byte ECR has.
+Each invocation is simulated by a process with a deadline. It saves the session to a file, where a
+real function might use an object in S3. The next invocation loads the session and resumes at the
+byte ECR has.
 """
 
 from __future__ import annotations
@@ -22,57 +23,63 @@ from ecr_parts import LayerUploader, UploadedLayer, UploadSession
 from ecr_parts.testing import LocalECR
 
 MIB = 1024 * 1024
-COME_AGAIN = 75  # the exit status of an invocation that ran out of time
+OUT_OF_TIME = 75  # the exit status of an invocation that ran out of time
 
 
 class OutOfTimeError(Exception):
-    """The deadline is near: the next invocation goes on."""
+    """The deadline is near. The next invocation resumes the upload."""
 
 
 def handler(
-    client: Any, repository: str, layer: Path, kept: Path, out_of_time: Callable[[], bool]
+    client: Any, repository: str, layer: Path, session_file: Path, out_of_time: Callable[[], bool]
 ) -> UploadedLayer:
-    """One invocation. In Lambda, ``out_of_time`` looks at ``get_remaining_time_in_millis``."""
+    """Run one invocation. In Lambda, ``out_of_time`` calls ``get_remaining_time_in_millis``."""
     uploader = LayerUploader(client, repository)
-    if kept.exists():
-        session = UploadSession.from_json(kept.read_text())
+    if session_file.exists():
+        session = UploadSession.from_json(session_file.read_text())
     else:
         session = uploader.initiate(layer_size=layer.stat().st_size)
 
-    def progress(confirmed: int) -> None:
-        if confirmed:
-            kept.write_text(session.to_json())
+    def progress(newly_confirmed: int) -> None:
+        if newly_confirmed:
+            session_file.write_text(session.to_json())
         if out_of_time():
             raise OutOfTimeError
 
     return uploader.upload(layer, session=session, progress=progress)
 
 
-def invoke(url: str, layer: Path, kept: Path) -> None:
-    """An invocation whose simulated time is up once it has sent two parts."""
-    client = LocalECR().client(endpoint_url=url)  # in Lambda: create_client("ecr")
-    before = UploadSession.from_json(kept.read_text()).next_byte if kept.exists() else 0
+def invoke(endpoint_url: str, layer: Path, session_file: Path) -> None:
+    """Simulate an invocation that runs out of time after two parts."""
+    client = LocalECR().client(endpoint_url=endpoint_url)  # in Lambda: create_client("ecr")
+
+    def confirmed_bytes() -> int:
+        if not session_file.exists():
+            return 0
+        return UploadSession.from_json(session_file.read_text()).next_byte
+
+    confirmed_before = confirmed_bytes()
 
     def out_of_time() -> bool:
-        now = UploadSession.from_json(kept.read_text()).next_byte if kept.exists() else 0
-        return now >= before + 20 * MIB
+        return confirmed_bytes() >= confirmed_before + 20 * MIB
 
     try:
-        uploaded = handler(client, "demo", layer, kept, out_of_time)
+        uploaded = handler(client, "demo", layer, session_file, out_of_time)
     except OutOfTimeError:
-        stands = UploadSession.from_json(kept.read_text())
-        print(f"out of time: ECR has {stands.next_byte:,} bytes of {stands.layer_size:,}")
-        sys.exit(COME_AGAIN)
-    print(f"done: {uploaded.digest}")
+        size = layer.stat().st_size
+        print(f"out of time: ECR has {confirmed_bytes():,} of {size:,} bytes")
+        sys.exit(OUT_OF_TIME)
+    print(f"uploaded {uploaded.digest}")
 
 
 def main() -> None:
-    """Invoke until the layer is there, and compare."""
+    """Invoke the function until the upload is complete, then verify the stored layer."""
     with tempfile.TemporaryDirectory() as directory, LocalECR(["demo"]) as ecr:
-        layer, kept = Path(directory) / "layer.tar.gz", Path(directory) / "session.json"
+        layer, session_file = Path(directory) / "layer.tar.gz", Path(directory) / "session.json"
         layer.write_bytes(os.urandom(45 * MIB))
-        command = [sys.executable, __file__, "--invoke", ecr.endpoint_url, str(layer), str(kept)]
-        while (status := subprocess.run(command, check=False).returncode) == COME_AGAIN:
+        arguments = ["--invoke", ecr.endpoint_url, str(layer), str(session_file)]
+        command = [sys.executable, __file__, *arguments]
+        while (status := subprocess.run(command, check=False).returncode) == OUT_OF_TIME:
             pass
         digest = f"sha256:{hashlib.sha256(layer.read_bytes()).hexdigest()}"
         if status != 0 or ecr.layer("demo", digest) != layer.read_bytes():
@@ -81,7 +88,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--invoke", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.invoke:

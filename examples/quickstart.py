@@ -1,10 +1,10 @@
-"""Upload a layer to a local ECR, lose an answer on the way, kill the upload, and go on with it.
+"""Upload a layer to a local ECR, kill the upload, and resume it.
 
     python examples/quickstart.py [LAYER]
 
-Without LAYER, a layer of 45 MiB is made first. No AWS account is needed: the local ECR is part of
-the library, and is reached over real HTTP. It answers slowly here, so that there is something to
-see.
+Without LAYER, the script creates a layer of 45 MiB. No AWS account is needed: the local ECR is part
+of the library and is reached over real HTTP. It loses the answer to one part, and it answers slowly
+so that the progress is visible.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ MIB = 1024 * 1024
 BOLD, RED, GREEN = 1, 31, 32
 
 
-def say(text: str, style: int | None = None) -> None:
-    """Print, in colour on a terminal."""
-    colour = style is not None and sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    print(f"\x1b[{style}m{text}\x1b[0m" if colour else text, flush=True)
+def echo(text: str, style: int | None = None) -> None:
+    """Print a line, in ``style`` if standard output is a terminal."""
+    styled = style is not None and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(f"\x1b[{style}m{text}\x1b[0m" if styled else text, flush=True)
 
 
 def make_layer(directory: Path) -> Path:
-    """A tar.gz with one file in it, as an image layer is."""
+    """Create a tar.gz file with one file in it, like an image layer."""
     path = directory / "layer.tar.gz"
     content = os.urandom(45 * MIB)
     with tarfile.open(path, "w:gz", compresslevel=1) as tar:
@@ -44,54 +44,59 @@ def make_layer(directory: Path) -> Path:
     return path
 
 
-def upload(path: Path, checkpoint: Path, ecr: LocalECR) -> subprocess.Popen[bytes]:
-    """The upload, in a process of its own."""
-    say(f"\n$ python -m ecr_parts upload {path.name} demo --checkpoint {checkpoint.name}", BOLD)
-    own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+def start_upload(path: Path, checkpoint: Path, ecr: LocalECR) -> subprocess.Popen[bytes]:
+    """Start the upload in another process."""
+    echo(f"\n$ python -m ecr_parts upload {path.name} demo --checkpoint {checkpoint.name}", BOLD)
+    without_aws = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     return subprocess.Popen(
         [sys.executable, "-m", "ecr_parts", "upload", path, "demo", "--checkpoint", checkpoint],
-        env={**own, **ecr.environ()},
+        env={**without_aws, **ecr.environ()},
     )
 
 
-def kill_at(byte: int, uploading: subprocess.Popen[bytes], ecr: LocalECR) -> None:
-    """Kill the upload while the part that begins at ``byte`` is on the way."""
-    while not any(call.first_byte == byte for call in ecr.calls):
-        if uploading.poll() is not None:
-            sys.exit("the upload ended by itself")
+def kill_during_part(first_byte: int, process: subprocess.Popen[bytes], ecr: LocalECR) -> None:
+    """Kill the upload while it sends the part that starts at ``first_byte``."""
+    while not any(call.first_byte == first_byte for call in ecr.calls_of("UploadLayerPart")):
+        if process.poll() is not None:
+            sys.exit("the upload ended before it could be killed")
         time.sleep(0.01)
-    uploading.kill()
-    uploading.wait()
-    say(("\n" if sys.stderr.isatty() else "") + f"killed, with byte {byte:,} on the way", RED)
+    process.kill()
+    process.wait()
+    newline = "\n" if sys.stderr.isatty() else ""  # ends the line of the progress bar
+    echo(f"{newline}killed while the part at byte {first_byte:,} was in flight", RED)
 
 
 def main(path: Path, checkpoint: Path) -> None:
-    """Upload ``path`` in parts, and compare what arrived."""
+    """Upload ``path`` in two runs, and compare its digest with that of the stored layer."""
     parts = Chunker(path.stat().st_size, part_size=10 * MIB)
     with LocalECR(repositories=["demo"], slow=0.5) as ecr:
-        say(f"{path.name}: {parts.layer_size:,} bytes, to a local ECR at {ecr.endpoint_url}")
-        say(f"the answer to part {min(3, len(parts))} will be lost")
-        ecr.fail("UploadLayerPart", "answer_lost", call=min(3, len(parts)))
+        size = f"{parts.layer_size:,} bytes"
+        echo(f"uploading {path.name} ({size}) to a local ECR at {ecr.endpoint_url}")
+        lost = min(3, len(parts))
+        echo(f"the answer to part {lost} will be lost")
+        ecr.fail("UploadLayerPart", "answer_lost", call=lost)
         ecr.fail("UploadLayerPart", "slow", times=1_000)
 
-        kill_at(parts[:4][-1].first_byte, upload(path, checkpoint, ecr), ecr)
-        if upload(path, checkpoint, ecr).wait() != 0:
-            sys.exit("the second upload failed, too")
+        killed_part = parts[:4][-1]  # the fourth part, or the last one of a smaller layer
+        kill_during_part(killed_part.first_byte, start_upload(path, checkpoint, ecr), ecr)
+        if start_upload(path, checkpoint, ecr).wait() != 0:
+            sys.exit("the resumed upload failed")
 
         sent = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
         arrived = f"sha256:{hashlib.sha256(ecr.layer('demo', sent)).hexdigest()}"
-    say(f"\nsent    {sent}\narrived {arrived}")
+    echo(f"\nsent    {sent}\narrived {arrived}")
     if arrived != sent:
         sys.exit("the layer did not arrive whole")
-    say("the layer arrived whole", GREEN)
+    echo("the layer arrived whole", GREEN)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("layer", type=Path, nargs="?", metavar="LAYER")
-    given = parser.parse_args().layer
-    if given is not None and not (given.is_file() and given.stat().st_size):
-        parser.error(f"{given} is no file, or an empty one")
+    layer: Path | None = parser.parse_args().layer
+    if layer is not None and not (layer.is_file() and layer.stat().st_size):
+        parser.error(f"{layer} is not a regular file or is empty")
     with tempfile.TemporaryDirectory() as directory:
-        layer = given or make_layer(Path(directory))
-        main(layer, Path(directory) / "layer.checkpoint")
+        main(layer or make_layer(Path(directory)), Path(directory) / "layer.checkpoint")

@@ -14,7 +14,6 @@ from ecr_parts._calls import Step, UploadCalls, raise_error
 from ecr_parts._checkpoint import Checkpoint
 from ecr_parts._chunker import Chunker, Part
 from ecr_parts._client import Failed
-from ecr_parts._failures import ClearedTraceback
 from ecr_parts._models import Layer, SentPart, UploadedLayer
 from ecr_parts._pipeline import Pipeline
 from ecr_parts._session import MAX_RESTARTS, MOVES, Event, NextAction, UploadSession
@@ -44,11 +43,7 @@ def upload_layer(
     checkpoint = None if layer.checkpoint is None else Checkpoint(layer.checkpoint)
     path = layer.source if isinstance(layer.source, str | os.PathLike) else None
     heartbeat = (lambda: None) if layer.progress is None else partial(layer.progress, 0)
-    with (
-        ClearedTraceback(),
-        open_source(layer.source, layer.size) as source,
-        Waiter(heartbeat, cancelled) as waiter,
-    ):
+    with open_source(layer.source, layer.size) as source, Waiter(heartbeat, cancelled) as waiter:
         if (
             checkpoint is not None
             and path is not None

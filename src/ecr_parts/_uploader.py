@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import tenacity
 
@@ -28,6 +29,8 @@ from ecr_parts._validation import (
     mask_passwords,
     short_repr,
 )
+
+_T = TypeVar("_T")
 
 
 class LayerUploader:
@@ -135,7 +138,8 @@ class LayerUploader:
                 raise ValueError("pass session or checkpoint, not both")
         check_callback("progress", progress)
         layer = Layer(source, digest=digest, size=size, checkpoint=checkpoint, progress=progress)
-        return upload_layer(self._calls, layer, check_existing=check_existing, session=session)
+        with ClearedTraceback():
+            return upload_layer(self._calls, layer, check_existing=check_existing, session=session)
 
     def upload_many(
         self,
@@ -184,10 +188,8 @@ class LayerUploader:
         self._calls.check_size(layer_size)
         if layer_digest is not None:
             check_digest(layer_digest)
-        session = self._calls.start_upload(layer_size, layer_digest)
-        if isinstance(session, Failed):
-            raise session.error
-        return session
+        with ClearedTraceback():
+            return _answer(self._calls.start_upload(layer_size, layer_digest))
 
     def upload_part(self, session: UploadSession, blob: Blob) -> None:
         """Send ``blob``, the layer's bytes from ``session.next_byte`` on.
@@ -203,8 +205,7 @@ class LayerUploader:
         self._check_session(session)
         part = self._check_part(session, blob)
         with ClearedTraceback():
-            step = self._send_part(session, part, blob)
-        _raise_if_ended(step, session)
+            self._send_part(session, part, blob)
 
     def complete(self, session: UploadSession, digest: str) -> UploadedLayer:
         """Complete an upload: ECR checks that the bytes it received match ``digest``.
@@ -221,30 +222,23 @@ class LayerUploader:
                 f"ECR has {size:,} of the layer's {session.layer_size:,} bytes: send the rest first"
             )
         self._calls.limits._check_layer(size)
-        step = self._calls.complete_upload(session, digest, replayable=True)
-        if step.action in (NextAction.CHECK_COMPLETED, NextAction.CHECK_LOST):
-            existing = self._calls.poll_existing_size(digest, size, step.accepted_statuses)
-        else:
-            existing = None
-        if existing is None:
-            _raise_if_ended(step, session)
-        return UploadedLayer(digest, size, step.existed)
+        with ClearedTraceback():
+            return self._complete(session, digest, size)
 
     def missing(self, digests: Iterable[str]) -> set[str]:
         """The ``digests`` that the repository does not have. Archived layers count as missing."""
         if isinstance(digests, str):
             raise TypeError("digests must be an iterable of str, not a str")
         wanted = dict.fromkeys(map(check_digest, digests))
-        found = self._calls.availability(wanted)
-        if isinstance(found, Failed):
-            raise found.error
+        with ClearedTraceback():
+            found = _answer(self._calls.availability(wanted))
         return {
             digest
             for digest in wanted
             if digest not in found or found[digest].status not in AVAILABLE
         }
 
-    def _send_part(self, session: UploadSession, part: Part, blob: Blob) -> Step:
+    def _send_part(self, session: UploadSession, part: Part, blob: Blob) -> None:
         prepared = self._calls.client.prepare_part(session.upload_id, part, contiguous_view(blob))
         answered = False
         try:
@@ -253,7 +247,16 @@ class LayerUploader:
         finally:
             if not answered:
                 session._share()  # ECR may still receive what was sent
-        return step
+        _raise_if_ended(step, session)
+
+    def _complete(self, session: UploadSession, digest: str, size: int) -> UploadedLayer:
+        step = self._calls.complete_upload(session, digest, replayable=True)
+        existing = None
+        if step.action in (NextAction.CHECK_COMPLETED, NextAction.CHECK_LOST):
+            existing = self._calls.poll_existing_size(digest, size, step.accepted_statuses)
+        if existing is None:
+            _raise_if_ended(step, session)
+        return UploadedLayer(digest, size, step.existed)
 
     def _check_session(self, session: UploadSession) -> None:
         if not isinstance(session, UploadSession):
@@ -283,6 +286,12 @@ class LayerUploader:
                 f"parts of session.part_size, {session.part_size:,} bytes"
             )
         return part
+
+
+def _answer(outcome: _T | Failed) -> _T:
+    if isinstance(outcome, Failed):
+        raise outcome.error
+    return outcome
 
 
 def _raise_if_ended(step: Step, session: UploadSession) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
 from ecr_parts.testing._registry import OPERATIONS, EcrError, Registry
@@ -62,6 +62,7 @@ _DELIVERIES: dict[str, Delivery] = {
     "answer_garbled": "garbled",
     "answer_drips": "drips",
     "slow": "slow",
+    "stored_in_part": "lost",
 }
 _HTML = b"<html><body><h1>503 Service Temporarily Unavailable</h1></body></html>"
 
@@ -135,37 +136,36 @@ def answer(
     error_namespace: str = "",
 ) -> Reply:
     """Carry out a call in ``registry``, unless the planned fault prevents it; the reply."""
-    response = planned if isinstance(planned, Response) else None
-    fault = None if isinstance(planned, Response) else planned
-    if fault in ("request_lost", "reset"):
-        return Reply(0, b"", fault, fault)
-    if fault == "html_503":
-        return Reply(503, _HTML, fault)
+    if planned in ("request_lost", "reset"):
+        return Reply(0, b"", planned, planned)
+    if planned == "html_503":
+        return Reply(503, _HTML, planned)
+    prepared = planned.answer if isinstance(planned, Response) else _REFUSALS.get(planned or "")
+    if isinstance(prepared, EcrError):
+        outcome = prepared.code if isinstance(planned, Response) else planned
+        return Reply(prepared.status, _error_body(prepared, error_namespace), outcome or "")
+    if planned == "upload_forgotten":
+        registry.forget_upload(
+            str(parameters.get("repositoryName")), str(parameters.get("uploadId"))
+        )
+    if planned == "stored_in_part":
+        parameters = _first_half(parameters)
     try:
-        if response is not None and isinstance(response.answer, EcrError):
-            raise response.answer
-        if fault in _REFUSALS:
-            raise _REFUSALS[fault]
-        if fault == "upload_forgotten":
-            registry.forget_upload(
-                str(parameters.get("repositoryName")), str(parameters.get("uploadId"))
-            )
-        if fault == "stored_in_part":
-            registry.call(operation, _first_half(parameters), public=public)
-            return Reply(0, b"", fault, "lost")
-        body = registry.call(operation, parameters, public=public)
-    except EcrError as error:
-        code = f"{error_namespace}#{error.code}" if error_namespace else error.code
-        status, outcome, body = error.status, error.code, {"__type": code, **error.body}
-    else:
-        status, outcome = 200, "ok"
-    if response is not None and not isinstance(response.answer, EcrError):
-        text = response.answer
-        encoded = text if isinstance(text, bytes) else json.dumps(text).encode()
-        return Reply(response.status, encoded, "replaced")
-    return Reply(
-        status, json.dumps(body).encode(), fault or outcome, _DELIVERIES.get(fault or "", "whole")
-    )
+        answered = registry.call(operation, parameters, public=public)
+        reply = Reply(200, json.dumps(answered).encode(), "ok")
+    except EcrError as refusal:
+        reply = Reply(refusal.status, _error_body(refusal, error_namespace), refusal.code)
+    if planned is None:
+        return reply
+    if isinstance(planned, Response):
+        body = prepared if isinstance(prepared, bytes) else json.dumps(prepared).encode()
+        return Reply(planned.status, body, "replaced")
+    return replace(reply, outcome=planned, delivery=_DELIVERIES.get(planned, "whole"))
+
+
+def _error_body(error: EcrError, namespace: str) -> bytes:
+    code = f"{namespace}#{error.code}" if namespace else error.code
+    return json.dumps({"__type": code, **error.body}).encode()
 
 
 def _first_half(parameters: Mapping[str, object]) -> dict[str, object]:

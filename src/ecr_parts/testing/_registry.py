@@ -77,7 +77,7 @@ class EcrError(Exception):
         super().__init__(message)
         self.code = code
         self.status = 500 if code == "ServerException" else 400
-        self.body = {"message": message, **fields}
+        self.body: dict[str, object] = {"message": message, **fields}
 
 
 @dataclass
@@ -186,7 +186,7 @@ class Registry:
         part_size: int | None = None,
         unknowns: Unknowns | None = None,
     ) -> None:
-        self.repositories = {name: Repository() for name in repositories}
+        self.repositories: dict[str, Repository] = {name: Repository() for name in repositories}
         for name in self.repositories:
             if not _REPOSITORY_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is not a valid repository name")

@@ -72,7 +72,7 @@ class LocalECR:
         slow: float = 1.0,
         port: int = 0,
     ) -> None:
-        self.registry = Registry(
+        self.registry: Registry = Registry(
             repositories, limits=limits, part_size=part_size, unknowns=unknowns
         )
         """What it stores."""

@@ -1,0 +1,83 @@
+"""What failed uploads leave in memory. Peak memory is measured in the benchmark."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import weakref
+from collections.abc import Callable, Iterator
+
+import pytest
+from helpers import bytes_of, digest_of
+
+from ecr_parts import EcrPartsError, LayerUploader
+from ecr_parts.testing import LocalECR
+
+
+class File(io.BytesIO):
+    """A source that can be referenced weakly."""
+
+
+class ProgressError(Exception):
+    pass
+
+
+def raise_error(_newly_confirmed: int) -> None:
+    raise ProgressError
+
+
+def lines(source: File) -> Iterator[bytes]:
+    yield source.read()
+
+
+def send_part(uploader: LayerUploader, source: File) -> None:
+    uploader.upload_part(uploader.initiate(), source.read(8))
+
+
+def complete(uploader: LayerUploader, source: File) -> None:
+    session = uploader.initiate()
+    uploader.upload_part(session, source.read(4))
+    uploader.complete(session, digest_of(b"another layer"))
+
+
+INITIATE, PART, ASK = "InitiateLayerUpload", "UploadLayerPart", "BatchCheckLayerAvailability"
+FAILURES: dict[str, tuple[str | None, Callable[[LayerUploader, File], object]]] = {
+    "refused part": (PART, lambda uploader, source: uploader.upload(source)),
+    "refused part of a stream": (PART, lambda uploader, source: uploader.upload(lines(source))),
+    "refused part in a batch": (PART, lambda uploader, source: uploader.upload_many([source])),
+    "refused initiate": (INITIATE, lambda uploader, _source: uploader.initiate()),
+    "refused single part": (PART, send_part),
+    "refused complete": (None, complete),
+    "refused question": (ASK, lambda uploader, _source: uploader.missing([digest_of(b"")])),
+    "wrong size": (None, lambda uploader, source: uploader.upload(source, size=46)),
+    "exception of progress": (
+        None,
+        lambda uploader, source: uploader.upload(source, progress=raise_error),
+    ),
+}
+"""The operation that ECR refuses, and the call that fails."""
+
+
+@pytest.fixture
+def without_gc() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("without_gc")
+@pytest.mark.parametrize("case", FAILURES)
+def test_failed_upload_releases_source_without_garbage_collection(
+    case: str, ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    operation, fail = FAILURES[case]
+    if operation is not None:
+        ecr.fail(operation, "access_denied")
+    source = File(bytes_of(45))
+    reference = weakref.ref(source)
+    with contextlib.suppress(EcrPartsError, ProgressError):
+        fail(uploader, source)
+    del source
+    assert reference() is None
