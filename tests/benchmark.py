@@ -1,13 +1,13 @@
-"""Seconds and memory of an upload, side by side with its peers and with the limit.
+"""Benchmark of uploads: speed and memory, compared with other tools and with a lower bound.
 
     python tests/benchmark.py [--mib 512] [--rounds 5] [--huge-mib 5120]
 
-One server, in a process of its own, takes every upload: it reads the bytes and throws them away.
-Each upload is a fresh process, and all ways take turns, so that a machine whose speed drifts
-drifts for all of them. The peers are a plain botocore loop and, where it is installed, skopeo,
-which pushes the same layer by the registry's HTTP API, unsigned, to the same server. The limit is
-what nobody can avoid: the layer's digest and the signed payload's, on two threads, without any
-sending.
+A server in a process of its own receives every upload, and discards the bytes. Each upload runs in
+a new process. The variants take turns, so that a machine whose speed changes affects all of them
+alike. The other tools are a plain loop over botocore's method and, if it is installed, skopeo,
+which pushes the same layer to the same server through the registry's HTTP API, without signing. The
+lower bound of the time is that of the two hashes that the protocol requires, the digest of the
+layer and that of the signed payload, computed in two threads.
 """
 
 from __future__ import annotations
@@ -39,34 +39,37 @@ UPLOAD_ID = "00000000-0000-0000-0000-000000000001"
 
 
 class Sink(BaseHTTPRequestHandler):
-    """Answers as ECR does, and keeps nothing. The path of the URL is the delay of a part (ms)."""
+    """Answers like ECR or a registry, and discards all bytes.
+
+    The path of an ECR client's URL is the delay of the answer to each part (milliseconds).
+    """
 
     protocol_version = "HTTP/1.1"
     wbufsize = -1
     buffer = threading.local()
 
     def do_GET(self) -> None:
-        """Of a registry: it is one, and it is empty."""
+        """Registry: the API exists, and nothing is stored."""
         self.answer(200 if self.path == "/v2/" else 404)
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
     def do_PATCH(self) -> None:
-        """Of a registry: the layer."""
-        self.throw_away(int(self.headers["Content-Length"]))
+        """Registry: the content of a blob."""
+        self.discard(int(self.headers["Content-Length"]))
         self.answer(202, Location=self.path)
 
     def do_PUT(self) -> None:
-        """Of a registry: the end of a layer, or the manifest."""
-        self.throw_away(int(self.headers["Content-Length"]))
+        """Registry: the end of a blob, or the manifest."""
+        self.discard(int(self.headers["Content-Length"]))
         self.answer(201)
 
-    def throw_away(self, left: int) -> None:
+    def discard(self, length: int) -> None:
         if not hasattr(self.buffer, "view"):
             self.buffer.view = memoryview(bytearray(MIB))
-        while left:
-            left -= self.rfile.readinto(self.buffer.view[:left])
+        while length:
+            length -= self.rfile.readinto(self.buffer.view[:length])
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
@@ -76,15 +79,16 @@ class Sink(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_POST(self) -> None:
+        """ECR: any operation. Registry: the start of a blob."""
         length = int(self.headers["Content-Length"])
         if "X-Amz-Target" not in self.headers:
             self.answer(202, Location=f"{self.path}1")
             return
         operation = self.headers["X-Amz-Target"].partition(".")[2]
         head = self.rfile.read(min(length, 1024))
-        self.throw_away(length - len(head))
+        self.discard(length - len(head))
         if operation == "UploadLayerPart":
-            # A server takes its time here, and that is measured: no test waits for it.
+            # The latency of a real service, which is part of what is measured.
             time.sleep(float(self.path.strip("/") or 0) / 1000)
         digest = re.search(rb"sha256:\w+", head)
         last = re.search(rb'"partLastByte": (\d+)', head)
@@ -97,7 +101,7 @@ class Sink(BaseHTTPRequestHandler):
         self.answer(200, json.dumps(answers[operation]).encode())
 
     def log_message(self, *_args: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
 
 def serve() -> None:
@@ -123,23 +127,23 @@ def make_client(url: str) -> Any:
 
 
 def botocore_loop(url: str, path: str) -> Callable[[], object]:
-    """What one writes without a library: no retry, no resumption."""
+    """The simplest program without a library. It neither retries nor resumes."""
     client = make_client(url)
 
     def upload() -> None:
         upload_id = client.initiate_layer_upload(repositoryName="demo")["uploadId"]
-        digest, first = hashlib.sha256(), 0
+        digest, first_byte = hashlib.sha256(), 0
         with Path(path).open("rb") as file:
             while blob := file.read(PART):
                 digest.update(blob)
                 client.upload_layer_part(
                     repositoryName="demo",
                     uploadId=upload_id,
-                    partFirstByte=first,
-                    partLastByte=first + len(blob) - 1,
+                    partFirstByte=first_byte,
+                    partLastByte=first_byte + len(blob) - 1,
                     layerPartBlob=blob,
                 )
-                first += len(blob)
+                first_byte += len(blob)
         client.complete_layer_upload(
             repositoryName="demo",
             uploadId=upload_id,
@@ -149,19 +153,19 @@ def botocore_loop(url: str, path: str) -> Callable[[], object]:
     return upload
 
 
-def ecr_parts(url: str, path: str, *, check: bool = False) -> Callable[[], object]:
+def ecr_parts(url: str, path: str, *, check_existing: bool = False) -> Callable[[], object]:
     from ecr_parts import LayerUploader
 
     uploader = LayerUploader(make_client(url), "demo")
-    return lambda: uploader.upload(path, check_existing=check)
+    return lambda: uploader.upload(path, check_existing=check_existing)
 
 
 def ecr_parts_checked(url: str, path: str) -> Callable[[], object]:
-    return ecr_parts(url, path, check=True)
+    return ecr_parts(url, path, check_existing=True)
 
 
 def ecr_parts_without_pybase64(url: str, path: str) -> Callable[[], object]:
-    sys.modules["pybase64"] = None  # type: ignore[assignment]  # as if it were not installed
+    sys.modules["pybase64"] = None  # type: ignore[assignment]  # makes its import fail
     return ecr_parts(url, path)
 
 
@@ -179,7 +183,7 @@ def ecr_parts_from_a_pipe(url: str, path: str) -> Callable[[], object]:
 
 
 def skopeo(url: str, path: str) -> Callable[[], object]:
-    """The same layer as an image's only one, pushed to a registry."""
+    """Push an image whose only layer is this one to a registry."""
     layout, host = Path(path).parent / "layout", urlsplit(url).netloc
     command = ["skopeo", "copy", "--insecure-policy", "--dest-tls-verify=false"]
     command += [f"oci:{layout}", f"docker://{host}/demo:v1"]
@@ -187,23 +191,23 @@ def skopeo(url: str, path: str) -> Callable[[], object]:
 
 
 def two_hashes(_url: str, path: str) -> Callable[[], object]:
-    """The layer's digest, and the digest of as many bytes as its base64 has."""
+    """Hash as many bytes as the layer has, and as its base64 has."""
 
-    def digest(per_part: int) -> None:
-        running, part = hashlib.sha256(), os.urandom(per_part)
+    def hash_parts(part_size: int) -> None:
+        digest, part = hashlib.sha256(), os.urandom(part_size)
         for _ in range(-(-Path(path).stat().st_size // PART)):
-            running.update(part)
+            digest.update(part)
 
-    def both() -> None:
+    def hash_both() -> None:
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(digest, (PART, PART * 4 // 3)))
+            list(pool.map(hash_parts, (PART, PART * 4 // 3)))
 
-    return both
+    return hash_both
 
 
-WAYS = {
-    way.__name__: way
-    for way in (
+VARIANTS = {
+    variant.__name__: variant
+    for variant in (
         botocore_loop,
         ecr_parts,
         ecr_parts_without_pybase64,
@@ -212,30 +216,35 @@ WAYS = {
         skopeo,
         two_hashes,
     )
-    if way is not skopeo or shutil.which("skopeo")
+    if variant is not skopeo or shutil.which("skopeo")
 }
+"""For each name: a function that prepares an upload, and returns the function that is measured."""
 
 
-def one(way: str, url: str, path: str) -> None:
-    """In a process of its own: one upload, and what it took."""
-    upload = WAYS[way](url, path)
-    begun = time.perf_counter()
+def run_variant(variant: str, url: str, path: str) -> None:
+    """Run one upload in this process, and print its seconds and its peak memory (MiB) as JSON."""
+    upload = VARIANTS[variant](url, path)
+    started = time.perf_counter()
     upload()
-    seconds = time.perf_counter() - begun
-    of = resource.RUSAGE_CHILDREN if way == "skopeo" else resource.RUSAGE_SELF
-    peak = resource.getrusage(of).ru_maxrss / 1024
+    seconds = time.perf_counter() - started
+    who = resource.RUSAGE_CHILDREN if variant == "skopeo" else resource.RUSAGE_SELF
+    peak = resource.getrusage(who).ru_maxrss / 1024
     print(json.dumps({"seconds": seconds, "peak": peak}))
 
 
-def measure(way: str, url: str, path: Path) -> dict[str, float]:
-    command = [sys.executable, __file__, "--one", way, url, str(path)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    measured: dict[str, float] = json.loads(done.stdout)
+def measure(variant: str, url: str, path: Path) -> dict[str, float]:
+    """Run one upload in a new process."""
+    command = [sys.executable, __file__, "--run-variant", variant, url, str(path)]
+    completed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    measured: dict[str, float] = json.loads(completed.stdout)
     return measured
 
 
 def make_layer(path: Path, mib: int) -> None:
-    """A layer of random bytes, gzip in form (or skopeo would compress it), and an image of it."""
+    """Create a layer of random bytes, and the layout of an image with this layer.
+
+    The layer is in gzip format, without compression: otherwise, skopeo would compress it.
+    """
     blobs = path.parent / "layout" / "blobs" / "sha256"
     blobs.mkdir(parents=True)
 
@@ -244,30 +253,30 @@ def make_layer(path: Path, mib: int) -> None:
         (blobs / name).write_bytes(content)
         return {"mediaType": media_type, "digest": f"sha256:{name}", "size": len(content)}
 
-    pack, digest = zlib.compressobj(level=0, wbits=31), hashlib.sha256()
+    gzip, digest = zlib.compressobj(level=0, wbits=31), hashlib.sha256()
     with path.open("wb") as file:
         for left in range(mib, -1, -1):
-            content = pack.compress(os.urandom(MIB)) if left else pack.flush()
+            content = gzip.compress(os.urandom(MIB)) if left else gzip.flush()
             file.write(content)
             digest.update(content)
     path.with_name("layout").joinpath("oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
     (blobs / digest.hexdigest()).symlink_to(path)
-    oci = "application/vnd.oci.image"
+    type_prefix = "application/vnd.oci.image"
     rootfs = {"type": "layers", "diff_ids": [f"sha256:{digest.hexdigest()}"]}
     config = {"architecture": "amd64", "os": "linux", "rootfs": rootfs}
     layer = {
-        "mediaType": f"{oci}.layer.v1.tar+gzip",
+        "mediaType": f"{type_prefix}.layer.v1.tar+gzip",
         "digest": f"sha256:{digest.hexdigest()}",
         "size": path.stat().st_size,
     }
     manifest = {
         "schemaVersion": 2,
-        "config": blob(json.dumps(config).encode(), f"{oci}.config.v1+json"),
+        "config": blob(json.dumps(config).encode(), f"{type_prefix}.config.v1+json"),
         "layers": [layer],
     }
-    index = [blob(json.dumps(manifest).encode(), f"{oci}.manifest.v1+json")]
-    top = {"schemaVersion": 2, "manifests": index}
-    path.with_name("layout").joinpath("index.json").write_text(json.dumps(top))
+    descriptor = blob(json.dumps(manifest).encode(), f"{type_prefix}.manifest.v1+json")
+    index = {"schemaVersion": 2, "manifests": [descriptor]}
+    path.with_name("layout").joinpath("index.json").write_text(json.dumps(index))
 
 
 def compare(mib: int, rounds: int, huge_mib: int, directory: Path) -> None:
@@ -281,45 +290,51 @@ def compare(mib: int, rounds: int, huge_mib: int, directory: Path) -> None:
     ) as server:
         assert server.stdout is not None
         url = server.stdout.readline().strip()
-        lines = [(way, 0) for way in WAYS] + [("botocore_loop", 80), ("ecr_parts", 80)]
-        taken: dict[tuple[str, int], list[dict[str, float]]] = {line: [] for line in lines}
+        rows = [(variant, 0) for variant in VARIANTS]
+        rows += [("botocore_loop", 80), ("ecr_parts", 80)]
+        results: dict[tuple[str, int], list[dict[str, float]]] = {row: [] for row in rows}
         try:
             for _ in range(rounds):
-                for way, delay in lines:
-                    taken[way, delay].append(measure(way, f"{url}/{delay}", layer))
+                for variant, delay in rows:
+                    results[variant, delay].append(measure(variant, f"{url}/{delay}", layer))
             peaks = [measure("ecr_parts", url, path)["peak"] for path in (small, huge)]
         finally:
             server.terminate()
 
-    def median(line: tuple[str, int], what: str = "seconds") -> float:
-        return statistics.median(measured[what] for measured in taken[line])
+    def median(row: tuple[str, int], quantity: str = "seconds") -> float:
+        return statistics.median(measured[quantity] for measured in results[row])
 
     print(f"{mib} MiB in parts of 10 MiB, {rounds} rounds, {os.cpu_count()} cores, medians\n")
-    print("| way | delay a part | MiB/s | x botocore loop | of the limit | peak MiB |")
+    print("| variant | delay per part | MiB/s | x botocore loop | x lower bound | peak MiB |")
     print("|---|---:|---:|---:|---:|---:|")
-    for way, delay in lines:
-        line = (way, delay)
-        ratio = median(("botocore_loop", delay)) / median(line)
-        limit = median(("two_hashes", 0)) / median(line)
+    for row in rows:
+        variant, delay = row
+        speed = mib / median(row)
+        relative_to_loop = median(("botocore_loop", delay)) / median(row)
+        relative_to_bound = median(("two_hashes", 0)) / median(row)
         print(
-            f"| {way.replace('_', ' ')} | {delay} ms | {mib / median(line):.0f} | {ratio:.2f} "
-            f"| {limit:.2f} | {median(line, 'peak'):.0f} |"
+            f"| {variant.replace('_', ' ')} | {delay} ms | {speed:.0f} | {relative_to_loop:.2f} "
+            f"| {relative_to_bound:.2f} | {median(row, 'peak'):.0f} |"
         )
     print(f"\npeak at 128 MiB: {peaks[0]:.0f} MiB; at {huge_mib} MiB: {peaks[1]:.0f} MiB")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mib", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--huge-mib", type=int, default=5_120)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--mib", type=int, default=512, help="size of the layer")
+    parser.add_argument("--rounds", type=int, default=5, help="uploads with each variant")
+    parser.add_argument(
+        "--huge-mib", type=int, default=5_120, help="size of the layer for the last memory figure"
+    )
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--run-variant", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve()
-    elif options.one:
-        one(*options.one)
+    elif options.run_variant:
+        run_variant(*options.run_variant)
     else:
         with tempfile.TemporaryDirectory() as directory:
             compare(options.mib, options.rounds, options.huge_mib, Path(directory))

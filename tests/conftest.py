@@ -1,29 +1,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
-from helpers import PATIENT, SMALL
+from helpers import NO_WAIT, SMALL_LIMITS
 
 from ecr_parts import LayerUploader
 from ecr_parts.testing import LocalECR
 
 pytest_plugins = ["ecr_parts.testing.pytest_plugin"]
 
-# No test is timed; and CI draws the same examples each time, so that a failure is a change's own.
+# Every run draws the same examples, so that only a change can make a test fail.
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("default")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--seed", type=int, help="simulate this one upload only")
-    parser.addoption("--simulations", type=int, default=1_000, help="how many to simulate")
+    parser.addoption("--seed", type=int, help="simulate only the upload with this seed")
+    parser.addoption(
+        "--simulations", type=int, default=1_000, help="the number of uploads to simulate"
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _options_of_its_own() -> Iterator[None]:
-    """A pytest that a test runs takes none of this one's options: coverage of its own, for one."""
+def _no_inherited_pytest_options() -> Iterator[None]:
+    """A pytest started by a test must not inherit options of this one, such as ``--cov``."""
     with pytest.MonkeyPatch.context() as environ:
         environ.delenv("PYTEST_ADDOPTS", raising=False)
         yield
@@ -31,14 +34,22 @@ def _options_of_its_own() -> Iterator[None]:
 
 @pytest.fixture
 def ecr() -> Iterator[LocalECR]:
-    """With small limits: six parts of 8 bytes for 45."""
-    with LocalECR(limits=SMALL, part_size=8) as ecr:
+    """A LocalECR with small limits: a layer of 45 bytes has six parts of up to 8 bytes."""
+    with LocalECR(limits=SMALL_LIMITS, part_size=8) as ecr:
         yield ecr
 
 
 @pytest.fixture
 def uploader(ecr: LocalECR) -> LayerUploader:
-    return LayerUploader(ecr.client(), "demo", limits=SMALL, retrying=PATIENT)
+    return LayerUploader(ecr.client(), "demo", limits=SMALL_LIMITS, retrying=NO_WAIT)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """The path of a checkpoint that does not exist, in an empty directory of its own."""
+    directory = tmp_path / "checkpoints"
+    directory.mkdir()
+    return directory / "layer.checkpoint"
 
 
 @pytest.fixture

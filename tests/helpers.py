@@ -1,4 +1,4 @@
-"""What the tests share: bytes, a policy that never sleeps, small limits, every kind of source."""
+"""Helpers shared by the tests: bytes, limits, a retry policy, sources, terminals and threads."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import pty
 import random
 import struct
 import subprocess
+import sys
 import tarfile
 import termios
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -22,8 +24,8 @@ from typing_extensions import override
 from ecr_parts import LayerSource, Limits, default_retrying
 from ecr_parts.testing import LocalECR
 
-PATIENT = default_retrying().copy(sleep=lambda _seconds: None)
-"""The default policy without its waits."""
+NO_WAIT = default_retrying().copy(sleep=lambda _seconds: None)
+"""The default retry policy without its waits."""
 
 OPERATIONS = {
     "BatchCheckLayerAvailability": "batch_check_layer_availability",
@@ -31,47 +33,70 @@ OPERATIONS = {
     "UploadLayerPart": "upload_layer_part",
     "CompleteLayerUpload": "complete_layer_upload",
 }
-"""The calls that are used, and the client's methods for them."""
+"""The operations that the library calls, and the client's method for each."""
 
-SMALL = Limits(min_part=4, max_part=16, max_parts=60, max_layer=500)
-"""Limits that make an upload of many parts out of a few bytes; parts of 8 bytes suit them."""
+SMALL_LIMITS = Limits(min_part=4, max_part=16, max_parts=60, max_layer=500)
+"""Limits that divide a few bytes into many parts, for example of 8 bytes."""
 
 
-def shown_by(terminal: int, until: str | None = None) -> str:
-    """What a terminal's program writes until it has written ``until``, or to its end."""
-    shown = b""
-    while until is None or until.encode() not in shown:
+# Terminals
+
+
+def read_terminal(terminal: int, until: str | None = None) -> str:
+    """What is written to a terminal until ``until`` was written or its other end is closed."""
+    output = b""
+    while until is None or until.encode() not in output:
         try:
-            more = os.read(terminal, 10_000)
-        except OSError:  # how Linux says that nobody writes there any more
-            more = b""
-        if not more:
+            block = os.read(terminal, 10_000)
+        except OSError:  # EIO: on Linux, the other end is closed
+            block = b""
+        if not block:
             break
-        shown += more
-    return shown.decode()
+        output += block
+    return output.decode()
 
 
-def shown_on_a_terminal(start: Callable[..., subprocess.Popen[Any]], columns: int = 80) -> str:
-    """What a process that succeeds shows, started with ``stdout=`` and ``stderr=`` a terminal."""
-    terminal, its_end = pty.openpty()
-    fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    with start(stdout=its_end, stderr=its_end) as process:
-        os.close(its_end)
-        shown = shown_by(terminal)
+def run_on_terminal(start: Callable[..., subprocess.Popen[Any]], columns: int = 80) -> str:
+    """The output of a process that must succeed.
+
+    ``start`` starts it, and is called with a terminal as ``stdout`` and ``stderr``.
+    """
+    terminal, other_end = pty.openpty()
+    fcntl.ioctl(other_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with start(stdout=other_end, stderr=other_end) as process:
+        os.close(other_end)
+        output = read_terminal(terminal)
     os.close(terminal)
     assert process.returncode == 0
-    return shown
+    return output
 
 
-def join_threads(seconds: float = 10) -> None:
-    """Wait for the library's threads, which end once an upload is over.
+# Threads and calls
 
-    Those of single steps end when they have had nothing to do for 5 seconds.
+
+def wait_for_threads(seconds: float = 10) -> None:
+    """Wait until each thread of the library has ended or has no task.
+
+    The threads of an upload end with it. Those of single calls end after 5 seconds without a task.
     """
+    deadline = time.monotonic() + seconds
     for thread in threading.enumerate():
         if thread.name.startswith("ecr_parts "):
-            thread.join(seconds)
-            assert not thread.is_alive(), thread
+            while thread.is_alive() and not _is_idle(thread):
+                assert time.monotonic() < deadline, thread
+                thread.join(0.01)
+
+
+def _is_idle(thread: threading.Thread) -> bool:
+    """Whether a thread of the library waits for a task.
+
+    If the library's method is renamed, this is always false, and ``wait_for_threads`` waits until
+    the thread ends.
+    """
+    frame = sys._current_frames().get(thread.ident or 0)
+    return frame is not None and (
+        frame.f_globals["__name__"] == "ecr_parts._threads" and frame.f_code.co_name == "_wait"
+    )
 
 
 def operations(ecr: LocalECR) -> list[str]:
@@ -79,7 +104,28 @@ def operations(ecr: LocalECR) -> list[str]:
     return [call.operation for call in ecr.calls]
 
 
-def bytes_of(size: int, seed: int = 0) -> bytes:
+class StopUploadError(Exception):
+    """Raised by the callback of ``stop_after`` to end an upload."""
+
+
+def stop_after(confirmed: int) -> Callable[[int], None]:
+    """A ``progress`` callback that ends the upload once ``confirmed`` bytes are confirmed."""
+    total = 0
+
+    def progress(newly_confirmed: int) -> None:
+        nonlocal total
+        total += newly_confirmed
+        if newly_confirmed and total >= confirmed:
+            raise StopUploadError
+
+    return progress
+
+
+# Layers and their sources
+
+
+def random_bytes(size: int, seed: int = 0) -> bytes:
+    """Random bytes, always the same for the same ``size`` and ``seed``."""
     return random.Random(seed).randbytes(size)
 
 
@@ -88,11 +134,11 @@ def digest_of(blob: bytes) -> str:
 
 
 class Unseekable(io.RawIOBase):
-    """A pipe of sorts: short reads, no seeking."""
+    """A file object that cannot seek and whose reads are short, like that of a pipe."""
 
-    def __init__(self, blob: bytes, most: int) -> None:
+    def __init__(self, blob: bytes, max_read: int) -> None:
         self._file = io.BytesIO(blob)
-        self._most = most
+        self._max_read = max_read
 
     @override
     def readable(self) -> bool:
@@ -100,11 +146,11 @@ class Unseekable(io.RawIOBase):
 
     @override
     def read(self, size: int = -1, /) -> bytes:
-        return self._file.read(min(size, self._most) if size >= 0 else self._most)
+        return self._file.read(min(size, self._max_read) if size >= 0 else self._max_read)
 
 
 class BareReader:
-    """The least a file object may be."""
+    """A file object with the only method that the library requires."""
 
     def __init__(self, blob: bytes) -> None:
         self._file = io.BytesIO(blob)
@@ -113,38 +159,40 @@ class BareReader:
         return self._file.read(size)
 
 
-def chunks_of(blob: bytes, sizes: Callable[[], int]) -> Iterator[bytes]:
-    at = 0
-    while at < len(blob):
-        size = sizes()
-        yield blob[at : at + size]
-        at += size
+def chunks_of(blob: bytes, next_size: Callable[[], int]) -> Iterator[bytes]:
+    """The bytes of ``blob`` in chunks, each of the size that ``next_size`` returns."""
+    offset = 0
+    while offset < len(blob):
+        size = next_size()
+        yield blob[offset : offset + size]
+        offset += size
 
 
 def tar_member(blob: bytes) -> IO[bytes]:
-    """A member of a tar read as a stream: its ``seekable()`` raises."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        member = tarfile.TarInfo("layer")
-        member.size = len(blob)
-        tar.addfile(member, io.BytesIO(blob))
-    packed.seek(0)
-    stream = tarfile.open(fileobj=packed, mode="r|")  # noqa: SIM115  (its member is read later)
-    first = stream.next()
-    assert first is not None
-    file = stream.extractfile(first)
+    """A member of a tar that is read as a stream: its ``seekable()`` raises."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        info = tarfile.TarInfo("layer")
+        info.size = len(blob)
+        tar.addfile(info, io.BytesIO(blob))
+    archive.seek(0)
+    stream = tarfile.open(fileobj=archive, mode="r|")  # noqa: SIM115  (its member is read later)
+    member = stream.next()
+    assert member is not None
+    file = stream.extractfile(member)
     assert file is not None
     return file
 
 
-def offset_file(blob: bytes) -> io.BytesIO:
-    """A file that does not stand at its beginning."""
+def file_at_offset(blob: bytes) -> io.BytesIO:
+    """A file object whose current position is not its start."""
     file = io.BytesIO(b"before" + blob)
     file.seek(6)
     return file
 
 
-def path_to(blob: bytes, directory: Path) -> Path:
+def write_layer(blob: bytes, directory: Path) -> Path:
+    """The path of a file with the content ``blob``, written only if it has another content."""
     path = directory / "layer.tar.gz"
     if not path.exists() or path.read_bytes() != blob:
         path.write_bytes(blob)
@@ -154,16 +202,17 @@ def path_to(blob: bytes, directory: Path) -> Path:
 SourceMaker = Callable[[bytes, Path, random.Random], LayerSource]
 
 REPLAYABLE: dict[str, SourceMaker] = {
-    "path": lambda blob, tmp, _: path_to(blob, tmp),
-    "str": lambda blob, tmp, _: str(path_to(blob, tmp)),
+    "path": lambda blob, tmp, _: write_layer(blob, tmp),
+    "str": lambda blob, tmp, _: str(write_layer(blob, tmp)),
     "bytes": lambda blob, _tmp, _: blob,
     "bytearray": lambda blob, _tmp, _: bytearray(blob),
     "memoryview": lambda blob, _tmp, _: memoryview(blob),
     "sparse memoryview": lambda blob, _tmp, _: memoryview(
         bytes(b for byte in blob for b in (byte, 0))
     )[::2],
-    "file": lambda blob, _tmp, _: offset_file(blob),
+    "file": lambda blob, _tmp, _: file_at_offset(blob),
 }
+"""The kinds of sources that can be read again."""
 STREAMS: dict[str, SourceMaker] = {
     "unseekable": lambda blob, _tmp, rng: Unseekable(blob, rng.randint(1, 20)),
     "bare reader": lambda blob, _tmp, _: BareReader(blob),
@@ -177,4 +226,5 @@ STREAMS: dict[str, SourceMaker] = {
         memoryview, chunks_of(blob, lambda: rng.randint(1, 30))
     ),
 }
+"""The kinds of sources that can be read once."""
 SOURCES = REPLAYABLE | STREAMS

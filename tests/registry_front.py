@@ -1,4 +1,4 @@
-"""A read-only registry (OCI distribution) over LocalECR's store, for clients to pull from."""
+"""A read-only registry over HTTP (OCI distribution API), to pull images that LocalECR stores."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ecr_parts.testing import LocalECR
 
 @contextmanager
 def front(ecr: LocalECR) -> Iterator[str]:
-    """Its ``host:port``."""
+    """Serve the images of ``ecr`` on loopback; the value is ``host:port``."""
 
-    class Front(BaseHTTPRequestHandler):
+    class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
             self.do_GET()
 
         def do_GET(self) -> None:
-            content, media_type, digest = self.find()
+            content, media_type, digest = self._find()
             self.send_response(200 if content is not None else 404)
             self.send_header("Content-Type", media_type)
             self.send_header("Content-Length", str(len(content or b"")))
@@ -29,7 +29,8 @@ def front(ecr: LocalECR) -> Iterator[str]:
             if self.command == "GET" and content:
                 self.wfile.write(content)
 
-        def find(self) -> tuple[bytes | None, str, str]:
+        def _find(self) -> tuple[bytes | None, str, str]:
+            """The content, its media type and its digest; ``None`` if there is none."""
             if self.path == "/v2/":
                 return b"{}", "application/json", ""
             name, kind, reference = self.path.removeprefix("/v2/").rsplit("/", 2)
@@ -43,12 +44,14 @@ def front(ecr: LocalECR) -> Iterator[str]:
             return None, "text/plain", ""
 
         def log_message(self, *_args: object) -> None:
-            """Quiet."""
+            """Log nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Front)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
-    yield f"127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    try:
+        yield f"127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,19 +1,34 @@
-"""An uploader against LocalECR's model in process: no socket, no clock, a seed decides all."""
+"""Deterministic simulation of uploads through faults: the seed determines everything.
+
+The uploader runs against LocalECR's model in this process, without sockets and without a clock, or
+against LocalECR over HTTP.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import random
-from dataclasses import dataclass, field, replace
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
 from botocore.parsers import ResponseParserError
-from helpers import OPERATIONS, PATIENT, REPLAYABLE, SMALL, SOURCES, bytes_of, digest_of
+from helpers import NO_WAIT, OPERATIONS, REPLAYABLE, SMALL_LIMITS, SOURCES, digest_of, random_bytes
+from typing_extensions import override
 
-from ecr_parts import EcrPartsError, LayerSource, LayerUploader, UploadedLayer, UploadSession
+from ecr_parts import (
+    CLIENT_CONFIG,
+    EcrPartsError,
+    LayerSource,
+    LayerUploader,
+    UploadedLayer,
+    UploadSession,
+)
 from ecr_parts._client import Answer
 from ecr_parts.testing import Fault, LocalECR, Registry, Unknowns
 from ecr_parts.testing._faults import Faults, answer
@@ -22,31 +37,64 @@ URL = "http://model"
 
 
 class Cut(BaseException):
-    """The process ends here, as by SIGKILL: nothing of it may run on."""
+    """Ends the simulated process, as SIGKILL does: none of its code may run afterwards."""
 
 
 @dataclass
-class ModelClient:
-    """A client for the model: raises what botocore raises, for the same reasons."""
+class SimulatedClient(ABC):
+    """A client that records its calls, and that can end its process before or after one of them."""
 
     registry: Registry
-    faults: Faults = field(default_factory=Faults)
-    calls: list[tuple[str, str]] = field(default_factory=list)
-    cut_before: int = 0
+    calls: list[tuple[str, str]] = field(default_factory=list, kw_only=True)
+    """The operation and the outcome of each call, in order."""
+    cut_before: int = field(default=0, kw_only=True)
     """The number of the call before which the process ends; 0 for none."""
-    cut_after: int = 0
+    cut_after: int = field(default=0, kw_only=True)
+    """The number of the call after which the process ends; 0 for none."""
+
+    @abstractmethod
+    def fail(self, operation: str, fault: Fault, *, call: int = 1, times: int = 1) -> None:
+        """Plan a fault, as ``LocalECR.fail`` does."""
+
+    @abstractmethod
+    def send(self, operation: str, parameters: dict[str, object]) -> Answer:
+        """Make a call, and record it in ``calls``."""
 
     def _call(self, operation: str, parameters: dict[str, object]) -> Answer:
         if len(self.calls) + 1 == self.cut_before:
             self.calls.append((operation, "cut before"))
             raise Cut
         try:
-            return self._send(operation, parameters)
+            return self.send(operation, parameters)
         finally:
             if len(self.calls) == self.cut_after:
                 raise Cut
 
-    def _send(self, operation: str, parameters: dict[str, object]) -> Answer:
+    def batch_check_layer_availability(self, **parameters: object) -> Answer:
+        return self._call("BatchCheckLayerAvailability", parameters)
+
+    def initiate_layer_upload(self, **parameters: object) -> Answer:
+        return self._call("InitiateLayerUpload", parameters)
+
+    def upload_layer_part(self, **parameters: object) -> Answer:
+        return self._call("UploadLayerPart", parameters)
+
+    def complete_layer_upload(self, **parameters: object) -> Answer:
+        return self._call("CompleteLayerUpload", parameters)
+
+
+@dataclass
+class ModelClient(SimulatedClient):
+    """A client of the model in this process. It raises what botocore raises for each fault."""
+
+    faults: Faults = field(default_factory=Faults, kw_only=True)
+
+    @override
+    def fail(self, operation: str, fault: Fault, *, call: int = 1, times: int = 1) -> None:
+        self.faults.plan(operation, fault, call=call, times=times)
+
+    @override
+    def send(self, operation: str, parameters: dict[str, object]) -> Answer:
         reply = answer(self.registry, operation, parameters, self.faults.next(operation))
         self.calls.append((operation, reply.outcome))
         if reply.delivery in ("lost", "reset", "request_lost"):
@@ -65,32 +113,25 @@ class ModelClient:
             response = json.loads(reply.body)
             response["Error"] = {"Code": response["__type"], "Message": response["message"]}
         response["ResponseMetadata"] = {"HTTPStatusCode": reply.status}
-        raise ClientError(response, operation)  # type: ignore[arg-type]  # made by hand
-
-    def batch_check_layer_availability(self, **parameters: object) -> Answer:
-        return self._call("BatchCheckLayerAvailability", parameters)
-
-    def initiate_layer_upload(self, **parameters: object) -> Answer:
-        return self._call("InitiateLayerUpload", parameters)
-
-    def upload_layer_part(self, **parameters: object) -> Answer:
-        return self._call("UploadLayerPart", parameters)
-
-    def complete_layer_upload(self, **parameters: object) -> Answer:
-        return self._call("CompleteLayerUpload", parameters)
+        raise ClientError(response, operation)  # type: ignore[arg-type]  # a plain dict
 
 
 @dataclass
-class HttpClient(ModelClient):
-    """The same over real HTTP, with a real botocore client."""
+class HttpClient(SimulatedClient):
+    """A botocore client of a running LocalECR."""
 
-    ecr: LocalECR = field(default_factory=LocalECR)
-    real: Any = None
+    ecr: LocalECR = field(kw_only=True)
+    botocore_client: Any = field(kw_only=True)
 
-    def _send(self, operation: str, parameters: dict[str, object]) -> Answer:
+    @override
+    def fail(self, operation: str, fault: Fault, *, call: int = 1, times: int = 1) -> None:
+        self.ecr.fail(operation, fault, call=call, times=times)
+
+    @override
+    def send(self, operation: str, parameters: dict[str, object]) -> Answer:
+        method: Callable[..., Answer] = getattr(self.botocore_client, OPERATIONS[operation])
         try:
-            answered: Answer = getattr(self.real, OPERATIONS[operation])(**parameters)
-            return answered
+            return method(**parameters)
         finally:
             self.calls.append((operation, self.ecr.calls[-1].outcome))
 
@@ -105,170 +146,198 @@ def random_unknowns(rng: random.Random) -> Unknowns:
     )
 
 
-def random_faults(rng: random.Random, faults: Faults) -> list[tuple[str, Fault, int, int]]:
-    """Up to six faults; none of those that no retry gets over, or that have no end."""
+def random_faults(rng: random.Random) -> list[tuple[str, Fault, int, int]]:
+    """The operation, fault, first call and number of calls of up to six faults.
+
+    Faults that no retry overcomes, or that have no end, are left out.
+    """
     left_out = ("access_denied", "expired_token", "answer_drips")
     possible = [fault for fault in get_args(Fault) if fault not in left_out]
-    planned = []
+    faults = []
     for _ in range(rng.randint(0, 6)):
         operation = rng.choice((*OPERATIONS, "UploadLayerPart", "UploadLayerPart"))
         fault = rng.choice(possible)
         if fault == "stored_in_part":
             operation = "UploadLayerPart"
-        plan = (operation, fault, rng.randint(1, 12), rng.randint(1, 3))
-        faults.plan(plan[0], plan[1], call=plan[2], times=plan[3])
-        planned.append(plan)
-    return planned
+        faults.append((operation, fault, rng.randint(1, 12), rng.randint(1, 3)))
+    return faults
 
 
 @dataclass
 class Outcome:
     """How a simulated upload ended."""
 
-    kind: str
+    source_kind: str
+    """The key of the source in ``helpers.SOURCES``."""
     story: str
+    """What was simulated, for the message of a failed assertion."""
     layer: UploadedLayer | None = None
     error: EcrPartsError | None = None
-    struck: int = 0
-    """How many calls were hit by a fault."""
+    failed_calls: int = 0
+    """How many calls failed for another reason than the part's place."""
 
 
 class Simulation:
     """Uploads of the same random bytes, from a random source, through random faults.
 
-    Resumable ones are cut by their process's end now and then, and resumed from any copy of what
-    was kept; and another process may come in between that has the same checkpoint.
+    If the source can be read again, the process may end at any call. The next one resumes from any
+    copy of the session or checkpoint that was saved. Meanwhile, other processes may upload with the
+    same checkpoint.
 
-    ``run`` raises ``AssertionError`` for a wrong layer, a wrong sum of progress, an error that is
-    none of the library's, more calls than any upload may make, or bytes sent in vain.
+    ``connect`` creates the client, for an ECR that behaves as the given ``Unknowns`` say.
+
+    ``run`` raises ``AssertionError`` if a layer is wrong, if ``progress`` does not add up to the
+    layer's size, if an error is not one of this library, if more calls are made than any upload
+    needs, or if parts are refused although nothing failed before.
     """
 
-    def __init__(self, seed: int, directory: Path, over: HttpClient | None = None) -> None:
+    def __init__(
+        self, seed: int, directory: Path, connect: Callable[[Unknowns], SimulatedClient]
+    ) -> None:
         self.rng = rng = random.Random(seed)
         self.directory = directory
-        self.blob = bytes_of(rng.choice((1, 3, 4, 8, 9, 16, 17, rng.randint(1, 200))), seed)
-        self.kind = rng.choice(list(SOURCES))
+        self.blob = random_bytes(rng.choice((1, 3, 4, 8, 9, 16, 17, rng.randint(1, 200))), seed)
+        self.source_kind = rng.choice(list(SOURCES))
         unknowns = random_unknowns(rng)
-        registry = Registry(["demo"], limits=SMALL, part_size=8, unknowns=unknowns)
-        self.client = ModelClient(registry)
-        if over is not None:
-            over.ecr.registry = registry
-            over.ecr._faults = self.client.faults
-            self.client = replace(over, registry=registry, faults=self.client.faults, calls=[])
-        planned = random_faults(rng, self.client.faults)
+        self.client = connect(unknowns)
+        faults = random_faults(rng)
+        for operation, fault, call, times in faults:
+            self.client.fail(operation, fault, call=call, times=times)
         self.options: dict[str, Any] = {
             "digest": digest_of(self.blob) if rng.random() < 0.5 else None,
             "size": len(self.blob) if rng.random() < 0.5 else None,
             "check_existing": rng.random() < 0.5,
         }
-        ways = ("none", "checkpoint", "session") if self.kind in REPLAYABLE else ("none",)
-        self.way = rng.choice(ways)
-        self.cuts = rng.randint(0, 6) if self.way != "none" else 0
-        self.strangers = rng.randint(0, 2) if self.way == "checkpoint" else 0
-        self.kept: list[str] = []
+        replayable = self.source_kind in REPLAYABLE
+        self.resume_from = rng.choice(
+            ("none", "checkpoint", "session") if replayable else ("none",)
+        )
+        self.cuts = rng.randint(0, 6) if self.resume_from != "none" else 0
+        self.other_processes = rng.randint(0, 2) if self.resume_from == "checkpoint" else 0
+        self.saved_sessions: list[str] = []
+        """Every session or checkpoint so far, as JSON."""
         self.checkpoint = directory / "checkpoint"
         self.checkpoint.unlink(missing_ok=True)
         self.story = (
-            f"seed {seed}: {len(self.blob)} bytes, {self.kind}, {self.options}, {unknowns}, "
-            f"{planned}, {self.way}, {self.cuts} cuts, {self.strangers} strangers"
+            f"seed {seed}: {len(self.blob)} bytes, {self.source_kind}, {self.options}, {unknowns}, "
+            f"{faults}, {self.resume_from}, {self.cuts} cuts, "
+            f"{self.other_processes} other processes"
         )
 
     def run(self) -> Outcome:
-        """Upload until nothing cuts it any more."""
+        """Upload until the process is no longer ended."""
         runs = 0
         while True:
             runs += 1
-            calls = len(self.client.calls)
-            self.client.cut_before = self.client.cut_after = 0
-            if self.cuts:
-                self.cuts -= 1
-                cut = calls + self.rng.randint(1, 12)
-                if self.rng.random() < 0.5:
-                    self.client.cut_before = cut
-                else:
-                    self.client.cut_after = cut
+            self.plan_cut()
             try:
                 outcome = self.upload()
             except Cut:
                 self.check()
                 continue
             except Exception as error:
-                raise AssertionError(f"{self.story}: an error of nobody's: {error!r}") from error
+                raise AssertionError(f"{self.story}: unexpected error: {error!r}") from error
             self.check()
-            refused = [c[1] for c in self.client.calls].count("InvalidLayerPartException")
-            doubts = sum(
-                outcome not in ("ok", "InvalidLayerPartException")
-                for _, outcome in self.client.calls
-            )
-            assert refused <= doubts + runs + 2 * self.strangers, self.story
-            outcome.struck = doubts
+            outcomes = [outcome for _, outcome in self.client.calls]
+            refused = outcomes.count("InvalidLayerPartException")
+            outcome.failed_calls = len(outcomes) - outcomes.count("ok") - refused
+            allowed = outcome.failed_calls + runs + 2 * self.other_processes
+            assert refused <= allowed, self.story
             return outcome
 
+    def plan_cut(self) -> None:
+        """End the process before or after one of the next calls, if cuts are left."""
+        self.client.cut_before = self.client.cut_after = 0
+        if self.cuts:
+            self.cuts -= 1
+            cut = len(self.client.calls) + self.rng.randint(1, 12)
+            if self.rng.random() < 0.5:
+                self.client.cut_before = cut
+            else:
+                self.client.cut_after = cut
+
     def upload(self) -> Outcome:
-        """One process's upload."""
-        heard: list[int] = []
-        stranger_comes = self.rng.randint(1, 20) if self.strangers else 0
+        """Upload once, as one process."""
+        progress_calls: list[int] = []
+        calls_until_other_process = self.rng.randint(1, 20) if self.other_processes else 0
         arguments = dict(self.options)
         session: UploadSession | None = None
-        if self.way == "checkpoint":
-            self.tamper()
+        if self.resume_from == "checkpoint":
+            self.change_checkpoint()
             arguments["checkpoint"] = self.checkpoint
-        elif self.way == "session":
+        elif self.resume_from == "session":
             uploader = self.uploader()
-            kept = self.rng.choice(self.kept) if self.kept else None
+            saved = self.rng.choice(self.saved_sessions) if self.saved_sessions else None
             try:
-                session = UploadSession.from_json(kept) if kept else uploader.initiate()
+                session = UploadSession.from_json(saved) if saved else uploader.initiate()
             except EcrPartsError as error:
-                return Outcome(self.kind, self.story, error=error)
+                return Outcome(self.source_kind, self.story, error=error)
             arguments["session"] = session
 
-        def progress(n: int) -> None:
-            nonlocal stranger_comes
-            heard.append(n)
-            if session is not None and n:
-                self.kept.append(session.to_json())
-            if self.way == "checkpoint" and self.checkpoint.exists():
-                self.kept.append(self.checkpoint.read_text())
-            stranger_comes -= 1
-            if stranger_comes == 0:
+        def progress(newly_confirmed: int) -> None:
+            nonlocal calls_until_other_process
+            progress_calls.append(newly_confirmed)
+            if session is not None and newly_confirmed:
+                self.saved_sessions.append(session.to_json())
+            if self.resume_from == "checkpoint" and self.checkpoint.exists():
+                self.saved_sessions.append(self.checkpoint.read_text())
+            calls_until_other_process -= 1
+            if calls_until_other_process == 0:
                 with contextlib.suppress(EcrPartsError):
                     self.uploader().upload(self.source(), **arguments)
 
         try:
             layer = self.uploader().upload(self.source(), progress=progress, **arguments)
         except EcrPartsError as error:
-            return Outcome(self.kind, self.story, error=error)
+            return Outcome(self.source_kind, self.story, error=error)
         assert (layer.digest, layer.size) == (digest_of(self.blob), len(self.blob)), self.story
         assert digest_of(self.blob) in self.client.registry.repositories["demo"].layers, self.story
-        assert sum(heard) == len(self.blob), f"{self.story}: progress {heard}"
-        if self.checkpoint.exists():  # somebody else's is left alone
+        assert sum(progress_calls) == len(self.blob), f"{self.story}: progress {progress_calls}"
+        if self.checkpoint.exists():  # only a checkpoint of another layer is left alone
             assert digest_of(b"other") in self.checkpoint.read_text(), self.story
-        return Outcome(self.kind, self.story, layer=layer)
+        return Outcome(self.source_kind, self.story, layer=layer)
 
-    def tamper(self) -> None:
-        """Sometimes the checkpoint is an older copy, or gone, or of another layer."""
+    def change_checkpoint(self) -> None:
+        """Sometimes replace the checkpoint by an older copy or another layer's, or delete it."""
         chance = self.rng.random()
-        if chance < 0.3 and self.kept:
-            self.checkpoint.write_text(self.rng.choice(self.kept))
+        if chance < 0.3 and self.saved_sessions:
+            self.checkpoint.write_text(self.rng.choice(self.saved_sessions))
         elif chance < 0.35:
             self.checkpoint.unlink(missing_ok=True)
-        elif chance < 0.4 and self.kept:
-            self.checkpoint.write_text(
-                self.rng.choice(self.kept).replace(digest_of(self.blob), digest_of(b"other"))
-            )
+        elif chance < 0.4 and self.saved_sessions:
+            saved = self.rng.choice(self.saved_sessions)
+            self.checkpoint.write_text(saved.replace(digest_of(self.blob), digest_of(b"other")))
 
     def uploader(self) -> LayerUploader:
-        return LayerUploader(self.client, "demo", limits=SMALL, retrying=PATIENT)
+        return LayerUploader(self.client, "demo", limits=SMALL_LIMITS, retrying=NO_WAIT)
 
     def source(self) -> LayerSource:
-        return SOURCES[self.kind](self.blob, self.directory, self.rng)
+        return SOURCES[self.source_kind](self.blob, self.directory, self.rng)
 
     def check(self) -> None:
+        """Check that every completed layer is whole, and that the number of calls is bounded."""
         layers = self.client.registry.repositories["demo"].layers
         assert all(b"".join(layer.blobs) == self.blob for layer in layers.values()), self.story
         assert len(self.client.calls) < 1_000, f"{self.story}: {len(self.client.calls)} calls"
 
 
-def simulate(seed: int, directory: Path, over: HttpClient | None = None) -> Outcome:
-    """The simulation that ``seed`` stands for, in process or over HTTP."""
-    return Simulation(seed, directory, over).run()
+def simulate(seed: int, directory: Path) -> Outcome:
+    """Run the simulation of ``seed`` in this process."""
+
+    def connect(unknowns: Unknowns) -> ModelClient:
+        return ModelClient(Registry(["demo"], limits=SMALL_LIMITS, part_size=8, unknowns=unknowns))
+
+    return Simulation(seed, directory, connect).run()
+
+
+def simulate_over_http(seed: int, directory: Path) -> Outcome:
+    """Run the simulation of ``seed`` over HTTP, with a botocore client."""
+    config = CLIENT_CONFIG.merge(Config(proxies={}, read_timeout=0.1))
+    with contextlib.ExitStack() as stack:
+
+        def connect(unknowns: Unknowns) -> HttpClient:
+            ecr = LocalECR(limits=SMALL_LIMITS, part_size=8, unknowns=unknowns, slow=60)
+            stack.enter_context(ecr)
+            return HttpClient(ecr.registry, ecr=ecr, botocore_client=ecr.client(config=config))
+
+        return Simulation(seed, directory, connect).run()

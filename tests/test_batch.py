@@ -1,4 +1,4 @@
-"""Many layers at a time, over real HTTP."""
+"""``LayerUploader.upload_many``: order, equal content, errors, progress and checkpoints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import PATIENT, SMALL, SOURCES, bytes_of, digest_of, join_threads
+from helpers import NO_WAIT, SMALL_LIMITS, SOURCES, digest_of, random_bytes, wait_for_threads
 
 from ecr_parts import (
     CheckpointError,
@@ -30,261 +30,352 @@ from ecr_parts import (
 )
 from ecr_parts.testing import LocalECR
 
-BLOBS = [bytes_of(20 + seed, seed) for seed in range(12)]
+BLOBS = [random_bytes(20 + seed, seed) for seed in range(12)]
 
 
 @pytest.fixture(params=["ecr", "ecr-public"])
 def uploader(ecr: LocalECR, request: pytest.FixtureRequest) -> LayerUploader:
-    return LayerUploader(ecr.client(request.param), "demo", limits=SMALL, retrying=PATIENT)
+    return LayerUploader(ecr.client(request.param), "demo", limits=SMALL_LIMITS, retrying=NO_WAIT)
 
 
 def count(ecr: LocalECR, operation: str) -> int:
-    return [call.operation for call in ecr.calls].count(operation)
+    return len(ecr.calls_of(operation))
+
+
+def session_of(blob: bytes) -> UploadSession:
+    return UploadSession(
+        repository_name="demo", upload_id="u", part_size=8, layer_digest=digest_of(blob)
+    )
+
+
+# Results
 
 
 @pytest.mark.parametrize("max_workers", [1, 2, 4, 32])
 @pytest.mark.parametrize("check_existing", [True, False])
-def test_as_many_results_as_layers_in_their_order(
+def test_returns_one_result_per_layer_in_order(
     max_workers: int, check_existing: bool, ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
 ) -> None:
     rng = random.Random(0)
-    layers = []
-    for i, kind in enumerate(SOURCES):
+    blobs = [BLOBS[i % 12] + bytes([i]) for i in range(len(SOURCES))]
+    sources = []
+    for i, make_source in enumerate(SOURCES.values()):
         directory = tmp_path / str(i)
         directory.mkdir()
-        layers.append(SOURCES[kind](BLOBS[i % 12] + bytes([i]), directory, rng))
-    heard: list[int] = []
+        sources.append(make_source(blobs[i], directory, rng))
+    progress_calls: list[int] = []
 
     results = uploader.upload_many(
-        layers, max_workers=max_workers, check_existing=check_existing, progress=heard.append
+        sources,
+        max_workers=max_workers,
+        check_existing=check_existing,
+        progress=progress_calls.append,
     )
 
-    expected = [BLOBS[i % 12] + bytes([i]) for i in range(len(SOURCES))]
-    assert [result.digest for result in results] == [digest_of(blob) for blob in expected]
-    for blob in expected:
+    assert [result.digest for result in results] == [digest_of(blob) for blob in blobs]
+    for blob in blobs:
         assert ecr.layer("demo", digest_of(blob)) == blob
-    assert sum(heard) == sum(map(len, expected))
-    join_threads()
+    assert sum(progress_calls) == sum(map(len, blobs))
+    wait_for_threads()
 
 
-def test_equal_content_is_sent_once(ecr: LocalECR, uploader: LayerUploader) -> None:
+def test_empty_list_makes_no_calls(ecr: LocalECR, uploader: LayerUploader) -> None:
+    assert uploader.upload_many([]) == []
+    assert uploader.upload_many(iter([])) == []
+    assert ecr.calls == []
+
+
+def test_checks_100_digests_per_call(ecr: LocalECR, uploader: LayerUploader) -> None:
+    blobs = [random_bytes(5, seed) for seed in range(201)]
+    uploader.upload_many(blobs[:110])
+    ecr.calls.clear()
+    progress_calls: list[int] = []
+
+    results = uploader.upload_many(blobs, max_workers=8, progress=progress_calls.append)
+
+    assert [result.existed for result in results] == [True] * 110 + [False] * 91
+    assert count(ecr, "BatchCheckLayerAvailability") == 3
+    assert count(ecr, "InitiateLayerUpload") == 91
+    assert sum(progress_calls) == 201 * 5
+
+
+def test_recovers_from_lost_answers_in_parallel(ecr: LocalECR, uploader: LayerUploader) -> None:
+    for call in range(1, 40, 3):
+        ecr.fail("UploadLayerPart", "answer_lost", call=call)
+    uploader.upload_many(BLOBS, max_workers=6, check_existing=False)
+    for blob in BLOBS:
+        assert ecr.layer("demo", digest_of(blob)) == blob
+
+
+def test_reads_file_objects_and_iterators_in_callers_thread(uploader: LayerUploader) -> None:
+    threads: set[int] = set()
+
+    class RecordingFile(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            threads.add(threading.get_ident())
+            return super().read(size)
+
+    def chunks(blob: bytes) -> Iterator[bytes]:
+        threads.add(threading.get_ident())
+        yield blob
+
+    files = [RecordingFile(blob) for blob in BLOBS[:4]]
+    uploader.upload_many([*files, *map(chunks, BLOBS[4:8]), *BLOBS[8:]])
+    assert threads == {threading.get_ident()}
+
+
+# Iterators of layers
+
+
+def test_reads_iterator_as_workers_take_layers(
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    """So each layer may be a temporary file that is deleted a few layers later."""
+    blobs = [random_bytes(9, i) for i in range(40)]
+    started = 0
+
+    def layers() -> Iterator[bytes | Path]:
+        nonlocal started
+        for i, blob in enumerate(blobs):
+            completed = len(ecr.registry.repositories["demo"].layers)
+            assert started - completed <= 3
+            started += 1
+            if i % 2:
+                yield blob
+            else:
+                path = tmp_path / str(i)
+                path.write_bytes(blob)
+                yield path
+
+    results = uploader.upload_many(layers(), max_workers=3)
+    assert [result.digest for result in results] == [digest_of(blob) for blob in blobs]
+
+
+def test_iterator_may_drop_streams_after_yielding_them(uploader: LayerUploader) -> None:
+    """A new stream may get the memory address, and so the ``id``, of one that was deleted."""
+    files = (io.BytesIO(b"%d" % i) for i in range(50))
+    assert len(uploader.upload_many(files, max_workers=1)) == 50
+
+
+def test_iterator_may_mix_all_kinds_of_sources(
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    rng = random.Random(1)
+    sources = [
+        make_source(BLOBS[i % 12], tmp_path, rng)
+        for i, (kind, make_source) in enumerate(SOURCES.items())
+        if kind not in ("path", "str")
+    ]
+    assert len(uploader.upload_many(iter(sources), max_workers=2)) == len(sources)
+    for max_workers in (1, 2, 5):
+        layers: list[Any] = [b"a%d" % max_workers, b"a%d" % max_workers, io.BytesIO(b"b")]
+        results = uploader.upload_many(iter(layers), max_workers=max_workers)
+        assert sorted(result.existed for result in results[:2]) == [False, True]
+        assert results[2].digest == digest_of(b"b")
+
+
+# Layers with equal content
+
+
+def test_sends_equal_content_once(ecr: LocalECR, uploader: LayerUploader) -> None:
     a, b, digest = BLOBS[0], BLOBS[1], digest_of(BLOBS[0])
-    own: list[int] = []
-    everything: list[int] = []
+    layer_progress: list[int] = []
+    batch_progress: list[int] = []
 
     results = uploader.upload_many(
-        [a, b, Layer(bytearray(a), progress=own.append), Layer(iter([a]), digest=digest)],
-        progress=everything.append,
+        [
+            a,
+            b,
+            Layer(bytearray(a), progress=layer_progress.append),
+            Layer(iter([a]), digest=digest),
+        ],
+        progress=batch_progress.append,
     )
 
     assert [result.existed for result in results] == [False, False, True, True]
     assert results[2] == UploadedLayer(digest, 20, existed=True)
     assert count(ecr, "InitiateLayerUpload") == 2
-    assert sum(own) == 20
-    assert sum(everything) == 20 * 3 + 21
+    assert sum(layer_progress) == 20
+    assert sum(batch_progress) == 20 * 3 + 21
 
 
-def test_availability_is_asked_100_at_a_time(ecr: LocalECR, uploader: LayerUploader) -> None:
-    blobs = [bytes_of(5, seed) for seed in range(250)]
-    uploader.upload_many(blobs[:120])
-    ecr.calls.clear()
-    heard: list[int] = []
-
-    results = uploader.upload_many(blobs, max_workers=8, progress=heard.append)
-
-    assert [result.existed for result in results] == [True] * 120 + [False] * 130
-    assert count(ecr, "BatchCheckLayerAvailability") == 3
-    assert count(ecr, "InitiateLayerUpload") == 130
-    assert sum(heard) == 250 * 5
-
-
-def test_a_generator_is_read_no_further_than_may_run(
-    ecr: LocalECR, uploader: LayerUploader
+@pytest.mark.parametrize("check_existing", [True, False])
+def test_sends_same_path_or_buffer_once(
+    check_existing: bool, ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
 ) -> None:
-    given: list[int] = []
-
-    def layers() -> Iterator[bytes]:
-        for i in range(40):
-            done = len(ecr.registry.repositories["demo"].layers)
-            assert len(given) - done <= 3
-            given.append(i)
-            yield bytes_of(9, i)
-
-    assert len(uploader.upload_many(layers(), max_workers=3)) == 40
-
-
-def test_at_the_first_error_nothing_new_begins_and_waits_end(ecr: LocalECR) -> None:
-    """One layer is throttled, and waits; another fails: the wait does not last."""
-    client = ecr.client()
-    waiting = threading.Event()
-    retrying = default_retrying().copy(wait=lambda _state: 3_600)
-    ecr.fail("InitiateLayerUpload", "throttled", call=1)
-    uploader = LayerUploader(client, "demo", limits=SMALL, retrying=retrying)
-
-    def wait_is_on(n: int) -> None:
-        if any(call.outcome == "throttled" for call in ecr.calls) and n == 0:
-            waiting.set()
-
-    def fails() -> Iterator[bytes]:
-        waiting.wait()
-        raise ConnectionError("the producer died")
-        yield b""
-
-    bad = Layer(fails())
-    with pytest.raises(ConnectionError, match="the producer died") as raised:
-        uploader.upload_many(
-            [BLOBS[0], bad, *BLOBS[1:]],
-            max_workers=2,
-            check_existing=False,
-            progress=wait_is_on,
-        )
-    assert raised.value.layer is bad  # type: ignore[attr-defined]  # as promised of any error
-    join_threads()
-    assert len(ecr.registry.repositories["demo"].layers) < len(BLOBS)
+    path, link = tmp_path / "layer", tmp_path / "link"
+    path.write_bytes(BLOBS[0])
+    link.symlink_to(path)
+    buffer = bytearray(BLOBS[1])
+    progress_calls: list[int] = []
+    results = uploader.upload_many(
+        [path, str(path), Layer(link, digest=digest_of(BLOBS[0]), size=20), buffer, buffer],
+        check_existing=check_existing,
+        progress=progress_calls.append,
+    )
+    digests = [digest_of(BLOBS[0])] * 3 + [digest_of(BLOBS[1])] * 2
+    assert [result.digest for result in results] == digests
+    assert [result.existed for result in results] == [False, True, True, False, True]
+    assert count(ecr, "InitiateLayerUpload") == 2
+    assert sum(progress_calls) == 20 * 3 + 21 * 2
 
 
-def test_the_error_says_which_layer(ecr: LocalECR, uploader: LayerUploader, tmp_path: Path) -> None:
-    wrong = Layer(BLOBS[3], digest=digest_of(b"other"))
-    cases: list[tuple[Any, type[Exception]]] = [
-        (wrong, DigestMismatchError),
-        (Layer(b""), EmptyLayerError),
-        (Layer(tmp_path / "nothing"), FileNotFoundError),
-        (Layer(bytes(501)), EcrPartsError),
-        (Layer(io.StringIO("text")), TypeError),  # type: ignore[arg-type]  # the point
-    ]
-    for layer, error in cases:
-        with pytest.raises(error) as raised:
-            uploader.upload_many([BLOBS[0], layer, BLOBS[1]])
-        assert raised.value.layer is layer  # type: ignore[attr-defined]  # as promised of any error
-    ecr.fail("InitiateLayerUpload", "access_denied")
-    fresh = Layer(b"whose digest is made here")
-    with pytest.raises(ServiceError) as denied:
-        uploader.upload_many([fresh])
-    assert denied.value.layer is fresh
-    with pytest.raises(ServiceError) as refused:
-        LayerUploader(ecr.client(), "none", retrying=PATIENT).upload_many(BLOBS[:2])
-    assert refused.value.layer is None  # the question was for all of them
-
-
-def test_what_progress_raises_ends_all(uploader: LayerUploader) -> None:
-    class EnoughError(Exception):
-        pass
-
-    def progress(n: int) -> None:
-        if n:
-            raise EnoughError
-
-    for layers in (BLOBS, [io.BytesIO(BLOBS[0])], [Layer(BLOBS[0], progress=progress)]):
-        with pytest.raises(EnoughError):
-            uploader.upload_many(layers, progress=progress)
-
-
-def test_progress_is_heard_one_call_at_a_time(uploader: LayerUploader) -> None:
-    inside = heard = 0
-
-    def progress(_n: int) -> None:
-        nonlocal inside, heard
-        heard += 1
-        inside += 1
-        for _ in range(1_000_000 if heard < 10 else 0):  # long enough for another to come
-            pass
-        assert inside == 1
-        inside -= 1
-
-    uploader.upload_many(BLOBS, max_workers=8, progress=progress)
-
-
-def test_the_callers_files_are_read_in_the_callers_thread(uploader: LayerUploader) -> None:
-    threads: set[int] = set()
-
-    class Watched(io.BytesIO):
-        def read(self, size: int | None = -1, /) -> bytes:
-            threads.add(threading.get_ident())
-            return super().read(size)
-
-    def items(blob: bytes) -> Iterator[bytes]:
-        threads.add(threading.get_ident())
-        yield blob
-
-    files = [Watched(blob) for blob in BLOBS[:4]]
-    uploader.upload_many([*files, *map(items, BLOBS[4:8]), *BLOBS[8:]])
-    assert threads == {threading.get_ident()}
-
-
-def test_each_layer_may_have_a_checkpoint(
+def test_ecr_rejects_repeated_layer_with_wrong_digest(
     ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
 ) -> None:
-    ecr.fail("UploadLayerPart", "access_denied", call=3)
-    layers = [
-        Layer(blob, checkpoint=tmp_path / f"{i}.checkpoint") for i, blob in enumerate(BLOBS[:3])
+    path = tmp_path / "layer"
+    path.write_bytes(BLOBS[0])
+    pairs: list[list[Any]] = [
+        [path, Layer(path, digest=digest_of(b"other"))],
+        [Layer(path, digest=digest_of(BLOBS[0])), Layer(b"abc", digest=digest_of(BLOBS[0]))],
     ]
-    with pytest.raises(ServiceError):
-        uploader.upload_many(layers, max_workers=1)
-    assert len(list(tmp_path.iterdir())) == 1
-    parts_before = count(ecr, "UploadLayerPart")
-
-    again = [*layers, Layer(BLOBS[0], checkpoint=tmp_path / "again")]
-    (tmp_path / "again").write_text(
-        UploadSession(
-            repository_name="demo", upload_id="u", part_size=8, layer_digest=digest_of(BLOBS[0])
-        ).to_json()
-    )
-    results = uploader.upload_many(again, max_workers=1)
-
-    assert [result.existed for result in results] == [False, False, False, True]
-    assert count(ecr, "UploadLayerPart") - parts_before == 3 * 3 - 2
-    assert list(tmp_path.iterdir()) == []
+    for layers in pairs:
+        with pytest.raises(DigestMismatchError) as raised:
+            uploader.upload_many(layers)
+        assert raised.value.layer is layers[1]
 
 
-@pytest.mark.parametrize("damaged", [True, False])
-def test_a_checkpoint_of_another_layer_or_damaged_is_left_alone(
-    damaged: bool, uploader: LayerUploader, tmp_path: Path
-) -> None:
-    kept = tmp_path / "checkpoint"
-    other = UploadSession(
-        repository_name="demo", upload_id="u", part_size=8, layer_digest=digest_of(b"other")
-    )
-    text = "damaged" if damaged else other.to_json()
-    kept.write_text(text)
-    twice = Layer(BLOBS[0], checkpoint=kept)
-    if damaged:
-        with pytest.raises(CheckpointError) as raised:
-            uploader.upload_many([BLOBS[0], twice])
-        assert raised.value.layer is twice
-    else:
-        assert uploader.upload_many([BLOBS[0], twice])[1].existed
-    assert kept.read_text() == text
-
-
-def test_a_generator_of_streams_may_let_go_of_them(uploader: LayerUploader) -> None:
-    """A new stream may have the place in memory, and so the id, of one that is gone."""
-    files = (io.BytesIO(b"%d" % i) for i in range(50))
-    assert len(uploader.upload_many(files, max_workers=1)) == 50
-
-
-def test_what_is_there_twice_and_cannot_be(
+def test_rejects_stream_or_checkpoint_passed_twice(
     ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
 ) -> None:
     stream = iter(BLOBS)
     file = io.BytesIO(BLOBS[0])
     path = tmp_path / "checkpoint"
-    lists: list[list[Any]] = [
-        [stream, stream],
-        [file, Layer(file)],
-        [Layer(BLOBS[0], checkpoint=path), Layer(BLOBS[1], checkpoint=str(path))],
-    ]
-    for twice in lists:
+    same_checkpoint = [Layer(BLOBS[0], checkpoint=path), Layer(BLOBS[1], checkpoint=str(path))]
+    lists: list[list[Any]] = [[stream, stream], [file, Layer(file)], same_checkpoint]
+    for layers in lists:
         with pytest.raises(ValueError, match="twice"):
-            uploader.upload_many(twice)
+            uploader.upload_many(layers)
         assert ecr.calls == []
     with pytest.raises(ValueError, match="checkpoint' was passed twice"):
-        uploader.upload_many(iter(lists[2]), max_workers=1)
+        uploader.upload_many(iter(same_checkpoint), max_workers=1)
     with pytest.raises(ValueError, match="the same stream was passed twice"):
         uploader.upload_many(iter([file, file]), max_workers=2)
 
 
+# Progress
+
+
+@pytest.mark.parametrize("kind", ["list", "file object", "progress of the layer"])
+def test_exception_in_progress_ends_batch(kind: str, uploader: LayerUploader) -> None:
+    class ProgressError(Exception):
+        pass
+
+    def progress(newly_confirmed: int) -> None:
+        if newly_confirmed:
+            raise ProgressError
+
+    layers: dict[str, list[Any]] = {
+        "list": [*BLOBS],
+        "file object": [io.BytesIO(BLOBS[0])],
+        "progress of the layer": [Layer(BLOBS[0], progress=progress)],
+    }
+    with pytest.raises(ProgressError):
+        uploader.upload_many(layers[kind], progress=progress)
+
+
+def test_calls_progress_one_at_a_time(uploader: LayerUploader) -> None:
+    running = calls = 0
+
+    def progress(_newly_confirmed: int) -> None:
+        nonlocal running, calls
+        calls += 1
+        running += 1
+        for _ in range(100_000 if calls < 10 else 0):  # gives the other workers time to call it
+            pass
+        assert running == 1
+        running -= 1
+
+    uploader.upload_many(BLOBS, max_workers=8, progress=progress)
+
+
+# Errors
+
+
+def test_first_error_stops_other_layers_and_their_waits(ecr: LocalECR) -> None:
+    """One layer is throttled and would wait for an hour while another one fails."""
+    throttled = threading.Event()
+    retrying = default_retrying().copy(wait=lambda _state: 3_600)
+    ecr.fail("InitiateLayerUpload", "throttled", call=1)
+    uploader = LayerUploader(ecr.client(), "demo", limits=SMALL_LIMITS, retrying=retrying)
+
+    def progress(newly_confirmed: int) -> None:
+        if newly_confirmed == 0 and any(call.outcome == "throttled" for call in ecr.calls):
+            throttled.set()
+
+    def failing_source() -> Iterator[bytes]:
+        throttled.wait()
+        raise ConnectionError("the producer died")
+        yield b""
+
+    failing = Layer(failing_source())
+    with pytest.raises(ConnectionError, match="the producer died") as raised:
+        uploader.upload_many(
+            [BLOBS[0], failing, *BLOBS[1:]],
+            max_workers=2,
+            check_existing=False,
+            progress=progress,
+        )
+    assert raised.value.layer is failing  # type: ignore[attr-defined]  # set on any exception
+    wait_for_threads()
+    assert len(ecr.registry.repositories["demo"].layers) < len(BLOBS)
+
+
+def test_error_in_worker_ends_upload_in_callers_thread(
+    ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    failed = threading.Event()
+
+    def fail(newly_confirmed: int) -> None:
+        if newly_confirmed:
+            failed.set()
+            raise ConnectionError("in a worker")
+
+    def long_source() -> Iterator[bytes]:
+        failed.wait()
+        for _ in range(50):
+            yield bytes(8)
+
+    with pytest.raises(ConnectionError, match="in a worker"):
+        uploader.upload_many([Layer(BLOBS[0], progress=fail), long_source()])
+    assert digest_of(bytes(400)) not in ecr.registry.repositories["demo"].layers
+
+
+def test_keyboard_interrupt_in_source_ends_batch(ecr: LocalECR, uploader: LayerUploader) -> None:
+    def interrupted_source() -> Iterator[bytes]:
+        yield BLOBS[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        uploader.upload_many([interrupted_source(), *BLOBS])
+
+
+def test_error_names_its_layer(ecr: LocalECR, uploader: LayerUploader, tmp_path: Path) -> None:
+    cases: list[tuple[Any, type[Exception]]] = [
+        (Layer(BLOBS[3], digest=digest_of(b"other")), DigestMismatchError),
+        (Layer(b""), EmptyLayerError),
+        (Layer(tmp_path / "missing"), FileNotFoundError),
+        (Layer(bytes(501)), EcrPartsError),
+        (Layer(io.StringIO("text")), TypeError),  # type: ignore[arg-type]  # wrong on purpose
+    ]
+    for layer, error in cases:
+        with pytest.raises(error) as raised:
+            uploader.upload_many([BLOBS[0], layer, BLOBS[1]])
+        assert raised.value.layer is layer  # type: ignore[attr-defined]  # set on any exception
+
+    ecr.fail("InitiateLayerUpload", "access_denied")
+    without_digest = Layer(b"its digest is computed by the uploader")
+    with pytest.raises(ServiceError) as denied:
+        uploader.upload_many([without_digest])
+    assert denied.value.layer is without_digest
+
+    with pytest.raises(ServiceError) as missing_repository:
+        LayerUploader(ecr.client(), "none", retrying=NO_WAIT).upload_many(BLOBS[:2])
+    assert missing_repository.value.layer is None  # one call asked for both layers
+
+
 @pytest.mark.parametrize(
-    ("layers", "more", "error"),
+    ("layers", "arguments", "error"),
     [
         ("layer.tar.gz", {}, TypeError),
         (b"bytes", {}, TypeError),
@@ -296,71 +387,120 @@ def test_what_is_there_twice_and_cannot_be(
         ([5], {}, TypeError),
     ],
 )
-def test_what_is_no_call(
-    layers: Any, more: Any, error: type[Exception], ecr: LocalECR, uploader: LayerUploader
+def test_rejects_invalid_arguments_before_first_call(
+    layers: Any, arguments: Any, error: type[Exception], ecr: LocalECR, uploader: LayerUploader
 ) -> None:
     with pytest.raises(error):
-        uploader.upload_many(layers, **more)
+        uploader.upload_many(layers, **arguments)
     assert ecr.calls == []
 
 
-def test_an_error_in_a_thread_ends_the_callers_upload(
-    ecr: LocalECR, uploader: LayerUploader
+INVALID_LAYERS: list[tuple[Any, type[Exception]]] = [
+    (5, TypeError),
+    (Layer(None), TypeError),  # type: ignore[arg-type]  # wrong on purpose
+    (Layer(b"x", size=-1), ValueError),
+    (Layer(b"x", size="1"), TypeError),  # type: ignore[arg-type]  # wrong on purpose
+    (Layer(b"x", size=2), SourceChangedError),
+    (Layer(b""), EmptyLayerError),
+    (Layer(iter([b"x"]), size=0), EmptyLayerError),
+    (Layer(bytes(501)), LayerTooLargeError),
+    (Layer("/nonexistent", digest=digest_of(b"x")), FileNotFoundError),
+    (Layer(b"x", progress=5), TypeError),  # type: ignore[arg-type]  # wrong on purpose
+    (Layer(b"x", checkpoint=5), TypeError),  # type: ignore[arg-type]  # wrong on purpose
+    (Layer(b"x", checkpoint=b"c"), TypeError),  # type: ignore[arg-type]  # wrong on purpose
+    (Layer(b"x", checkpoint=""), CheckpointError),
+    (Layer(b"x", checkpoint="/nonexistent/c"), CheckpointError),
+    (Layer(b"x", checkpoint="a\0b"), ValueError),
+    (Layer(iter([b"x"]), checkpoint="c"), ValueError),
+    (Layer(b"x", digest="sha256:"), ValueError),
+]
+
+
+@pytest.mark.parametrize("check_existing", [True, False])
+@pytest.mark.parametrize(("invalid", "error"), INVALID_LAYERS)
+def test_rejects_invalid_layer_before_first_call(
+    invalid: Any,
+    error: type[Exception],
+    check_existing: bool,
+    ecr: LocalECR,
+    uploader: LayerUploader,
 ) -> None:
-    failed = threading.Event()
-
-    def fail(n: int) -> None:
-        if n:
-            failed.set()
-            raise ConnectionError("in a thread")
-
-    def long() -> Iterator[bytes]:
-        failed.wait()
-        for _ in range(50):
-            yield bytes(8)
-
-    with pytest.raises(ConnectionError, match="in a thread"):
-        uploader.upload_many([Layer(BLOBS[0], progress=fail), long()])
-    assert digest_of(bytes(400)) not in ecr.registry.repositories["demo"].layers
+    with pytest.raises(error) as raised:
+        uploader.upload_many([BLOBS[0], invalid, BLOBS[1]], check_existing=check_existing)
+    assert ecr.calls == []
+    if isinstance(invalid, Layer):
+        assert raised.value.layer is invalid  # type: ignore[attr-defined]  # set on any exception
 
 
-def test_no_layers_are_no_calls(ecr: LocalECR, uploader: LayerUploader) -> None:
-    assert uploader.upload_many([]) == []
-    assert uploader.upload_many(iter([])) == []
+def test_rejects_progress_that_is_not_callable(ecr: LocalECR, uploader: LayerUploader) -> None:
+    for upload in (
+        lambda: uploader.upload(BLOBS[0], progress=5),  # type: ignore[arg-type]  # wrong on purpose
+        lambda: uploader.upload_many(BLOBS, progress=5),  # type: ignore[arg-type]  # likewise
+    ):
+        with pytest.raises(TypeError, match="progress must be callable or None, not 5"):
+            upload()
     assert ecr.calls == []
 
 
-def test_faults_are_got_over_side_by_side(ecr: LocalECR, uploader: LayerUploader) -> None:
-    for call in range(1, 40, 3):
-        ecr.fail("UploadLayerPart", "answer_lost", call=call)
-    uploader.upload_many(BLOBS, max_workers=6, check_existing=False)
-    for blob in BLOBS:
-        assert ecr.layer("demo", digest_of(blob)) == blob
+# Checkpoints
 
 
-def test_layers_pickle() -> None:
+def test_each_layer_may_have_its_own_checkpoint(
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    ecr.fail("UploadLayerPart", "access_denied", call=3)
+    layers = [
+        Layer(blob, checkpoint=tmp_path / f"{i}.checkpoint") for i, blob in enumerate(BLOBS[:3])
+    ]
+    with pytest.raises(ServiceError):
+        uploader.upload_many(layers, max_workers=1)
+    assert len(list(tmp_path.iterdir())) == 1
+    parts_before = count(ecr, "UploadLayerPart")
+
+    repeated = Layer(BLOBS[0], checkpoint=tmp_path / "repeated.checkpoint")
+    (tmp_path / "repeated.checkpoint").write_text(session_of(BLOBS[0]).to_json())
+    results = uploader.upload_many([*layers, repeated], max_workers=1)
+
+    assert [result.existed for result in results] == [False, False, False, True]
+    assert count(ecr, "UploadLayerPart") - parts_before == 3 * 3 - 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_repeated_layer_leaves_foreign_or_damaged_checkpoint_unchanged(
+    damaged: bool, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    text = "damaged" if damaged else session_of(b"other").to_json()
+    checkpoint.write_text(text)
+    repeated = Layer(BLOBS[0], checkpoint=checkpoint)
+    if damaged:
+        with pytest.raises(CheckpointError) as raised:
+            uploader.upload_many([BLOBS[0], repeated])
+        assert raised.value.layer is repeated
+    else:
+        assert uploader.upload_many([BLOBS[0], repeated])[1].existed
+    assert checkpoint.read_text() == text
+
+
+# Pickling and copying
+
+
+def test_layer_and_its_error_can_be_pickled() -> None:
     layer = Layer("layer.tar.gz", digest=digest_of(b"x"), size=1, checkpoint="c")
     assert pickle.loads(pickle.dumps(layer)) == layer
-    error = EcrPartsError("m")
+    error = EcrPartsError("message")
     error.layer = layer
     assert pickle.loads(pickle.dumps(error)).layer == layer
 
 
-def test_an_interrupt_ends_what_runs(ecr: LocalECR, uploader: LayerUploader) -> None:
-    def interrupted() -> Iterator[bytes]:
-        yield BLOBS[0]
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        uploader.upload_many([interrupted(), *BLOBS])
-
-
-def pickled_error(error: BaseException) -> tuple[int, Any]:
+def pickle_error(error: BaseException) -> tuple[int, Any]:
+    """The size of the pickle (bytes), and the error that it is loaded as."""
     text = pickle.dumps(error)
     return len(text), pickle.loads(text)
 
 
-def test_the_errors_pickle_and_are_small(
+def test_pickled_error_omits_content_of_source(
     ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
 ) -> None:
     path = tmp_path / "layer"
@@ -379,140 +519,27 @@ def test_the_errors_pickle_and_are_small(
         with pytest.raises(EcrPartsError) as raised:
             uploader.upload_many([layer], check_existing=False, progress=lambda _n: None)
         assert raised.value.layer is layer
-        size, twin = pickled_error(raised.value)
+        size, loaded = pickle_error(raised.value)
         assert size < 5_000
-        assert str(twin) == str(raised.value)
-        assert twin.layer.digest == layer.digest
-        assert twin.layer.progress is None
+        assert str(loaded) == str(raised.value)
+        assert loaded.layer.digest == layer.digest
+        assert loaded.layer.progress is None
         if isinstance(source, str | Path):
-            assert twin.layer.source == str(path)
+            assert loaded.layer.source == str(path)
         else:
             with pytest.raises(TypeError, match="a source that was not pickled"):
-                uploader.upload(twin.layer.source)
+                uploader.upload(loaded.layer.source)
 
-    def broken() -> Iterator[bytes]:
+    def failing_source() -> Iterator[bytes]:
         yield BLOBS[0]
         raise ConnectionError("the producer died")
 
-    with pytest.raises(ConnectionError) as of_the_source:
-        uploader.upload_many([Layer(broken(), progress=lambda _n: None)])
-    assert str(pickled_error(of_the_source.value)[1]) == "the producer died"
+    with pytest.raises(ConnectionError) as raised_by_source:
+        uploader.upload_many([Layer(failing_source(), progress=lambda _n: None)])
+    assert str(pickle_error(raised_by_source.value)[1]) == "the producer died"
 
 
-def test_a_copy_of_a_layer_has_its_source() -> None:
+def test_copied_layer_keeps_its_source() -> None:
     layer = Layer(BLOBS[0], progress=print)
     assert copy.copy(layer) is layer
     assert copy.deepcopy([layer])[0].source == BLOBS[0]
-
-
-@pytest.mark.parametrize("check_existing", [True, False])
-def test_the_same_path_or_buffer_of_a_list_is_sent_once(
-    check_existing: bool, ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
-) -> None:
-    path, link = tmp_path / "layer", tmp_path / "link"
-    path.write_bytes(BLOBS[0])
-    link.symlink_to(path)
-    buffer = bytearray(BLOBS[1])
-    heard: list[int] = []
-    results = uploader.upload_many(
-        [path, str(path), Layer(link, digest=digest_of(BLOBS[0]), size=20), buffer, buffer],
-        check_existing=check_existing,
-        progress=heard.append,
-    )
-    assert [result.digest for result in results] == [digest_of(BLOBS[0])] * 3 + [
-        digest_of(BLOBS[1])
-    ] * 2
-    assert [result.existed for result in results] == [False, True, True, False, True]
-    assert count(ecr, "InitiateLayerUpload") == 2
-    assert sum(heard) == 20 * 3 + 21 * 2
-
-
-def test_what_contradicts_the_layer_it_repeats_is_refused_by_ecr(
-    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
-) -> None:
-    path = tmp_path / "layer"
-    path.write_bytes(BLOBS[0])
-    contradictions: list[list[Any]] = [
-        [path, Layer(path, digest=digest_of(b"other"))],
-        [Layer(path, digest=digest_of(BLOBS[0])), Layer(b"abc", digest=digest_of(BLOBS[0]))],
-    ]
-    for layers in contradictions:
-        with pytest.raises(DigestMismatchError) as raised:
-            uploader.upload_many(layers)
-        assert raised.value.layer is layers[1]
-
-
-def test_an_iterator_is_pulled_as_workers_take_layers(
-    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
-) -> None:
-    """So that each file may be a temporary one, deleted when the next but few is asked for."""
-    pulled: list[Path] = []
-
-    def paths() -> Iterator[Path]:
-        for i in range(30):
-            done = len(ecr.registry.repositories["demo"].layers)
-            assert len(pulled) - done <= 3
-            pulled.append(tmp_path / str(i))
-            pulled[-1].write_bytes(bytes_of(9, i))
-            yield pulled[-1]
-
-    results = uploader.upload_many(paths(), max_workers=3)
-    assert [result.digest for result in results] == [digest_of(bytes_of(9, i)) for i in range(30)]
-
-
-def test_an_iterator_of_everything(ecr: LocalECR, uploader: LayerUploader, tmp_path: Path) -> None:
-    rng = random.Random(1)
-    made = [
-        maker(BLOBS[i % 12], tmp_path, rng)
-        for i, (kind, maker) in enumerate(SOURCES.items())
-        if kind not in ("path", "str")
-    ]
-    assert len(uploader.upload_many(iter(made), max_workers=2)) == len(made)
-    for max_workers in (1, 2, 5):
-        layers: list[Any] = [b"a%d" % max_workers, b"a%d" % max_workers, io.BytesIO(b"b")]
-        results = uploader.upload_many(iter(layers), max_workers=max_workers)
-        assert sorted(result.existed for result in results[:2]) == [False, True]
-        assert results[2].digest == digest_of(b"b")
-
-
-BAD_LAYERS: list[tuple[Any, type[Exception]]] = [
-    (5, TypeError),
-    (Layer(None), TypeError),  # type: ignore[arg-type]  # the point
-    (Layer(b"x", size=-1), ValueError),
-    (Layer(b"x", size="1"), TypeError),  # type: ignore[arg-type]  # the point
-    (Layer(b"x", size=2), SourceChangedError),
-    (Layer(b""), EmptyLayerError),
-    (Layer(iter([b"x"]), size=0), EmptyLayerError),
-    (Layer(bytes(501)), LayerTooLargeError),
-    (Layer("/nonexistent", digest=digest_of(b"x")), FileNotFoundError),
-    (Layer(b"x", progress=5), TypeError),  # type: ignore[arg-type]  # the point
-    (Layer(b"x", checkpoint=5), TypeError),  # type: ignore[arg-type]  # the point
-    (Layer(b"x", checkpoint=b"c"), TypeError),  # type: ignore[arg-type]  # the point
-    (Layer(b"x", checkpoint=""), CheckpointError),
-    (Layer(b"x", checkpoint="/nonexistent/c"), CheckpointError),
-    (Layer(b"x", checkpoint="a\0b"), ValueError),
-    (Layer(iter([b"x"]), checkpoint="c"), ValueError),
-    (Layer(b"x", digest="sha256:"), ValueError),
-]
-
-
-@pytest.mark.parametrize("check_existing", [True, False])
-@pytest.mark.parametrize(("bad", "error"), BAD_LAYERS)
-def test_a_layer_that_cannot_be_is_refused_before_the_first_call(
-    bad: Any, error: type[Exception], check_existing: bool, ecr: LocalECR, uploader: LayerUploader
-) -> None:
-    with pytest.raises(error) as raised:
-        uploader.upload_many([BLOBS[0], bad, BLOBS[1]], check_existing=check_existing)
-    assert ecr.calls == []
-    if isinstance(bad, Layer):
-        assert raised.value.layer is bad  # type: ignore[attr-defined]  # as promised of any error
-
-
-def test_a_progress_that_cannot_be_called(ecr: LocalECR, uploader: LayerUploader) -> None:
-    for call in (
-        lambda: uploader.upload(BLOBS[0], progress=5),  # type: ignore[arg-type]  # the point
-        lambda: uploader.upload_many(BLOBS, progress=5),  # type: ignore[arg-type]  # the point
-    ):
-        with pytest.raises(TypeError, match="progress must be callable, not 5"):
-            call()
-    assert ecr.calls == []

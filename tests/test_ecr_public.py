@@ -1,85 +1,73 @@
-"""ECR Public: the same calls at another service, with limits and errors of its own."""
+"""ECR Public: the same calls, with limits and errors of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from helpers import PATIENT, SMALL, bytes_of, digest_of, path_to
+from helpers import NO_WAIT, SMALL_LIMITS, digest_of, random_bytes, write_layer
 
 from ecr_parts import LayerTooLargeError, LayerUploader, ServiceError, UploadedLayer
-from ecr_parts.testing import LocalECR
+from ecr_parts.testing import EcrError, Fault, LocalECR
 
 MIB = 1024 * 1024
-BLOB = bytes_of(45)
+BLOB = random_bytes(45)
 DIGEST = digest_of(BLOB)
 
 
-@pytest.fixture
-def ecr() -> Iterator[LocalECR]:
-    with LocalECR() as ecr:
-        yield ecr
-
-
-def sparse(path: Path, size: int) -> Path:
+def sparse_file(path: Path, size: int) -> Path:
     with path.open("wb") as file:
         file.truncate(size)
     return path
 
 
-def test_its_limits_are_chosen_by_the_clients_service(ecr: LocalECR, tmp_path: Path) -> None:
-    path = sparse(tmp_path / "layer", 10_001 * MIB)
-    public = LayerUploader(ecr.client("ecr-public"), "demo", retrying=PATIENT)
+def test_client_determines_limits(local_ecr: LocalECR, tmp_path: Path) -> None:
+    path = sparse_file(tmp_path / "layer", 10_001 * MIB)
+    public = LayerUploader(local_ecr.client("ecr-public"), "demo", retrying=NO_WAIT)
+    private = LayerUploader(local_ecr.client(), "demo")
     with pytest.raises(LayerTooLargeError, match=f"at most {10_000 * MIB:,} are allowed"):
         public.upload(path)
-    assert ecr.calls == []
-    assert public.initiate(layer_size=10_000 * MIB).part_size > 10 * MIB  # of 1,000 parts
-    assert LayerUploader(ecr.client(), "demo").initiate(layer_size=10_000 * MIB).part_size == (
-        10 * MIB
-    )
+    assert local_ecr.calls == []
+    # The 1,000 parts that ECR Public allows must be larger than the 4,200 of ECR.
+    assert public.initiate(layer_size=10_000 * MIB).part_size > 10 * MIB
+    assert private.initiate(layer_size=10_000 * MIB).part_size == 10 * MIB
 
 
 @pytest.mark.parametrize(
     "fault", ["answer_lost", "reset", "stored_in_part", "upload_forgotten", "throttled"]
 )
-def test_faults_checkpoints_and_streams(fault: Any, tmp_path: Path) -> None:
-    with LocalECR(limits=SMALL, part_size=8) as ecr:
-        client = ecr.client("ecr-public")
-        uploader = LayerUploader(client, "demo", limits=SMALL, retrying=PATIENT)
-        ecr.fail("UploadLayerPart", fault, call=2)
-        ecr.fail("CompleteLayerUpload", "answer_lost")
-        heard: list[int] = []
+def test_recovers_from_faults(fault: Fault, ecr: LocalECR, tmp_path: Path) -> None:
+    client = ecr.client("ecr-public")
+    uploader = LayerUploader(client, "demo", limits=SMALL_LIMITS, retrying=NO_WAIT)
+    ecr.fail("UploadLayerPart", fault, call=2)
+    ecr.fail("CompleteLayerUpload", "answer_lost")
+    progress_calls: list[int] = []
 
-        layer = uploader.upload(
-            path_to(BLOB, tmp_path), checkpoint=tmp_path / "checkpoint", progress=heard.append
-        )
+    layer = uploader.upload(
+        write_layer(BLOB, tmp_path),
+        checkpoint=tmp_path / "checkpoint",
+        progress=progress_calls.append,
+    )
 
-        assert layer == UploadedLayer(DIGEST, 45, existed=False)
-        assert ecr.layer("demo", DIGEST) == BLOB
-        assert sum(heard) == 45
-        assert uploader.upload(iter([BLOB])).existed
-        assert uploader.missing([DIGEST]) == set()
+    assert layer == UploadedLayer(DIGEST, 45, existed=False)
+    assert ecr.layer("demo", DIGEST) == BLOB
+    assert sum(progress_calls) == 45
+    assert uploader.upload(iter([BLOB])).existed
+    assert uploader.missing([DIGEST]) == set()
 
 
 @pytest.mark.parametrize(
     ("code", "remedy"),
     [
         ("RegistryNotFoundException", "the registry exists"),
-        ("UnsupportedCommandException", "does not accept such uploads"),
+        ("UnsupportedCommandException", "does not support layer uploads"),
         ("RepositoryNotFoundException", "Create the repository"),
     ],
 )
-def test_its_errors_are_typed_and_not_retried(code: str, remedy: str, ecr: LocalECR) -> None:
-    from ecr_parts.testing._registry import EcrError
-
-    def refuse(*_arguments: object, **_more: object) -> dict[str, object]:
-        raise EcrError(code, "as told")
-
-    ecr.registry.call = refuse  # type: ignore[method-assign]  # for every call
-    uploader = LayerUploader(ecr.client("ecr-public"), "demo", retrying=PATIENT)
+def test_does_not_retry_permanent_error(code: str, remedy: str, local_ecr: LocalECR) -> None:
+    local_ecr.respond("BatchCheckLayerAvailability", EcrError(code, "message"))
+    uploader = LayerUploader(local_ecr.client("ecr-public"), "demo", retrying=NO_WAIT)
     with pytest.raises(ServiceError, match=remedy) as raised:
         uploader.upload(BLOB)
     assert raised.value.code == code
-    assert len(ecr.calls) == 1
+    assert len(local_ecr.calls) == 1

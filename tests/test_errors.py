@@ -15,24 +15,23 @@ from ecr_parts import (
     UploadLostError,
     UploadSession,
 )
-from ecr_parts import errors as room
 
 ERRORS = [
-    thing
-    for _, thing in inspect.getmembers(room, inspect.isclass)
-    if thing.__module__ == room.__name__
+    value
+    for _, value in inspect.getmembers(ecr_parts.errors, inspect.isclass)
+    if issubclass(value, BaseException)
 ]
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_all_errors_are_one_tree_and_exported(error: type[Exception]) -> None:
+def test_errors_have_one_base_class_and_are_exported(error: type[Exception]) -> None:
     assert issubclass(error, EcrPartsError)
     assert getattr(ecr_parts, error.__name__) is error
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_every_error_pickles_with_what_it_carries(error: type[EcrPartsError]) -> None:
-    raised = error("what, where, what to do")
+def test_errors_can_be_pickled_with_their_attributes(error: type[EcrPartsError]) -> None:
+    raised = error("the message")
     assert raised.session is None
     assert raised.parts == ()
     raised.session = UploadSession(repository_name="r", upload_id="u", part_size=1)
@@ -40,14 +39,14 @@ def test_every_error_pickles_with_what_it_carries(error: type[EcrPartsError]) ->
     if isinstance(raised, ServiceError):
         raised.operation, raised.code, raised.request_id = "UploadLayerPart", "Code", "id"
 
-    twin = pickle.loads(pickle.dumps(raised))
+    copy = pickle.loads(pickle.dumps(raised))
 
-    assert type(twin) is error
-    assert str(twin) == "what, where, what to do"
-    assert twin.__dict__ == raised.__dict__
+    assert type(copy) is error
+    assert str(copy) == "the message"
+    assert copy.__dict__ == raised.__dict__
 
 
-def test_a_lost_upload_is_a_service_error() -> None:
+def test_upload_lost_error_is_a_service_error() -> None:
     error = UploadLostError(
         "m", operation="UploadLayerPart", repository_name="r", code="c", request_id="i"
     )
@@ -56,15 +55,15 @@ def test_a_lost_upload_is_a_service_error() -> None:
     assert (error.code, error.request_id) == ("c", "i")
 
 
-def test_results_pickle() -> None:
+def test_results_can_be_pickled() -> None:
     layer = UploadedLayer("sha256:00", 2, existed=False, parts=(SentPart(Part(0, 1), 0.5, 1),))
-    twin = pickle.loads(pickle.dumps(layer))
-    assert twin == layer
-    assert twin.parts == layer.parts
+    copy = pickle.loads(pickle.dumps(layer))
+    assert copy == layer
+    assert copy.parts == layer.parts
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_a_message_is_one_line_without_control_characters(error: type[EcrPartsError]) -> None:
+def test_message_is_one_printable_line_of_limited_length(error: type[EcrPartsError]) -> None:
     raised = error("upload \x1b[2J\r\n\u202e " + "x" * 10**6)
     assert str(raised).isprintable()
     assert len(str(raised)) <= 4_000

@@ -1,11 +1,13 @@
-"""Against the real ECR: what is promised holds there, and what is unknown of it is settled.
+"""What the library relies on, and the questions that ECR's documentation leaves open.
 
     ECR_PARTS_LIVE_REPOSITORY=team/scratch python -m pytest tests/test_live.py
 
-With the credentials and the region that a botocore client finds by itself, and a repository that
-layers may be written to: about 100 MB of random bytes, which no image refers to, so that ECR may
-clean them up. It costs nothing but the traffic. Each switch of ``Unknowns`` is one question here;
-what the test prints of the real service belongs into an issue, and then into ``Unknowns``.
+This runs against the real ECR, with the credentials and the region that a botocore client finds. It
+uploads about 100 MB of random bytes to the repository that the variable names. No image refers to
+them, so ECR may delete them at any time. It prints one line for each question: please report them.
+
+Without the variable, the same tests run against LocalECR, and check that they find the answers that
+it simulates. Each question is a switch of ``Unknowns``.
 """
 
 from __future__ import annotations
@@ -15,10 +17,9 @@ import json
 import os
 import socket
 import ssl
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -35,292 +36,10 @@ from ecr_parts import CLIENT_CONFIG, LayerUploader, UploadedLayer, default_retry
 from ecr_parts.testing import LocalECR, Unknowns
 
 MIB = 1024 * 1024
-FAR = 1_000 * MIB  # a byte where none of these uploads stands
-LIVE = os.environ.get("ECR_PARTS_LIVE_REPOSITORY", "")
-live = pytest.mark.skipif(not LIVE, reason="ECR_PARTS_LIVE_REPOSITORY names no repository")
+WRONG_FIRST_BYTE = 1_000 * MIB  # larger than any upload here
+LIVE_REPOSITORY = os.environ.get("ECR_PARTS_LIVE_REPOSITORY", "")
 
-
-class Ecr:
-    """The service under test: its own client, and what it answers, unwrapped."""
-
-    def __init__(self) -> None:
-        self.client: Any = botocore.session.Session().create_client("ecr", config=CLIENT_CONFIG)
-        self.uploader = LayerUploader(self.client, LIVE, part_size=5 * MIB)
-        self.raw = b""
-        """The body of the last answer."""
-        self.client.meta.events.register("response-received.ecr", self._keep)
-        self.hang_up: Callable[[Any], None] | None = None
-        """What is done instead of the next UploadLayerPart."""
-        self.client.meta.events.register("before-send.ecr.UploadLayerPart", self._before_send)
-
-    def initiate(self) -> str:
-        return str(self.client.initiate_layer_upload(repositoryName=LIVE)["uploadId"])
-
-    def part(self, upload_id: str, first_byte: int, blob: bytes) -> dict[str, Any]:
-        """ECR's answer, also if it is an error."""
-        last_byte = first_byte + len(blob) - 1
-        return self._answer(
-            self.client.upload_layer_part,
-            uploadId=upload_id, partFirstByte=first_byte, partLastByte=last_byte,
-            layerPartBlob=blob,
-        )  # fmt: skip
-
-    def complete(self, upload_id: str, digest: str) -> dict[str, Any]:
-        return self._answer(
-            self.client.complete_layer_upload, uploadId=upload_id, layerDigests=[digest]
-        )
-
-    def available(self, digest: str) -> dict[str, Any]:
-        return self._answer(self.client.batch_check_layer_availability, layerDigests=[digest])
-
-    def _answer(self, call: Callable[..., dict[str, Any]], **parameters: object) -> dict[str, Any]:
-        try:
-            return default_retrying()(call, repositoryName=LIVE, **parameters)
-        except ClientError as error:
-            return {"code": error.response["Error"]["Code"], **error.response}
-        except BotoCoreError as error:  # of a part too large, the connection may just break
-            return {"code": type(error).__name__}
-
-    def refused(self, upload_id: str) -> dict[str, Any]:
-        """What ECR says of a part that begins where no upload stands."""
-        answer = self.part(upload_id, FAR, b"x")
-        assert answer.get("code") == "InvalidLayerPartException", answer
-        return answer
-
-    def _keep(self, response_dict: dict[str, Any] | None, **_event: object) -> None:
-        self.raw = b"" if response_dict is None else response_dict["body"]
-
-    def _before_send(self, request: Any, **_event: object) -> None:
-        if self.hang_up is not None:
-            hang_up, self.hang_up = self.hang_up, None
-            hang_up(request)
-            raise ConnectionClosedError(endpoint_url=request.url)
-
-
-@contextmanager
-def connection_with(request: Any, body: bytes) -> Iterator[http.client.HTTPConnection]:
-    """A connection on which ``request`` has been sent with ``body``, all of it or its beginning."""
-    url = urlsplit(request.url)
-    host, port = url.hostname or "", url.port
-    connection = http.client.HTTPConnection(host, port, timeout=60)
-    if url.scheme == "https":
-        bundle = botocore.session.Session().get_config_variable("ca_bundle")
-        trusted = ssl.create_default_context(cafile=bundle or get_cert_path(verify=True))
-        connection = http.client.HTTPSConnection(host, port, timeout=60, context=trusted)
-    with closing(connection):
-        connection.putrequest(request.method, url.path or "/", skip_accept_encoding=True)
-        for name, value in request.headers.items():
-            connection.putheader(name, value)
-        connection.endheaders()
-        connection.send(body)
-        yield connection
-
-
-def hang_up_before_the_answer(request: Any) -> None:
-    with connection_with(request, request.body) as connection:
-        assert connection.getresponse().status == 200  # so it is stored; and nobody is told
-
-
-def hang_up_in_the_middle(request: Any) -> None:
-    with connection_with(request, request.body[: len(request.body) // 2]) as connection:
-        connection.sock.shutdown(socket.SHUT_WR)
-        connection.sock.settimeout(10)
-        with suppress(OSError):  # until ECR is done with it, behind what TLS has to say
-            while connection.sock.recv(65_536):
-                pass
-
-
-@pytest.fixture
-def ecr() -> Iterator[Ecr]:
-    ecr = Ecr()
-    yield ecr
-    ecr.client.close()
-
-
-@live
-def test_round_trip(ecr: Ecr, tmp_path: Path) -> None:
-    blob = os.urandom(12 * MIB)
-    path = tmp_path / "layer"
-    path.write_bytes(blob)
-    layer = ecr.uploader.upload(path, checkpoint=tmp_path / "checkpoint")
-    assert layer == UploadedLayer(digest_of(blob), len(blob), existed=False)
-    assert [sent.part.size for sent in layer.parts] == [5 * MIB, 5 * MIB, 2 * MIB]
-
-
-@live
-def test_a_lost_answer(ecr: Ecr, caplog: pytest.LogCaptureFixture) -> None:
-    """What everything rests on: a part sent again is refused, with the byte where ECR stands."""
-    caplog.set_level("INFO", "ecr_parts")
-    blob = os.urandom(12 * MIB)
-    confirmed: list[int] = []
-
-    def lose_the_second(newly: int) -> None:
-        if newly:
-            confirmed.append(newly)
-            ecr.hang_up = hang_up_before_the_answer if len(confirmed) == 1 else None
-
-    layer = ecr.uploader.upload(blob, progress=lose_the_second)
-    assert layer == UploadedLayer(digest_of(blob), len(blob), existed=False)
-    assert "bytes 5242880-10485759, attempt 2: ECR refused the part and has" in caplog.text
-
-
-@live
-def test_a_layer_that_is_there(ecr: Ecr) -> None:
-    blob, missing = os.urandom(MIB), digest_of(os.urandom(8))
-    assert not ecr.uploader.upload(blob).existed
-    wait_for(ecr, digest_of(blob))
-    assert ecr.uploader.upload(blob).existed
-    assert ecr.uploader.upload(blob, check_existing=False).existed
-    assert ecr.uploader.missing([digest_of(blob), missing]) == {missing}
-
-
-@live
-def test_step_by_step_and_resumed(ecr: Ecr) -> None:
-    blob = os.urandom(11 * MIB)
-    session = ecr.uploader.initiate(layer_size=len(blob))
-    older = type(session).from_json(session.to_json())
-    ecr.uploader.upload_part(session, blob[: 5 * MIB])
-    for known in (session, older):  # the older one is told where ECR stands
-        while known.next_byte < 10 * MIB:
-            first = known.next_byte
-            ecr.uploader.upload_part(known, blob[first : first + 5 * MIB])
-    ecr.uploader.upload_part(older, blob[10 * MIB :])
-    layer = ecr.uploader.complete(older, digest_of(blob))
-    assert layer == UploadedLayer(digest_of(blob), len(blob), existed=False)
-
-
-def wait_for(ecr: Ecr, digest: str) -> int:
-    """Ask, five times a second, until a layer is listed. Returns how often."""
-    asked = 0
-
-    def is_there() -> bool:
-        nonlocal asked
-        asked += 1
-        layers = ecr.available(digest).get("layers", [])
-        return [layer["layerAvailability"] for layer in layers] == ["AVAILABLE"]
-
-    tenacity.Retrying(
-        retry=tenacity.retry_if_result(lambda there: not there),
-        wait=tenacity.wait_fixed(0.2),
-        stop=tenacity.stop_after_delay(60),
-    )(is_there)
-    return asked
-
-
-def nothing_stored(ecr: Ecr) -> object:
-    return ecr.refused(ecr.initiate()).get("lastValidByteReceived", "absent")
-
-
-def completed_again(ecr: Ecr) -> object:
-    blob, upload_id = os.urandom(1024), ecr.initiate()
-    ecr.part(upload_id, 0, blob)
-    completed = ecr.complete(upload_id, digest_of(blob))
-    assert completed.get("layerDigest") == digest_of(blob), completed
-    return ecr.complete(upload_id, digest_of(blob)).get("code", "no error")
-
-
-def missing_layers(ecr: Ecr) -> object:
-    answer = ecr.available(digest_of(os.urandom(8)))
-    if "layers" not in answer:
-        return "failures alone"
-    return "layers" if answer["layers"] else "failures"
-
-
-def availability_lag(ecr: Ecr) -> object:
-    blob, upload_id = os.urandom(1024), ecr.initiate()
-    ecr.part(upload_id, 0, blob)
-    ecr.complete(upload_id, digest_of(blob))
-    return wait_for(ecr, digest_of(blob)) - 1
-
-
-def broken_part(ecr: Ecr) -> object:
-    blob, upload_id = os.urandom(5 * MIB), ecr.initiate()
-    ecr.part(upload_id, 0, blob)
-    ecr.hang_up = hang_up_in_the_middle
-    with pytest.raises(ConnectionClosedError):
-        ecr.client.upload_layer_part(
-            repositoryName=LIVE, uploadId=upload_id,
-            partFirstByte=len(blob), partLastByte=2 * len(blob) - 1,
-            layerPartBlob=blob,  # last, so that what is sent of it says where it belongs
-        )  # fmt: skip
-    stands = ecr.refused(upload_id)["lastValidByteReceived"]
-    return "nothing" if stands == len(blob) - 1 else "fragment"
-
-
-def last_byte_received(ecr: Ecr) -> object:
-    blob, upload_id = os.urandom(5 * MIB), ecr.initiate()
-    ecr.part(upload_id, 0, blob)
-    answered = ecr.part(upload_id, len(blob), b"second")["lastByteReceived"]
-    return {len(blob) + 5: "in the layer", 5: "in the part"}[answered]
-
-
-def largest_part(ecr: Ecr) -> object:
-    upload_id, next_byte, largest = ecr.initiate(), 0, None
-    for size in (10 * MIB, 20 * MIB):
-        if "lastByteReceived" in ecr.part(upload_id, next_byte, bytes(size)):
-            next_byte, largest = next_byte + size, size
-    assert largest, ecr.raw
-    return largest
-
-
-def error_namespace(ecr: Ecr) -> object:
-    ecr.refused(ecr.initiate())
-    return str(json.loads(ecr.raw)["__type"]).rpartition("#")[0]
-
-
-UNKNOWN: dict[str, tuple[str, Callable[[Ecr], object]]] = {
-    "nothing_stored": (
-        "what lastValidByteReceived says of a refused part when nothing is stored",
-        nothing_stored,
-    ),
-    "completed_again": (
-        "what a second Complete of the same upload is refused with",
-        completed_again,
-    ),
-    "missing_layers": (
-        "where BatchCheckLayerAvailability lists a layer that is missing",
-        missing_layers,
-    ),
-    "availability_lag": (
-        "for how many questions a completed layer still counts as missing",
-        availability_lag,
-    ),
-    "broken_part": (
-        "what is stored of a part whose connection breaks while it is sent",
-        broken_part,
-    ),
-    "last_byte_received": (
-        "whether lastByteReceived counts in the layer or in the part",
-        last_byte_received,
-    ),
-    "largest_part": (
-        "the largest part taken, in bytes, of 10 MiB and 20 MiB",
-        largest_part,
-    ),
-    "error_namespace": (
-        "what stands before the # in an error's __type",
-        error_namespace,
-    ),
-}
-"""What is unknown of ECR, by the switch of ``Unknowns``: the question, and how it is settled."""
-
-
-def test_the_list_is_complete() -> None:
-    assert list(UNKNOWN) == [field.name for field in fields(Unknowns)]
-
-
-@live
-@pytest.mark.parametrize("switch", UNKNOWN)
-def test_what_is_unknown_is_settled(
-    switch: str, ecr: Ecr, capsys: pytest.CaptureFixture[str]
-) -> None:
-    question, settle = UNKNOWN[switch]
-    answer = settle(ecr)
-    with capsys.disabled():
-        sys.stdout.write(f"\nsettled: {switch}={answer!r} ({question})\n")
-
-
-MIRRORED = [
+SIMULATED = [
     Unknowns(largest_part=20 * MIB),
     Unknowns(
         nothing_stored="absent",
@@ -333,18 +52,301 @@ MIRRORED = [
         error_namespace="com.amazonaws.ecr",
     ),
 ]
+"""The answers that LocalECR simulates: all tests run with each of these."""
 
 
-@pytest.mark.skipif(bool(LIVE), reason="against the real ECR there is nothing to mirror")
-@pytest.mark.parametrize("unknowns", MIRRORED)
-def test_the_live_test_passes_and_settles_what_a_local_ecr_was_told(unknowns: Unknowns) -> None:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__]
-    with LocalECR(unknowns=unknowns) as ecr:
-        environ = {**os.environ, **ecr.environ(), "ECR_PARTS_LIVE_REPOSITORY": "demo"}
-        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-    settled = [line for line in done.stdout.splitlines() if line.startswith("settled: ")]
-    assert settled == [
-        f"settled: {field.name}={getattr(unknowns, field.name)!r} ({UNKNOWN[field.name][0]})"
-        for field in fields(unknowns)
-    ]
+class Service:
+    """The ECR under test: its repository, its client, and its answers as they are."""
+
+    def __init__(self, client: Any, repository: str, unknowns: Unknowns | None) -> None:
+        self.client = client
+        self.repository = repository
+        self.unknowns = unknowns
+        """The answers that LocalECR simulates; ``None`` for the real ECR."""
+        self.uploader = LayerUploader(client, repository, part_size=5 * MIB)
+        self.last_body = b""
+        """The body of the last answer."""
+        client.meta.events.register("response-received.ecr", self._save_body)
+        self.hang_up: Callable[[Any], None] | None = None
+        """What to do with the next UploadLayerPart instead of sending it."""
+        client.meta.events.register("before-send.ecr.UploadLayerPart", self._before_send)
+
+    def initiate(self) -> str:
+        return str(self.client.initiate_layer_upload(repositoryName=self.repository)["uploadId"])
+
+    def upload_part(self, upload_id: str, first_byte: int, blob: bytes) -> dict[str, Any]:
+        return self._call(
+            self.client.upload_layer_part,
+            uploadId=upload_id,
+            partFirstByte=first_byte,
+            partLastByte=first_byte + len(blob) - 1,
+            layerPartBlob=blob,
+        )
+
+    def complete(self, upload_id: str, digest: str) -> dict[str, Any]:
+        return self._call(
+            self.client.complete_layer_upload, uploadId=upload_id, layerDigests=[digest]
+        )
+
+    def check_availability(self, digest: str) -> dict[str, Any]:
+        return self._call(self.client.batch_check_layer_availability, layerDigests=[digest])
+
+    def _call(self, method: Callable[..., dict[str, Any]], **parameters: object) -> dict[str, Any]:
+        """The answer; if it is an error, also its code as ``"code"``."""
+        try:
+            return default_retrying()(method, repositoryName=self.repository, **parameters)
+        except ClientError as error:
+            return {"code": error.response["Error"]["Code"], **error.response}
+        except BotoCoreError as error:  # the connection may just break if a part is too large
+            return {"code": type(error).__name__}
+
+    def refuse_part(self, upload_id: str) -> dict[str, Any]:
+        """The answer to a part with a wrong offset."""
+        answer = self.upload_part(upload_id, WRONG_FIRST_BYTE, b"x")
+        assert answer.get("code") == "InvalidLayerPartException", answer
+        return answer
+
+    def wait_until_available(self, digest: str) -> int:
+        """Ask until a layer is listed. Returns the number of calls."""
+        calls = 0
+
+        def is_available() -> bool:
+            nonlocal calls
+            calls += 1
+            layers = self.check_availability(digest).get("layers", [])
+            return [layer["layerAvailability"] for layer in layers] == ["AVAILABLE"]
+
+        tenacity.Retrying(
+            retry=tenacity.retry_if_result(lambda available: not available),
+            wait=tenacity.wait_fixed(0.2 if self.unknowns is None else 0),
+            stop=tenacity.stop_after_delay(60),
+        )(is_available)
+        return calls
+
+    def _save_body(self, response_dict: dict[str, Any] | None, **_event: object) -> None:
+        self.last_body = b"" if response_dict is None else response_dict["body"]
+
+    def _before_send(self, request: Any, **_event: object) -> None:
+        if self.hang_up is not None:
+            hang_up, self.hang_up = self.hang_up, None
+            hang_up(request)
+            raise ConnectionClosedError(endpoint_url=request.url)
+
+
+@pytest.fixture(
+    params=[None] if LIVE_REPOSITORY else SIMULATED,
+    ids=["live"] if LIVE_REPOSITORY else ["simulated 1", "simulated 2"],
+)
+def service(request: pytest.FixtureRequest) -> Iterator[Service]:
+    with nullcontext() if LIVE_REPOSITORY else LocalECR(unknowns=request.param) as ecr:
+        if ecr is None:
+            client: Any = botocore.session.Session().create_client("ecr", config=CLIENT_CONFIG)
+        else:
+            client = ecr.client()
+        with closing(client):
+            yield Service(client, LIVE_REPOSITORY or "demo", request.param)
+
+
+@contextmanager
+def send(request: Any, body: bytes) -> Iterator[http.client.HTTPConnection]:
+    """Send ``request`` with ``body``, which may be only the start of its body."""
+    url = urlsplit(request.url)
+    host, port = url.hostname or "", url.port
+    connection = http.client.HTTPConnection(host, port, timeout=60)
+    if url.scheme == "https":
+        bundle = botocore.session.Session().get_config_variable("ca_bundle")
+        context = ssl.create_default_context(cafile=bundle or get_cert_path(verify=True))
+        connection = http.client.HTTPSConnection(host, port, timeout=60, context=context)
+    with closing(connection):
+        connection.putrequest(request.method, url.path or "/", skip_accept_encoding=True)
+        for name, value in request.headers.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        connection.send(body)
+        yield connection
+
+
+def hang_up_after_answer(request: Any) -> None:
+    """ECR stores the part, but the client does not get the answer."""
+    with send(request, request.body) as connection:
+        assert connection.getresponse().status == 200
+
+
+def hang_up_in_body(request: Any) -> None:
+    with send(request, request.body[: len(request.body) // 2]) as connection:
+        connection.sock.shutdown(socket.SHUT_WR)
+        connection.sock.settimeout(10)
+        with suppress(OSError):  # wait until ECR closes the connection; TLS sends some bytes before
+            while connection.sock.recv(65_536):
+                pass
+
+
+# What the library relies on
+
+
+def test_uploads_file_with_checkpoint(service: Service, tmp_path: Path) -> None:
+    blob = os.urandom(12 * MIB)
+    path = tmp_path / "layer"
+    path.write_bytes(blob)
+    layer = service.uploader.upload(path, checkpoint=tmp_path / "checkpoint")
+    assert layer == UploadedLayer(digest_of(blob), len(blob), existed=False)
+    assert [sent.part.size for sent in layer.parts] == [5 * MIB, 5 * MIB, 2 * MIB]
+
+
+def test_repeated_part_is_refused_with_last_byte(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The basis of everything else: this tells a part that was stored from one that was lost."""
+    caplog.set_level("INFO", "ecr_parts")
+    blob = os.urandom(12 * MIB)
+    confirmed: list[int] = []
+
+    def lose_second_answer(newly_confirmed: int) -> None:
+        if newly_confirmed:
+            confirmed.append(newly_confirmed)
+            service.hang_up = hang_up_after_answer if len(confirmed) == 1 else None
+
+    layer = service.uploader.upload(blob, progress=lose_second_answer)
+    assert layer == UploadedLayer(digest_of(blob), len(blob), existed=False)
+    assert "bytes 5242880-10485759, attempt 2: ECR refused the part and has" in caplog.text
+
+
+def test_existing_layer_is_found(service: Service) -> None:
+    blob, missing = os.urandom(MIB), digest_of(os.urandom(8))
+    assert not service.uploader.upload(blob).existed
+    service.wait_until_available(digest_of(blob))
+    assert service.uploader.upload(blob).existed
+    assert service.uploader.upload(blob, check_existing=False).existed
+    assert service.uploader.missing([digest_of(blob), missing]) == {missing}
+
+
+def test_older_copy_of_session_can_be_continued(service: Service) -> None:
+    blob = os.urandom(11 * MIB)
+    session = service.uploader.initiate(layer_size=len(blob))
+    older_copy = type(session).from_json(session.to_json())
+    service.uploader.upload_part(session, blob[: 5 * MIB])
+    for known in (session, older_copy):  # the refusal of a part updates the older copy
+        while known.next_byte < 10 * MIB:
+            first = known.next_byte
+            service.uploader.upload_part(known, blob[first : first + 5 * MIB])
+    service.uploader.upload_part(older_copy, blob[10 * MIB :])
+    layer = service.uploader.complete(older_copy, digest_of(blob))
+    assert layer == UploadedLayer(digest_of(blob), len(blob), existed=False)
+
+
+# What is unknown about ECR
+
+
+def nothing_stored(service: Service) -> object:
+    return service.refuse_part(service.initiate()).get("lastValidByteReceived", "absent")
+
+
+def completed_again(service: Service) -> object:
+    blob, upload_id = os.urandom(1024), service.initiate()
+    service.upload_part(upload_id, 0, blob)
+    completed = service.complete(upload_id, digest_of(blob))
+    assert completed.get("layerDigest") == digest_of(blob), completed
+    return service.complete(upload_id, digest_of(blob)).get("code", "no error")
+
+
+def missing_layers(service: Service) -> object:
+    answer = service.check_availability(digest_of(os.urandom(8)))
+    if "layers" not in answer:
+        return "failures alone"
+    return "layers" if answer["layers"] else "failures"
+
+
+def availability_lag(service: Service) -> object:
+    blob, upload_id = os.urandom(1024), service.initiate()
+    service.upload_part(upload_id, 0, blob)
+    service.complete(upload_id, digest_of(blob))
+    return service.wait_until_available(digest_of(blob)) - 1
+
+
+def broken_part(service: Service) -> object:
+    blob, upload_id = os.urandom(5 * MIB), service.initiate()
+    service.upload_part(upload_id, 0, blob)
+    service.hang_up = hang_up_in_body
+    with pytest.raises(ConnectionClosedError):
+        service.client.upload_layer_part(
+            repositoryName=service.repository,
+            uploadId=upload_id,
+            partFirstByte=len(blob),
+            partLastByte=2 * len(blob) - 1,
+            layerPartBlob=blob,  # the last parameter, so the others arrive before the break
+        )
+    last_byte = service.refuse_part(upload_id)["lastValidByteReceived"]
+    return "nothing" if last_byte == len(blob) - 1 else "fragment"
+
+
+def last_byte_received(service: Service) -> object:
+    blob, upload_id = os.urandom(5 * MIB), service.initiate()
+    service.upload_part(upload_id, 0, blob)
+    last_byte = service.upload_part(upload_id, len(blob), b"second")["lastByteReceived"]
+    return {len(blob) + 5: "in the layer", 5: "in the part"}[last_byte]
+
+
+def largest_part(service: Service) -> object:
+    upload_id, next_byte, largest = service.initiate(), 0, None
+    for size in (10 * MIB, 20 * MIB):
+        if "lastByteReceived" in service.upload_part(upload_id, next_byte, bytes(size)):
+            next_byte, largest = next_byte + size, size
+    assert largest, service.last_body
+    return largest
+
+
+def error_namespace(service: Service) -> object:
+    service.refuse_part(service.initiate())
+    return str(json.loads(service.last_body)["__type"]).rpartition("#")[0]
+
+
+UNKNOWN: dict[str, tuple[str, Callable[[Service], object]]] = {
+    "nothing_stored": (
+        "lastValidByteReceived of a refused part if nothing of the layer is stored",
+        nothing_stored,
+    ),
+    "completed_again": (
+        "the error of a second CompleteLayerUpload of the same upload",
+        completed_again,
+    ),
+    "missing_layers": (
+        "where BatchCheckLayerAvailability lists a missing layer",
+        missing_layers,
+    ),
+    "availability_lag": (
+        "how many times a completed layer is still reported as missing",
+        availability_lag,
+    ),
+    "broken_part": (
+        "what is stored of a part if the connection breaks while it is sent",
+        broken_part,
+    ),
+    "last_byte_received": (
+        "whether lastByteReceived counts in the layer or in the part",
+        last_byte_received,
+    ),
+    "largest_part": (
+        "the largest part that is accepted (bytes): 10 MiB or 20 MiB",
+        largest_part,
+    ),
+    "error_namespace": (
+        "the part before the # in an error's __type",
+        error_namespace,
+    ),
+}
+"""For each switch of ``Unknowns``: the question, and the function that finds the answer."""
+
+
+def test_each_switch_has_a_question() -> None:
+    assert list(UNKNOWN) == [field.name for field in fields(Unknowns)]
+
+
+@pytest.mark.parametrize("switch", UNKNOWN)
+def test_settles_unknown(switch: str, service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    question, find_answer = UNKNOWN[switch]
+    answer = find_answer(service)
+    if service.unknowns is None:
+        with capsys.disabled():
+            sys.stdout.write(f"\nsettled: {switch}={answer!r} ({question})\n")
+    else:
+        assert answer == getattr(service.unknowns, switch)

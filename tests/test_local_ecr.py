@@ -1,8 +1,9 @@
-"""LocalECR keeps ECR's rules: asked with a plain botocore client, none of ours in between."""
+"""LocalECR applies ECR's rules, as seen by a plain botocore client."""
 
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import os
 import re
@@ -18,14 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
-from helpers import bytes_of, digest_of
+from botocore.config import Config
+from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
+from helpers import digest_of, operations, random_bytes
 
-from ecr_parts import LayerUploader, ServiceError
-from ecr_parts.testing import LocalECR, Unknowns
+from ecr_parts import LayerUploader, Limits, ServiceError
+from ecr_parts.testing import Call, EcrError, Fault, LocalECR, Unknowns
 
-BLOB = bytes_of(20)
+BLOB = random_bytes(20)
 DIGEST = digest_of(BLOB)
+ECR_API = "AmazonEC2ContainerRegistry_V20150921"
+INITIATE = f"{ECR_API}.InitiateLayerUpload"
+DEMO = b'{"repositoryName": "demo"}'
 
 
 @pytest.fixture(params=["ecr", "ecr-public"])
@@ -34,7 +39,7 @@ def service(request: pytest.FixtureRequest) -> str:
 
 
 class Caller:
-    """A plain client for repository ``demo``; a refusal is the error's response."""
+    """Calls ECR for repository ``demo``; returns the answer, or the response of an error."""
 
     def __init__(self, client: Any) -> None:
         self.client = client
@@ -69,7 +74,10 @@ def call(ecr: LocalECR, service: str) -> Caller:
     return Caller(ecr.client(service))
 
 
-def test_a_layer_in_parts(call: Caller, ecr: LocalECR) -> None:
+# Uploads
+
+
+def test_stores_layer_in_parts(call: Caller, ecr: LocalECR) -> None:
     answer = call("initiate_layer_upload")
     upload_id = answer.pop("uploadId")
     assert answer == {"partSize": 8}
@@ -99,7 +107,7 @@ def test_a_layer_in_parts(call: Caller, ecr: LocalECR) -> None:
 
 
 @pytest.mark.parametrize("first", [0, 7, 9, 16])
-def test_a_part_that_does_not_follow_is_refused(first: int, call: Caller) -> None:
+def test_rejects_part_at_wrong_offset(first: int, call: Caller) -> None:
     upload_id = call.initiate()
     call.part(upload_id, 0, BLOB[:8])
 
@@ -113,16 +121,24 @@ def test_a_part_that_does_not_follow_is_refused(first: int, call: Caller) -> Non
     }
 
 
-@pytest.mark.parametrize("nothing", [-1, 0, "absent"])
-def test_where_nothing_is_stored(nothing: Any) -> None:
-    with LocalECR(unknowns=Unknowns(nothing_stored=nothing)) as ecr:
+@pytest.mark.parametrize("last_valid_byte", [-1, 0, "absent"])
+def test_reports_last_valid_byte_of_empty_upload(last_valid_byte: Any) -> None:
+    with LocalECR(unknowns=Unknowns(nothing_stored=last_valid_byte)) as ecr:
         call = Caller(ecr.client())
-        refusal = call.part(call.initiate(), 8, BLOB)
-        assert refusal["message"] == "First byte of the layer part is 8 instead of 0"
-        assert refusal.get("lastValidByteReceived", "absent") == nothing
+        error = call.part(call.initiate(), 8, BLOB)
+        assert error["message"] == "First byte of the layer part is 8 instead of 0"
+        assert error.get("lastValidByteReceived", "absent") == last_valid_byte
 
 
-def test_the_largest_part() -> None:
+def test_reports_last_byte_received_in_part() -> None:
+    with LocalECR(unknowns=Unknowns(last_byte_received="in the part")) as ecr:
+        call = Caller(ecr.client())
+        upload_id = call.initiate()
+        assert call.part(upload_id, 0, BLOB[:8])["lastByteReceived"] == 7
+        assert call.part(upload_id, 8, BLOB[8:])["lastByteReceived"] == 11
+
+
+def test_limits_part_to_largest_part() -> None:
     with LocalECR(unknowns=Unknowns(largest_part=8)) as ecr:
         call = Caller(ecr.client())
         upload_id = call.initiate()
@@ -130,7 +146,7 @@ def test_the_largest_part() -> None:
         assert call.part(upload_id, 0, BLOB[:8])["lastByteReceived"] == 7
 
 
-def test_sizes(call: Caller) -> None:
+def test_checks_part_sizes(call: Caller) -> None:
     upload_id = call.initiate()
     for blob, last in ((b"", 0), (bytes(17), None), (BLOB[:8], 8), (BLOB[:8], 6)):
         assert call.part(upload_id, 0, blob, last)["code"] == "InvalidParameterException"
@@ -143,7 +159,7 @@ def test_sizes(call: Caller) -> None:
     }
 
 
-def test_counts(call: Caller) -> None:
+def test_limits_number_of_parts_and_layer_size(call: Caller) -> None:
     many = call.initiate()
     for i in range(60):
         call.part(many, i, b"x")
@@ -155,37 +171,37 @@ def test_counts(call: Caller) -> None:
     assert call.part(large, 496, bytes(4))["lastByteReceived"] == 499
 
 
-def test_an_empty_upload(call: Caller) -> None:
+def test_rejects_complete_of_empty_upload(call: Caller) -> None:
     upload_id = call.initiate()
-    refusal = call.complete(upload_id, DIGEST)
-    assert refusal["code"] == "EmptyUploadException"
-    assert "cannot be completed because it does not have any parts" in refusal["message"]
+    error = call.complete(upload_id, DIGEST)
+    assert error["code"] == "EmptyUploadException"
+    assert "cannot be completed because it does not have any parts" in error["message"]
 
 
-def test_another_digest(call: Caller) -> None:
+def test_rejects_complete_with_other_digest(call: Caller) -> None:
     upload_id = call.initiate()
     call.part(upload_id, 0, BLOB[:16])
     assert call.complete(upload_id, DIGEST) == {
         "code": "InvalidLayerException",
         "message": "None of the provided layer digests match the calculated layer digest",
     }
-    several = call.complete(upload_id, DIGEST, digest_of(BLOB[:16]))
-    assert several["layerDigest"] == digest_of(BLOB[:16])
+    answer = call.complete(upload_id, DIGEST, digest_of(BLOB[:16]))
+    assert answer["layerDigest"] == digest_of(BLOB[:16])
 
 
-@pytest.mark.parametrize("again", ["UploadNotFoundException", "LayerAlreadyExistsException"])
-def test_a_layer_that_exists_and_an_upload_completed_twice(again: Any) -> None:
-    with LocalECR(unknowns=Unknowns(completed_again=again)) as ecr:
+@pytest.mark.parametrize("code", ["UploadNotFoundException", "LayerAlreadyExistsException"])
+def test_rejects_complete_of_existing_layer_and_of_completed_upload(code: Any) -> None:
+    with LocalECR(unknowns=Unknowns(completed_again=code)) as ecr:
         call = Caller(ecr.client())
         first, second = call.initiate(), call.initiate()
         for upload_id in (first, second):
             call.part(upload_id, 0, BLOB)
         assert call.complete(first, DIGEST)["layerDigest"] == DIGEST
         assert call.complete(second, DIGEST)["code"] == "LayerAlreadyExistsException"
-        assert call.complete(first, DIGEST)["code"] == again
+        assert call.complete(first, DIGEST)["code"] == code
 
 
-def test_what_does_not_exist(call: Caller) -> None:
+def test_rejects_unknown_upload_and_repository(call: Caller) -> None:
     unknown = "00000000-0000-0000-0000-000000000009"
     assert call.part(unknown, 0, BLOB)["code"] == "UploadNotFoundException"
     assert call.complete(unknown, DIGEST)["code"] == "UploadNotFoundException"
@@ -195,37 +211,46 @@ def test_what_does_not_exist(call: Caller) -> None:
         ("batch_check_layer_availability", {"layerDigests": [DIGEST]}),
         ("complete_layer_upload", {"uploadId": upload_id, "layerDigests": [DIGEST]}),
     ):
-        refusal = call(method, repositoryName="none", **parameters)
-        assert refusal["code"] == "RepositoryNotFoundException"
-        assert "'none' does not exist in the registry with id '012345678910'" in refusal["message"]
+        error = call(method, repositoryName="none", **parameters)
+        assert error["code"] == "RepositoryNotFoundException"
+        assert "'none' does not exist in the registry with id '012345678910'" in error["message"]
 
 
-@pytest.mark.parametrize("where", ["failures", "layers", "failures alone"])
-def test_availability(where: Any) -> None:
+def test_rejects_unknown_registry(call: Caller, service: str) -> None:
+    error = call("initiate_layer_upload", registryId="210987654321")
+    expected = "Registry" if service == "ecr-public" else "Repository"
+    assert error["code"] == f"{expected}NotFoundException"
+    assert "210987654321" in error["message"]
+
+
+@pytest.mark.parametrize("missing_layers", ["failures", "layers", "failures alone"])
+def test_reports_availability_of_layers(missing_layers: Any) -> None:
     missing = digest_of(b"missing")
-    with LocalECR(unknowns=Unknowns(missing_layers=where, availability_lag=2)) as ecr:
+    unknowns = Unknowns(missing_layers=missing_layers, availability_lag=2)
+    with LocalECR(unknowns=unknowns) as ecr:
         call = Caller(ecr.client())
         LayerUploader(ecr.client(), "demo").upload(BLOB, check_existing=False)
 
-        def ask(*digests: str) -> Any:
+        def check(*digests: str) -> Any:
             return call("batch_check_layer_availability", layerDigests=digests)
 
         for _ in range(2):
-            layers = ask(DIGEST).get("layers", [])
+            layers = check(DIGEST).get("layers", [])
             assert [layer["layerAvailability"] for layer in layers] != ["AVAILABLE"]
-        assert ask(DIGEST)["layers"][0]["layerAvailability"] == "AVAILABLE"
-        assert ("layers" in ask(missing)) == (where != "failures alone")
-        if where != "layers":
-            assert ask(missing)["failures"][0]["failureCode"] == "MissingLayerDigest"
-        else:
-            assert ask(missing)["layers"] == [
+        assert check(DIGEST)["layers"][0]["layerAvailability"] == "AVAILABLE"
+        answer = check(missing)
+        assert ("layers" in answer) == (missing_layers != "failures alone")
+        if missing_layers == "layers":
+            assert answer["layers"] == [
                 {"layerDigest": missing, "layerAvailability": "UNAVAILABLE"}
             ]
-        assert ask("sha256:00")["failures"][0]["failureCode"] == "InvalidLayerDigest"
-        assert ask(*[DIGEST] * 101)["code"] == "InvalidParameterException"
+        else:
+            assert answer["failures"][0]["failureCode"] == "MissingLayerDigest"
+        assert check("sha256:00")["failures"][0]["failureCode"] == "InvalidLayerDigest"
+        assert check(*[DIGEST] * 101)["code"] == "InvalidParameterException"
 
 
-def test_repositories_are_created(call: Caller, service: str) -> None:
+def test_creates_repositories(call: Caller, service: str) -> None:
     created = call("create_repository", repositoryName="team/new")["repository"]
     assert created["repositoryName"] == "team/new"
     assert call("initiate_layer_upload", repositoryName="team/new")["uploadId"]
@@ -234,27 +259,39 @@ def test_repositories_are_created(call: Caller, service: str) -> None:
     assert call("create_repository", repositoryName="No")["code"] == "InvalidParameterException"
 
 
-def manifest_of(*layers: str, **extra: Any) -> str:
+# Images
+
+
+def manifest_of(*layers: str) -> str:
     return json.dumps(
         {
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "config": {"digest": DIGEST, "size": 20, "mediaType": "c"},
             "layers": [{"digest": layer, "size": 20, "mediaType": "l"} for layer in layers],
-            **extra,
         }
     )
 
 
-def test_images(call: Caller, ecr: LocalECR, service: str) -> None:
+def index_of(*manifests: str) -> str:
+    return json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.index.v1+json",
+            "manifests": [{"digest": manifest} for manifest in manifests],
+        }
+    )
+
+
+def test_stores_images(call: Caller, ecr: LocalECR) -> None:
     LayerUploader(ecr.client(), "demo").upload(BLOB)
-    text = manifest_of(DIGEST)
-    put = call("put_image", imageManifest=text, imageTag="v1", imageDigest=digest_of(text.encode()))
-    image_id = {"imageDigest": digest_of(text.encode()), "imageTag": "v1"}
-    assert put["image"]["imageId"] == image_id
+    manifest = manifest_of(DIGEST)
+    digest = digest_of(manifest.encode())
+    put = call("put_image", imageManifest=manifest, imageTag="v1", imageDigest=digest)
+    assert put["image"]["imageId"] == {"imageDigest": digest, "imageTag": "v1"}
 
     def code(**parameters: Any) -> Any:
-        return call("put_image", **{"imageManifest": text, **parameters}).get("code")
+        return call("put_image", **{"imageManifest": manifest, **parameters}).get("code")
 
     assert code(imageTag="v1") == "ImageAlreadyExistsException"
     assert code() == "ImageAlreadyExistsException"
@@ -262,97 +299,111 @@ def test_images(call: Caller, ecr: LocalECR, service: str) -> None:
     assert code(imageManifest=manifest_of(DIGEST, DIGEST)) is None
     assert code(imageManifest=manifest_of(digest_of(b"x"))) == "LayersNotFoundException"
     assert code(imageDigest=digest_of(b"x")) == "ImageDigestDoesNotMatchException"
-    for no_manifest in ("text", "[]"):
-        assert code(imageManifest=no_manifest) == "InvalidParameterException"
+    assert code(imageManifest="text") == "InvalidParameterException"
+    assert code(imageManifest="[]") == "InvalidParameterException"
 
-    index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json"}
-    known = json.dumps({**index, "manifests": [{"digest": digest_of(text.encode())}]})
-    unknown = json.dumps({**index, "manifests": [{"digest": DIGEST}]})
-    assert code(imageManifest=unknown) == "ReferencedImagesNotFoundException"
-    assert code(imageManifest=known, imageTag="all") is None
-    if service == "ecr-public":
-        return
+    assert code(imageManifest=index_of(DIGEST)) == "ReferencedImagesNotFoundException"
+    assert code(imageManifest=index_of(digest), imageTag="all") is None
 
-    got = call(
+
+def test_returns_images_by_tag_and_digest(ecr: LocalECR) -> None:
+    LayerUploader(ecr.client(), "demo").upload(BLOB)
+    call = Caller(ecr.client())
+    image = manifest_of(DIGEST)
+    index = index_of(digest_of(image.encode()))
+    call("put_image", imageManifest=image, imageTag="v1")
+    call("put_image", imageManifest=index)
+    answer = call(
         "batch_get_image",
         imageIds=[
             {"imageTag": "v1"},
-            {"imageDigest": digest_of(known.encode())},
+            {"imageDigest": digest_of(index.encode())},
             {"imageTag": "-"},
         ],
     )
-    assert [image["imageManifest"] for image in got["images"]] == [text, known]
-    assert [failure["failureCode"] for failure in got["failures"]] == ["ImageNotFound"]
+    assert [found["imageManifest"] for found in answer["images"]] == [image, index]
+    assert [failure["failureCode"] for failure in answer["failures"]] == ["ImageNotFound"]
 
 
-def test_an_immutable_tag(ecr: LocalECR) -> None:
+def test_does_not_overwrite_immutable_tag(ecr: LocalECR) -> None:
     call = Caller(ecr.client())
     call("create_repository", repositoryName="fixed", imageTagMutability="IMMUTABLE")
     put = {"repositoryName": "fixed", "imageTag": "v1"}
     assert "image" in call("put_image", imageManifest='{"a": 1}', **put)
-    refusal = call("put_image", imageManifest='{"a": 2}', **put)
-    assert refusal["code"] == "ImageTagAlreadyExistsException"
+    error = call("put_image", imageManifest='{"a": 2}', **put)
+    assert error["code"] == "ImageTagAlreadyExistsException"
 
 
-def test_other_operations_are_refused(ecr: LocalECR, call: Caller) -> None:
-    refused = call("describe_images")
-    assert refused["code"] == "UnknownOperationException"
+# Requests that no SDK sends
 
 
-@pytest.mark.parametrize(
-    ("target", "body"),
-    [
-        ("Other.UploadLayerPart", b"{}"),
-        ("AmazonEC2ContainerRegistry_V20150921.UploadLayerPart", b"no json"),
-        ("AmazonEC2ContainerRegistry_V20150921.UploadLayerPart", b"[]"),
-        ("AmazonEC2ContainerRegistry_V20150921.UploadLayerPart", b'{"layerPartBlob": "%%%%"}'),
-        ("AmazonEC2ContainerRegistry_V20150921.InitiateLayerUpload", b'{"repositoryName": 5}'),
-        ("AmazonEC2ContainerRegistry_V20150921.InitiateLayerUpload", b'{"a": ' + b"[" * 100_000),
-        (
-            "AmazonEC2ContainerRegistry_V20150921.InitiateLayerUpload",
-            b'{"repositoryName": "\\ud800"}',
-        ),
-        (
-            "AmazonEC2ContainerRegistry_V20150921.BatchCheckLayerAvailability",
-            b'{"repositoryName": "demo", "layerDigests": [["a"]]}',
-        ),
-        (
-            "AmazonEC2ContainerRegistry_V20150921.BatchGetImage",
-            b'{"repositoryName": "demo", "imageIds": ["a"]}',
-        ),
-        (
-            "AmazonEC2ContainerRegistry_V20150921.BatchGetImage",
-            b'{"repositoryName": "demo", "imageIds": [{"imageTag": ["a"]}]}',
-        ),
-        *(
-            (
-                "AmazonEC2ContainerRegistry_V20150921.PutImage",
-                json.dumps({"repositoryName": "demo", "imageManifest": manifest}).encode(),
-            )
-            for manifest in (
-                "[" * 100_000, "\ud800", '{"config": 5}', '{"layers": {}}', '{"layers": [7]}',
-                '{"layers": [{"digest": []}]}',
-                '{"mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [{}]}',
-            )
-        ),
-        ("AmazonEC2ContainerRegistry_V20150921.PutImage", b'{"repositoryName": "Demo"}'),
-        ("", b""),
-    ],
-)  # fmt: skip
-def test_what_is_no_request_is_refused(target: str, body: bytes, ecr: LocalECR) -> None:
-    request = urllib.request.Request(
-        ecr.endpoint_url, body, {"X-Amz-Target": target}, method="POST"
-    )
+def test_rejects_unknown_operation(call: Caller) -> None:
+    error = call("describe_images")
+    assert error["code"] == "UnknownOperationException"
+
+
+def send(ecr: LocalECR, target: str, body: bytes) -> http.client.HTTPResponse:
+    """Send any request, also one that no SDK sends."""
+    request = urllib.request.Request(ecr.endpoint_url, body, {"X-Amz-Target": target})
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with pytest.raises(urllib.request.HTTPError) as raised, opener.open(request):
-        pass
-    assert raised.value.code == 400
-    assert "__type" in json.loads(raised.value.read())
-    raised.value.close()
+    response: http.client.HTTPResponse = opener.open(request)
+    return response
+
+
+def send_rejected(ecr: LocalECR, target: str, body: bytes) -> tuple[int, dict[str, object]]:
+    """The status and the body of the error that is answered."""
+    with pytest.raises(urllib.request.HTTPError) as raised:
+        send(ecr, target, body)
+    with raised.value as response:
+        document: dict[str, object] = json.loads(response.read())
+    return raised.value.code, document
+
+
+def with_manifest(manifest: str) -> bytes:
+    return json.dumps({"repositoryName": "demo", "imageManifest": manifest}).encode()
+
+
+INDEX = '{"mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [{}]}'
 
 
 @pytest.mark.parametrize(
-    ("head", "status"),
+    ("operation", "body"),
+    [
+        ("UploadLayerPart", b"no json"),
+        ("UploadLayerPart", b"[]"),
+        ("UploadLayerPart", b'{"layerPartBlob": "%%%%"}'),
+        ("InitiateLayerUpload", b'{"repositoryName": 5}'),
+        ("InitiateLayerUpload", b'{"a": ' + b"[" * 100_000),
+        ("InitiateLayerUpload", b'{"repositoryName": "\\ud800"}'),
+        ("BatchCheckLayerAvailability", b'{"repositoryName": "demo", "layerDigests": [["a"]]}'),
+        ("BatchGetImage", b'{"repositoryName": "demo", "imageIds": ["a"]}'),
+        ("BatchGetImage", b'{"repositoryName": "demo", "imageIds": [{"imageTag": ["a"]}]}'),
+        ("PutImage", with_manifest("[" * 100_000)),
+        ("PutImage", with_manifest("\ud800")),
+        ("PutImage", with_manifest('{"config": 5}')),
+        ("PutImage", with_manifest('{"layers": {}}')),
+        ("PutImage", with_manifest('{"layers": [7]}')),
+        ("PutImage", with_manifest('{"layers": [{"digest": []}]}')),
+        ("PutImage", with_manifest(INDEX)),
+        ("PutImage", b'{"repositoryName": "Demo"}'),
+    ],
+    ids=lambda value: value[-40:].decode() if isinstance(value, bytes) else value,
+)
+def test_rejects_malformed_request(operation: str, body: bytes, ecr: LocalECR) -> None:
+    status, document = send_rejected(ecr, f"{ECR_API}.{operation}", body)
+    assert status == 400
+    assert "__type" in document
+
+
+@pytest.mark.parametrize(("target", "body"), [("Other.UploadLayerPart", b"{}"), ("", b"")])
+def test_rejects_unknown_target(target: str, body: bytes, ecr: LocalECR) -> None:
+    status, document = send_rejected(ecr, target, body)
+    assert status == 400
+    assert "__type" in document
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
     [
         ("Content-Length: many", 400),
         ("Content-Length: -1", 400),
@@ -364,65 +415,184 @@ def test_what_is_no_request_is_refused(target: str, body: bytes, ecr: LocalECR) 
         ("Content-Length: 2\r\nHost: 127.0.0.1.example", 400),
     ],
 )
-def test_a_request_that_no_sdk_sends_is_answered(head: str, status: int, ecr: LocalECR) -> None:
+def test_rejects_request_with_bad_header(header: str, status: int, ecr: LocalECR) -> None:
     port = int(ecr.endpoint_url.rpartition(":")[2])
-    host = "" if "Host" in head else "Host: localhost\r\n"
-    request = f"POST / HTTP/1.1\r\n{host}{head}\r\n\r\n{{}}"
+    host = "" if "Host" in header else "Host: localhost\r\n"
+    request = f"POST / HTTP/1.1\r\n{host}{header}\r\n\r\n{{}}"
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(request.encode())
-        with connection.makefile("rb") as answered:
-            first, _, rest = answered.read().partition(b"\r\n")
-    assert first.split()[1] == b"%d" % status
-    assert json.loads(rest.partition(b"\r\n\r\n")[2])["__type"] == "InvalidParameterException"
+        with connection.makefile("rb") as response:
+            head, _, body = response.read().partition(b"\r\n\r\n")
+    assert head.split()[1] == b"%d" % status
+    assert json.loads(body)["__type"] == "InvalidParameterException"
     assert ecr.calls == []
 
 
-def test_a_repository_that_cannot_be() -> None:
+# Names of repositories
+
+
+def test_rejects_invalid_repository_name() -> None:
     with pytest.raises(ValueError, match="'Demo' is not a valid repository name"):
         LocalECR(["Demo"])
 
 
 @pytest.mark.parametrize("name", ["Demo", "012345678910.dkr.ecr.us-east-1.amazonaws.com/x:v1"])
-@pytest.mark.parametrize("client", ["ecr", "ecr-public"])
-def test_the_hint_about_a_repositorys_name(name: str, client: str, ecr: LocalECR) -> None:
-    uploader = LayerUploader(ecr.client(client), name)
+def test_uploader_explains_rejected_repository_name(name: str, service: str, ecr: LocalECR) -> None:
+    uploader = LayerUploader(ecr.client(service), name)
     for call in (uploader.initiate, lambda: uploader.missing([DIGEST])):
-        with pytest.raises(ServiceError, match="without registry prefix and tag") as raised:
+        with pytest.raises(ServiceError, match="without a registry prefix or a tag") as raised:
             call()
         assert raised.value.code == "InvalidParameterException"
-    with pytest.raises(ServiceError, match="without registry prefix and tag"):
-        LayerUploader(ecr.client(client), "none").initiate()
+    with pytest.raises(ServiceError, match="without a registry prefix or a tag"):
+        LayerUploader(ecr.client(service), "none").initiate()
 
 
-def test_half_of_a_part_that_is_none(ecr: LocalECR) -> None:
-    ecr.fail("UploadLayerPart", "stored_in_part")
-    call = Caller(ecr.client())
-    refused = urllib.request.Request(
-        ecr.endpoint_url,
-        json.dumps({"repositoryName": "demo", "uploadId": call.initiate()}).encode(),
-        {"X-Amz-Target": "AmazonEC2ContainerRegistry_V20150921.UploadLayerPart"},
-    )
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with pytest.raises(urllib.request.HTTPError) as raised, opener.open(refused):
-        pass
-    raised.value.close()
+# Calls, faults and replaced answers
 
 
-def test_the_calls_are_told(ecr: LocalECR) -> None:
-    ecr.fail("UploadLayerPart", "throttled", call=2, times=1)
+def test_records_calls(ecr: LocalECR) -> None:
+    ecr.fail("UploadLayerPart", "throttled", call=2)
     call = Caller(ecr.client())
     upload_id = call.initiate()
     for _ in range(2):
         call.part(upload_id, 0, BLOB[:8])
-    told = [(c.operation, c.first_byte, c.last_byte, c.outcome) for c in ecr.calls]
-    assert told == [
-        ("InitiateLayerUpload", None, None, "ok"),
-        ("UploadLayerPart", 0, 7, "ok"),
-        ("UploadLayerPart", 0, 7, "throttled"),
+    assert ecr.calls == [
+        Call("InitiateLayerUpload", None, None, "ok"),
+        Call("UploadLayerPart", 0, 7, "ok"),
+        Call("UploadLayerPart", 0, 7, "throttled"),
     ]
 
 
-def test_faults_are_counted_from_now_on(ecr: LocalECR) -> None:
+def test_calls_of_returns_calls_of_one_operation_in_order(ecr: LocalECR) -> None:
+    assert ecr.calls_of("UploadLayerPart") == []
+    call = Caller(ecr.client())
+    upload_id = call.initiate()
+    call.part(upload_id, 0, BLOB[:8])
+    call.complete(upload_id, digest_of(BLOB[:8]))
+    call.part(upload_id, 8, BLOB[8:])
+    assert ecr.calls_of("UploadLayerPart") == [
+        Call("UploadLayerPart", 0, 7, "ok"),
+        Call("UploadLayerPart", 8, 19, "UploadNotFoundException"),
+    ]
+    assert [call.operation for call in ecr.calls_of("InitiateLayerUpload")] == [
+        "InitiateLayerUpload"
+    ]
+    assert ecr.calls_of("PutImage") == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "status"),
+    [
+        ("throttled", "ThrottlingException", 400),
+        ("server_error", "ServerException", 500),
+        ("access_denied", "AccessDeniedException", 400),
+        ("expired_token", "ExpiredTokenException", 400),
+        ("html_503", "503", 503),
+    ],
+)
+def test_fault_answers_with_error(fault: Fault, code: str, status: int, ecr: LocalECR) -> None:
+    client: Any = ecr.client()
+    ecr.fail("InitiateLayerUpload", fault)
+    with pytest.raises(ClientError) as raised:
+        client.initiate_layer_upload(repositoryName="demo")
+    assert raised.value.response["Error"]["Code"] == code
+    assert raised.value.response["ResponseMetadata"]["HTTPStatusCode"] == status
+    assert [call.outcome for call in ecr.calls] == [fault]
+    assert not ecr.registry.repositories["demo"].uploads
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "uploads"),
+    [
+        ("request_lost", ConnectionClosedError, 0),
+        ("reset", ConnectionClosedError, 0),
+        ("answer_lost", ConnectionClosedError, 1),
+        ("answer_garbled", UnicodeDecodeError, 1),
+        ("slow", ReadTimeoutError, 1),
+    ],
+)
+def test_fault_loses_or_delays_answer(fault: Fault, error: type[Exception], uploads: int) -> None:
+    with LocalECR(slow=60) as ecr:
+        read_timeout = 0.1 if fault == "slow" else 60
+        config = Config(read_timeout=read_timeout, retries={"total_max_attempts": 1}, proxies={})
+        client: Any = ecr.client(config=config)
+        ecr.fail("InitiateLayerUpload", fault)
+        with pytest.raises(error):
+            client.initiate_layer_upload(repositoryName="demo")
+        assert [call.outcome for call in ecr.calls] == [fault]
+        assert len(ecr.registry.repositories["demo"].uploads) == uploads
+
+
+def test_fault_cuts_answer(ecr: LocalECR) -> None:
+    ecr.fail("InitiateLayerUpload", "answer_cut")
+    with send(ecr, INITIATE, DEMO) as response, pytest.raises(http.client.IncompleteRead) as raised:
+        response.read()
+    assert raised.value.partial.startswith(b'{"uploadId": ')
+
+
+def test_fault_sends_endless_answer(ecr: LocalECR) -> None:
+    ecr.fail("InitiateLayerUpload", "answer_drips")
+    with send(ecr, INITIATE, DEMO) as response:
+        assert response.read(3) == b"   "
+
+
+def test_fault_stores_first_half_of_part(ecr: LocalECR) -> None:
+    call = Caller(ecr.client())
+    upload_id = call.initiate()
+    ecr.fail("UploadLayerPart", "stored_in_part")
+    with pytest.raises(ConnectionClosedError):
+        call.part(upload_id, 0, BLOB[:8])
+    assert call.part(upload_id, 0, BLOB[:8])["lastValidByteReceived"] == 3
+
+
+def test_stored_in_part_accepts_request_without_part(ecr: LocalECR) -> None:
+    call = Caller(ecr.client())
+    upload_id = call.initiate()
+    ecr.fail("UploadLayerPart", "stored_in_part")
+    body = json.dumps({"repositoryName": "demo", "uploadId": upload_id}).encode()
+    with pytest.raises(http.client.RemoteDisconnected):
+        send(ecr, f"{ECR_API}.UploadLayerPart", body)
+    assert call.part(upload_id, 0, BLOB[:8])["lastByteReceived"] == 7
+
+
+def test_fault_forgets_upload(ecr: LocalECR) -> None:
+    call = Caller(ecr.client())
+    upload_id = call.initiate()
+    ecr.fail("UploadLayerPart", "upload_forgotten")
+    assert call.part(upload_id, 0, BLOB[:8])["code"] == "UploadNotFoundException"
+
+
+def test_upload_forgotten_accepts_unknown_repository(ecr: LocalECR) -> None:
+    ecr.fail("InitiateLayerUpload", "upload_forgotten")
+    error = Caller(ecr.client())("initiate_layer_upload", repositoryName="none")
+    assert error["code"] == "RepositoryNotFoundException"
+
+
+def test_stores_fragment_of_part_whose_connection_breaks() -> None:
+    blob = random_bytes(1_000)
+    limits = Limits(min_part=1, max_part=1_000, max_parts=2, max_layer=1_000)
+    unknowns = Unknowns(broken_part="fragment")
+    with LocalECR(limits=limits, unknowns=unknowns) as ecr:
+        call = Caller(ecr.client())
+        upload_id = call.initiate()
+        ecr.fail("UploadLayerPart", "reset")
+        with pytest.raises(ConnectionClosedError):
+            call.part(upload_id, 0, blob)
+        size = call.part(upload_id, 0, blob)["lastValidByteReceived"] + 1
+        assert 0 < size < 1_000
+        call.part(upload_id, size, blob[size:])
+        assert call.complete(upload_id, digest_of(blob))["layerDigest"] == digest_of(blob)
+
+
+def test_stores_no_fragment_of_other_calls() -> None:
+    with LocalECR(unknowns=Unknowns(broken_part="fragment")) as ecr:
+        ecr.fail("InitiateLayerUpload", "reset")
+        with pytest.raises(ConnectionClosedError):
+            Caller(ecr.client()).initiate()
+        assert not ecr.registry.repositories["demo"].uploads
+
+
+def test_counts_faults_from_now_on(ecr: LocalECR) -> None:
     call = Caller(ecr.client())
     call.initiate()
     ecr.fail("InitiateLayerUpload", "throttled", call=2, times=2)
@@ -430,28 +600,111 @@ def test_faults_are_counted_from_now_on(ecr: LocalECR) -> None:
     assert codes == [None, "ThrottlingException", "ThrottlingException", None]
 
 
-def test_an_upload_can_be_forgotten_where_there_is_none(ecr: LocalECR) -> None:
-    ecr.fail("InitiateLayerUpload", "upload_forgotten")
-    refused = Caller(ecr.client())("initiate_layer_upload", repositoryName="none")
-    assert refused["code"] == "RepositoryNotFoundException"
-
-
-def test_faults_that_are_none(ecr: LocalECR) -> None:
+def test_rejects_invalid_fault(ecr: LocalECR) -> None:
     for arguments, message in (
         (("UploadLayerPart", "tired"), "must be one of"),
         (("InitiateLayerUpload", "stored_in_part"), "of UploadLayerPart only"),
         (("Upload", "throttled"), "operation must be one of"),
     ):
         with pytest.raises(ValueError, match=message):
-            ecr.fail(*arguments)  # type: ignore[arg-type]  # the point of the test
-    for counted in ({"call": 0}, {"times": 0}):
+            ecr.fail(*arguments)  # type: ignore[arg-type]  # invalid on purpose
+    for counts in ({"call": 0}, {"times": 0}):
         with pytest.raises(ValueError, match="must be at least 1"):
-            ecr.fail("UploadLayerPart", "throttled", **counted)
+            ecr.fail("UploadLayerPart", "throttled", **counts)
 
 
-def test_it_starts_and_stops_and_leaves_no_thread() -> None:
-    before = threading.active_count()
-    ecr = LocalECR(slow=60)
+def test_responds_with_json_object(call: Caller, ecr: LocalECR) -> None:
+    ecr.respond("InitiateLayerUpload", {"uploadId": "u-1", "partSize": 5})
+    assert call("initiate_layer_upload") == {"uploadId": "u-1", "partSize": 5}
+    assert ecr.calls == [Call("InitiateLayerUpload", None, None, "replaced")]
+    assert call.initiate() != "u-1"
+
+
+def test_responds_with_bytes_and_status(ecr: LocalECR) -> None:
+    body = b"\x00 not JSON \xff"
+    ecr.respond("InitiateLayerUpload", body, status=202)
+    with send(ecr, INITIATE, DEMO) as response:
+        assert (response.status, response.read()) == (202, body)
+    client: Any = ecr.client()
+    ecr.respond("InitiateLayerUpload", b"<html>Bad Gateway</html>", status=502)
+    with pytest.raises(ClientError) as raised:
+        client.initiate_layer_upload(repositoryName="demo")
+    metadata = raised.value.response["ResponseMetadata"]
+    assert metadata["HTTPStatusCode"] == 502
+    assert metadata["HTTPHeaders"]["content-type"] == "text/html"
+
+
+def test_respond_carries_out_call_before_it_is_answered(ecr: LocalECR) -> None:
+    call = Caller(ecr.client())
+    upload_id = call.initiate()
+    ecr.respond("UploadLayerPart", {"lastByteReceived": 3}, status=200)
+    assert call.part(upload_id, 0, BLOB[:8]) == {"lastByteReceived": 3}
+    assert call.part(upload_id, 0, BLOB[:8])["lastValidByteReceived"] == 7
+    assert [call.outcome for call in ecr.calls_of("UploadLayerPart")] == [
+        "replaced", "InvalidLayerPartException",
+    ]  # fmt: skip
+
+
+def test_respond_replaces_error(call: Caller, ecr: LocalECR) -> None:
+    ecr.respond("InitiateLayerUpload", {"uploadId": "u-1"})
+    assert call("initiate_layer_upload", repositoryName="none") == {"uploadId": "u-1"}
+
+
+@pytest.mark.parametrize("namespace", ["", "com.amazonaws.ecr"])
+def test_responds_with_ecr_error_instead_of_carrying_out_call(namespace: str) -> None:
+    error = EcrError("KmsException", "message", kmsError="KeyDisabled")
+    with LocalECR(unknowns=Unknowns(error_namespace=namespace)) as ecr:
+        ecr.respond("InitiateLayerUpload", error)
+        assert Caller(ecr.client())("initiate_layer_upload") == {
+            "code": "KmsException",
+            "message": "message",
+            "kmsError": "KeyDisabled",
+        }
+        assert [call.outcome for call in ecr.calls] == ["KmsException"]
+        assert not ecr.registry.repositories["demo"].uploads
+
+
+def test_ecr_error_has_its_own_status(ecr: LocalECR) -> None:
+    for code, expected in (("ServerException", 500), ("AnyException", 400)):
+        ecr.respond("InitiateLayerUpload", EcrError(code, "message"), status=200)
+        status, document = send_rejected(ecr, INITIATE, DEMO)
+        assert status == expected
+        assert document == {"__type": code, "message": "message"}
+
+
+def test_respond_counts_calls_of_operation_from_now_on(ecr: LocalECR) -> None:
+    call = Caller(ecr.client())
+    call.initiate()
+    ecr.respond("InitiateLayerUpload", {"uploadId": "u-1"}, call=2, times=2)
+    call("batch_check_layer_availability", layerDigests=[DIGEST])
+    replaced = [call.initiate() == "u-1" for _ in range(4)]
+    assert replaced == [False, True, True, False]
+    assert operations(ecr)[1] == "BatchCheckLayerAvailability"
+    assert ecr.calls[1].outcome == "ok"
+
+
+def test_rejects_invalid_arguments_of_respond(ecr: LocalECR) -> None:
+    with pytest.raises(ValueError, match=r"operation must be one of .*, not 'Upload'"):
+        ecr.respond("Upload", {})
+    for counts in ({"call": 0}, {"times": 0}):
+        with pytest.raises(ValueError, match="must be at least 1"):
+            ecr.respond("UploadLayerPart", {}, **counts)
+
+
+# Starting and stopping
+
+
+def test_repr_shows_endpoint_and_repositories() -> None:
+    ecr = LocalECR(["demo", "team/app"])
+    assert repr(ecr) == "<LocalECR not running, repositories: demo, team/app>"
+    with ecr:
+        assert repr(ecr) == f"<LocalECR at {ecr.endpoint_url}, repositories: demo, team/app>"
+    assert repr(ecr) == "<LocalECR not running, repositories: demo, team/app>"
+
+
+def test_starts_again_and_leaves_no_thread() -> None:
+    before = set(threading.enumerate())
+    ecr = LocalECR()
     for use in (lambda: ecr.endpoint_url, ecr.client):
         with pytest.raises(RuntimeError, match="not running"):
             use()
@@ -462,7 +715,8 @@ def test_it_starts_and_stops_and_leaves_no_thread() -> None:
     assert ecr.endpoint_url.startswith("http://127.0.0.1:")
     layer = LayerUploader(ecr.client(), "demo").upload(BLOB)
     ecr.stop()
-    assert threading.active_count() == before
+    started = set(threading.enumerate()) - before
+    assert not [thread for thread in started if not thread.name.startswith("ecr_parts ")]
     assert ecr.layer("demo", layer.digest) == BLOB
     with ecr:
         assert LayerUploader(ecr.client(), "demo").upload(BLOB).existed
@@ -470,20 +724,20 @@ def test_it_starts_and_stops_and_leaves_no_thread() -> None:
         ecr.layer("demo", digest_of(b"missing"))
 
 
-def test_its_environment_is_enough_for_somebody_elses_client(
+def test_environ_points_other_clients_at_it(
     local_ecr: LocalECR, service: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import boto3
 
     for name, value in local_ecr.environ().items():
         monkeypatch.setenv(name, value)
-    client = boto3.session.Session().client(service)  # type: ignore[call-overload]  # a str
+    client = boto3.session.Session().client(service)  # type: ignore[call-overload]  # not a literal
     assert LayerUploader(client, "demo").upload(BLOB).digest == DIGEST
     assert local_ecr.layer("demo", DIGEST) == BLOB
 
 
 @pytest.fixture
-def served() -> Iterator[tuple[subprocess.Popen[str], str]]:
+def server_process() -> Iterator[tuple[subprocess.Popen[str], str]]:
     command = [sys.executable, "-m", "ecr_parts.testing", "--repository", "layer-test"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -494,18 +748,20 @@ def served() -> Iterator[tuple[subprocess.Popen[str], str]]:
     assert process.returncode == 0
 
 
-def test_the_command(served: tuple[subprocess.Popen[str], str]) -> None:
-    _, url = served
+def test_command_serves_until_terminated(
+    server_process: tuple[subprocess.Popen[str], str],
+) -> None:
+    _, url = server_process
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url)
-    with LocalECR() as other:
-        client = other.client(endpoint_url=url)
+    client = LocalECR().client(endpoint_url=url)
     assert LayerUploader(client, "layer-test").upload(BLOB).digest == DIGEST
 
 
 @pytest.mark.skipif(not shutil.which("aws"), reason="the AWS CLI is not installed")
-def test_the_aws_cli(served: tuple[subprocess.Popen[str], str], tmp_path: Path) -> None:
-    """The examples of the CLI's manual pages, with the answers that stand there."""
-    _, url = served
+def test_answers_aws_cli_as_in_its_manual(
+    server_process: tuple[subprocess.Popen[str], str], tmp_path: Path
+) -> None:
+    _, url = server_process
     blob = tmp_path / "layer"
     blob.write_bytes(BLOB)
     names = {

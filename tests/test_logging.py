@@ -1,4 +1,4 @@
-"""What is logged, for those who look into an upload that will not go: and what never is."""
+"""The log messages of an upload, and what must never be logged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import pytest
 from botocore.config import Config
-from helpers import OPERATIONS, PATIENT, SMALL
+from helpers import NO_WAIT, OPERATIONS, SMALL_LIMITS
 
 from ecr_parts import CLIENT_CONFIG, EcrPartsError, LayerUploader
 from ecr_parts.testing import Fault, LocalECR
@@ -20,22 +20,22 @@ SECRETS = {
     "aws_secret_access_key": "the-secret-access-key",
     "aws_session_token": "the-session-token",
 }
-PART = b"payload!"  # of eight bytes, as large as a part
+PART = b"payload!"  # 8 bytes, the part size
 
 
 @pytest.fixture
 def ecr() -> Iterator[LocalECR]:
-    with LocalECR(limits=SMALL, part_size=8, slow=0.5) as ecr:
+    with LocalECR(limits=SMALL_LIMITS, part_size=8, slow=0.5) as ecr:
         yield ecr
 
 
-def uploader_of(ecr: LocalECR, **settings: Any) -> LayerUploader:
-    impatient = CLIENT_CONFIG.merge(Config(read_timeout=0.1, proxies={}))
-    client = ecr.client(config=impatient, **SECRETS)
-    return LayerUploader(client, "demo", limits=SMALL, retrying=PATIENT, **settings)
+def new_uploader(ecr: LocalECR, **settings: Any) -> LayerUploader:
+    config = CLIENT_CONFIG.merge(Config(read_timeout=0.1, proxies={}))
+    client = ecr.client(config=config, **SECRETS)
+    return LayerUploader(client, "demo", limits=SMALL_LIMITS, retrying=NO_WAIT, **settings)
 
 
-def lines(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+def messages(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
     return [
         record.getMessage()
         for record in caplog.records
@@ -43,20 +43,20 @@ def lines(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
     ]
 
 
-def test_one_line_a_part_at_debug(ecr: LocalECR, caplog: pytest.LogCaptureFixture) -> None:
+def test_logs_each_part_at_debug_level(ecr: LocalECR, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "ecr_parts")
-    uploader_of(ecr).upload(PART * 3)
-    assert lines(caplog, logging.DEBUG) == [
+    new_uploader(ecr).upload(PART * 3)
+    assert messages(caplog, logging.DEBUG) == [
         f"UploadLayerPart in repository 'demo', bytes {first}-{last}, attempt 1: "
         f"ECR accepted the part and has the layer up to byte {last}: the whole part "
         "is stored; continuing after the part"
         for first, last in ((0, 7), (8, 15), (16, 23))
     ]
-    assert lines(caplog, logging.INFO) == []
+    assert messages(caplog, logging.INFO) == []
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "expected"),
     [
         (
             "answer_lost",
@@ -81,31 +81,27 @@ def test_one_line_a_part_at_debug(ecr: LocalECR, caplog: pytest.LogCaptureFixtur
         ),
     ],
 )
-def test_retries_and_reconciliations_at_info(
-    fault: Fault, said: list[str], ecr: LocalECR, caplog: pytest.LogCaptureFixture
+def test_logs_retries_and_refused_parts_at_info_level(
+    fault: Fault, expected: list[str], ecr: LocalECR, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "ecr_parts")
     ecr.fail("UploadLayerPart", fault, call=2)
-    uploader_of(ecr).upload(PART * 3)
-    logged = lines(caplog, logging.INFO)
-    assert len(logged) == len(said)
-    for line, beginning in zip(logged, said, strict=True):
-        place = "UploadLayerPart in repository 'demo', bytes 8-15, "
-        assert line.startswith(place + beginning)
+    new_uploader(ecr).upload(PART * 3)
+    for message, start in zip(messages(caplog, logging.INFO), expected, strict=True):
+        assert message.startswith(f"UploadLayerPart in repository 'demo', bytes 8-15, {start}")
 
 
-def test_a_start_over_and_a_resumption_at_info(
-    ecr: LocalECR, caplog: pytest.LogCaptureFixture, tmp_path: Path
+def test_logs_resuming_and_starting_over_at_info_level(
+    ecr: LocalECR, caplog: pytest.LogCaptureFixture, checkpoint: Path
 ) -> None:
     caplog.set_level(logging.INFO, "ecr_parts")
-    checkpoint = tmp_path / "checkpoint"
     ecr.fail("UploadLayerPart", "access_denied", call=3)
     ecr.fail("UploadLayerPart", "upload_forgotten", call=4)
     with pytest.raises(EcrPartsError):
-        uploader_of(ecr).upload(PART * 3, checkpoint=checkpoint)
-    assert lines(caplog, logging.INFO) == []
-    uploader_of(ecr).upload(PART * 3, checkpoint=checkpoint)
-    resumed, started_over = lines(caplog, logging.INFO)
+        new_uploader(ecr).upload(PART * 3, checkpoint=checkpoint)
+    assert messages(caplog, logging.INFO) == []
+    new_uploader(ecr).upload(PART * 3, checkpoint=checkpoint)
+    resumed, started_over = messages(caplog, logging.INFO)
     assert resumed.startswith("resuming upload ")
     assert resumed.endswith(" at byte 16")
     assert started_over.startswith("starting over (restart 1 of 3): UploadLayerPart in repository")
@@ -113,16 +109,16 @@ def test_a_start_over_and_a_resumption_at_info(
 
 
 @pytest.mark.parametrize("fault", get_args(Fault))
-def test_no_payload_no_credential_and_one_line_each(
+def test_logs_single_lines_without_payload_and_credentials(
     fault: Fault, ecr: LocalECR, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "ecr_parts")
     for operation in OPERATIONS:
         if operation == "UploadLayerPart" or fault != "stored_in_part":
             ecr.fail(operation, fault)
-    for _ in range(5):  # some faults end an upload
+    for _ in range(5):  # because some faults make an upload fail
         try:
-            uploader_of(ecr, attempt_timeout=0.2).upload(PART * 3)
+            new_uploader(ecr, attempt_timeout=0.1).upload(PART * 3)
         except EcrPartsError:
             continue
         break
@@ -131,6 +127,6 @@ def test_no_payload_no_credential_and_one_line_each(
     records = [record for record in caplog.records if record.name.startswith("ecr_parts")]
     assert records
     for record in records:
-        text = logging.Formatter().format(record)  # with a traceback, if there were one
+        text = logging.Formatter().format(record)  # with the traceback, if any
         assert "\n" not in text
         assert not [secret for secret in hidden if secret in text]

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
-from helpers import bytes_of, digest_of
+from helpers import digest_of, random_bytes
 
 from ecr_parts import EcrPartsError, LayerUploader
 from ecr_parts.testing import LocalECR
@@ -75,7 +75,7 @@ def test_failed_upload_releases_source_without_garbage_collection(
     operation, fail = FAILURES[case]
     if operation is not None:
         ecr.fail(operation, "access_denied")
-    source = File(bytes_of(45))
+    source = File(random_bytes(45))
     reference = weakref.ref(source)
     with contextlib.suppress(EcrPartsError, ProgressError):
         fail(uploader, source)

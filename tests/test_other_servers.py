@@ -1,4 +1,4 @@
-"""The uploader against servers and stubs that somebody else wrote."""
+"""Uploads to moto, as a server and in process, and with botocore's ``Stubber``."""
 
 from __future__ import annotations
 
@@ -10,16 +10,22 @@ import botocore.session
 import pytest
 from botocore.config import Config
 from botocore.stub import Stubber
-from helpers import PATIENT, bytes_of, digest_of, path_to
+from helpers import NO_WAIT, digest_of, random_bytes, write_layer
 from moto import mock_aws
 from moto.server import ThreadedMotoServer
 
 from ecr_parts import LayerUploader, UploadedLayer, UploadSession
 
 MIB = 1024 * 1024
-BLOB = bytes_of(21 * MIB + 1)  # moto answers parts of 20 MiB
+BLOB = random_bytes(21 * MIB + 1)  # two parts: moto suggests parts of 20 MiB
 DIGEST = digest_of(BLOB)
-NAMES = {"registryId": "012345678910", "repositoryName": "demo", "uploadId": "u-1"}
+UPLOAD = {"registryId": "012345678910", "repositoryName": "demo", "uploadId": "u-1"}
+SESSION = botocore.session.Session()
+CREDENTIALS: dict[str, Any] = {
+    "region_name": "us-east-1",
+    "aws_access_key_id": "testing",
+    "aws_secret_access_key": "testing",
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,46 +37,44 @@ def moto_url() -> Iterator[str]:
     server.stop()
 
 
-def credentials() -> dict[str, Any]:
-    return {
-        "region_name": "us-east-1",
-        "aws_access_key_id": "testing",
-        "aws_secret_access_key": "testing",
-    }
+def botocore_client(**kwargs: Any) -> Any:
+    return SESSION.create_client("ecr", **CREDENTIALS, **kwargs)
 
 
-@pytest.mark.parametrize("retries", [{"total_max_attempts": 1}, None], ids=["off", "on"])
-def test_motos_server(retries: Any, moto_url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "retries",
+    [{"total_max_attempts": 1}, None],
+    ids=["without botocore's retries", "with botocore's retries"],
+)
+def test_uploads_to_moto_server(retries: Any, moto_url: str, tmp_path: Path) -> None:
     config = Config(proxies={}, retries=retries)
-    client: Any = botocore.session.Session().create_client(
-        "ecr", endpoint_url=moto_url, config=config, **credentials()
-    )
+    client = botocore_client(endpoint_url=moto_url, config=config)
     repository = f"demo-{bool(retries)}".lower()
     client.create_repository(repositoryName=repository)
-    uploader = LayerUploader(client, repository, retrying=PATIENT)
-    heard: list[int] = []
+    uploader = LayerUploader(client, repository, retrying=NO_WAIT)
+    progress_calls: list[int] = []
 
-    for source in (path_to(BLOB, tmp_path), iter([BLOB[:-5], BLOB[-5:]])):
-        layer = uploader.upload(source, check_existing=False, progress=heard.append)
+    for source in (write_layer(BLOB, tmp_path), iter([BLOB[:-5], BLOB[-5:]])):
+        layer = uploader.upload(source, check_existing=False, progress=progress_calls.append)
         assert layer == UploadedLayer(DIGEST, len(BLOB), existed=False)
-    assert sum(heard) == 2 * len(BLOB)
+    assert sum(progress_calls) == 2 * len(BLOB)
     assert uploader.upload(BLOB).existed
     assert uploader.missing([DIGEST, digest_of(b"other")]) == {digest_of(b"other")}
 
-    # An older copy of a session: moto has refused the part, and tells where it stands.
+    # With an outdated copy of a session, moto refuses the part and reports where it stands.
     session = uploader.initiate()
-    old = session.to_json()
+    outdated = session.to_json()
     uploader.upload_part(session, BLOB[: 10 * MIB])
-    resumed = UploadSession.from_json(old)
+    resumed = UploadSession.from_json(outdated)
     uploader.upload_part(resumed, BLOB[: 5 * MIB])
     assert resumed.next_byte == 10 * MIB
 
 
 @mock_aws
-def test_moto_in_process_with_a_boto3_client() -> None:
+def test_uploads_to_moto_in_process_with_boto3_client() -> None:
     import boto3
 
-    client = boto3.client("ecr", **credentials())
+    client = boto3.client("ecr", **CREDENTIALS)
     client.create_repository(repositoryName="demo")
 
     layer = LayerUploader(client, "demo").upload(BLOB)
@@ -79,45 +83,47 @@ def test_moto_in_process_with_a_boto3_client() -> None:
     assert LayerUploader(client, "demo").upload(BLOB).existed
 
 
-def test_a_stubber() -> None:
-    client = botocore.session.Session().create_client("ecr", **credentials())
-    blob = bytes_of(20)
+def test_uploads_with_botocore_stubber() -> None:
+    client = botocore_client()
+    blob = random_bytes(20)
     digest = digest_of(blob)
-    asked = {"repositoryName": "demo"}
+    repository = {"repositoryName": "demo"}
     with Stubber(client) as stub:
         stub.add_response(
             "batch_check_layer_availability",
             {"layers": [], "failures": []},
-            {**asked, "layerDigests": [digest]},
+            {**repository, "layerDigests": [digest]},
         )
-        stub.add_response("initiate_layer_upload", {"uploadId": "u-1", "partSize": 10 * MIB}, asked)
+        stub.add_response(
+            "initiate_layer_upload", {"uploadId": "u-1", "partSize": 10 * MIB}, repository
+        )
         part = {"partFirstByte": 0, "partLastByte": 19, "layerPartBlob": blob}
         stub.add_response(
             "upload_layer_part",
-            {**NAMES, "lastByteReceived": 19},
-            {**asked, "uploadId": "u-1", **part},
+            {**UPLOAD, "lastByteReceived": 19},
+            {**repository, "uploadId": "u-1", **part},
         )
         stub.add_response(
             "complete_layer_upload",
-            {**NAMES, "layerDigest": digest},
-            {**asked, "uploadId": "u-1", "layerDigests": [digest]},
+            {**UPLOAD, "layerDigest": digest},
+            {**repository, "uploadId": "u-1", "layerDigests": [digest]},
         )
 
         assert LayerUploader(client, "demo").upload(blob).digest == digest
         stub.assert_no_pending_responses()
 
 
-def test_a_stubbers_error() -> None:
-    client = botocore.session.Session().create_client("ecr", **credentials())
-    blob = bytes_of(20)
+def test_reads_last_valid_byte_from_stubbed_error() -> None:
+    client = botocore_client()
+    blob = random_bytes(20)
     with Stubber(client) as stub:
         stub.add_response("initiate_layer_upload", {"uploadId": "u-1", "partSize": 10 * MIB})
         stub.add_client_error(
             "upload_layer_part",
             "InvalidLayerPartException",
-            modeled_fields={**NAMES, "lastValidByteReceived": 19},
+            modeled_fields={**UPLOAD, "lastValidByteReceived": 19},
         )
-        stub.add_response("complete_layer_upload", {**NAMES, "layerDigest": digest_of(blob)})
+        stub.add_response("complete_layer_upload", {**UPLOAD, "layerDigest": digest_of(blob)})
 
         uploader = LayerUploader(client, "demo")
         assert uploader.upload(blob, check_existing=False).digest == digest_of(blob)

@@ -1,4 +1,7 @@
-"""The README is true: each of its blocks is run, each of its tables looked at."""
+"""The README: every code block is executed, and tables and figures are checked.
+
+A block is recognized by its code and a table by its content, so headings, order and prose are free.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,15 @@ import subprocess
 import sys
 import tarfile
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 import botocore.session
 import pytest
 from botocore.exceptions import ConnectionClosedError
-from helpers import OPERATIONS, bytes_of, digest_of, shown_on_a_terminal
+from helpers import OPERATIONS, digest_of, random_bytes, run_on_terminal
 from test_live import UNKNOWN
 
 import ecr_parts
@@ -32,58 +34,68 @@ from ecr_parts.testing import Fault, LocalECR
 MIB = 1024 * 1024
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LAYER = bytes_of(12 * MIB)  # of two parts
+CI_SCRIPT = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+LAYER = random_bytes(12 * MIB)  # two parts: 10 MiB and 2 MiB
 DIGEST = digest_of(LAYER)
 
 
 class Block(NamedTuple):
-    """What is fenced in the README."""
+    """A fenced code block of the README."""
 
-    heading: str
     language: str
-    number: int
-    """Of its heading and language, from 0."""
+    text: str
 
 
-def blocks() -> dict[Block, str]:
-    found: dict[Block, str] = {}
-    numbers: Counter[tuple[str, str]] = Counter()
-    heading = ""
-    for line, fence, text in re.findall(
-        r"^#+ ([^\n]*)$|^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL
-    ):
-        heading = line or heading
-        if fence:
-            found[Block(heading, fence, numbers[heading, fence])] = text
-            numbers[heading, fence] += 1
-    return found
+BLOCKS = [
+    Block(*match)
+    for match in re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+]
+
+Table: TypeAlias = list[list[str]]
+"""The cells of a table's rows. The first row is the header."""
 
 
-BLOCKS = blocks()
+def parse_tables() -> list[Table]:
+    tables = []
+    for text in re.findall(r"(?:^\|.*\|\n)+", README, re.MULTILINE):
+        header, _separator, *rows = text.splitlines()
+        cells = [[cell.strip() for cell in row[1:-1].split("|")] for row in (header, *rows)]
+        tables.append(cells)
+    return tables
 
 
-class Desk:
-    """Where a reader tries a block: a directory with files, a local ECR, what was made before."""
+TABLES = parse_tables()
+
+
+def names_in_first_column(table: Table) -> list[str]:
+    """The code spans in the first column, without the header."""
+    return [name for row in table[1:] for name in re.findall(r"`([^`]+)`", row[0])]
+
+
+ALL_NAMES = {name for table in TABLES for name in names_in_first_column(table)}
+
+
+# Blocks
+
+
+class Workspace:
+    """Where the blocks run: a directory with a layer, a LocalECR, and the README's variables."""
 
     def __init__(self, ecr: LocalECR, path: Path) -> None:
         self.ecr = ecr
         self.path = path
         client = botocore.session.get_session().create_client("ecr", config=CLIENT_CONFIG)
-        self.names: dict[str, Any] = {
+        self.variables: dict[str, Any] = {
             "client": client,
             "uploader": LayerUploader(client, "team/app"),
         }
 
-    def run(self, text: str) -> None:
-        """A Python block; what it defines is in ``names``."""
-        exec(compile(text, "README.md", "exec"), self.names)
+    def run_python(self, text: str) -> None:
+        exec(compile(text, "README.md", "exec"), self.variables)
 
-    def arrived(self, digest: str = DIGEST) -> bytes:
-        return self.ecr.layer("team/app", digest)
-
-    def shell(self, text: str) -> str:
-        """Standard output of a shell block, where ``python`` is this one."""
-        done = subprocess.run(
+    def run_shell(self, text: str) -> str:
+        """Run a shell block, with the Python of this test as ``python``. Returns its output."""
+        completed = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", text],
             env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
             cwd=self.path,
@@ -91,317 +103,361 @@ class Desk:
             text=True,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert completed.returncode == 0, completed.stderr
+        return completed.stdout
+
+    def stored_layer(self, digest: str = DIGEST) -> bytes:
+        return self.ecr.layer("team/app", digest)
 
 
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
     with LocalECR(["demo", "team/app", "team/scratch"]) as ecr:
         for name, value in ecr.environ().items():
             monkeypatch.setenv(name, value)
         monkeypatch.chdir(tmp_path)
-        for folder in ("examples", "tests", "pyproject.toml"):
-            (tmp_path / folder).symlink_to(ROOT / folder)
+        for name in ("examples", "tests", "pyproject.toml"):
+            (tmp_path / name).symlink_to(ROOT / name)
         (tmp_path / "layer.tar.gz").write_bytes(LAYER)
-        yield Desk(ecr, tmp_path)
+        yield Workspace(ecr, tmp_path)
 
 
 def last_command(text: str) -> list[str]:
-    """Of a block that sets everything up: what it runs in the end, with this Python."""
+    """The last command of a block that first installs something, with this Python."""
     command = shlex.split(text.rpartition("&&")[2])
     assert command[0] == ".venv/bin/python"
     return [sys.executable, *command[1:]]
 
 
-def quickstart(text: str, desk: Desk) -> None:
-    """As on a terminal: and that is what the README shows of it."""
+def is_run_by_ci(text: str) -> bool:
+    """Whether ``.ci/run``, which takes shell blocks of the README by number, runs this one."""
+    shell_blocks = [block.text for block in BLOCKS if block.language == "sh"]
+    return f'readme_command {shell_blocks.index(text) + 1})"' in CI_SCRIPT
+
+
+def quickstart(text: str, workspace: Workspace) -> None:
+    assert is_run_by_ci(text)
     environ = {**os.environ, "NO_COLOR": "1"}
-    command = partial(subprocess.Popen, last_command(text), cwd=ROOT, env=environ)
-    shown = shown_on_a_terminal(partial(command, stdin=subprocess.DEVNULL))
-    screen = [line.rpartition("\r\x1b[K")[2] for line in shown.split("\r\n")]
-    said = BLOCKS[Block("ecr-parts", "text", 0)].split("\n")
-    for line, promised in zip(map(what_stays, screen), map(what_stays, said), strict=True):
-        beginning, cut, _ = promised.partition("…")
-        assert line[: len(beginning) if cut else None] == beginning
+    start = partial(subprocess.Popen, last_command(text), cwd=ROOT, env=environ)
+    output = run_on_terminal(partial(start, stdin=subprocess.DEVNULL))
+    # The README has the last version of a line that is redrawn, such as a progress bar.
+    last_versions = [line.rpartition("\r\x1b[K")[2] for line in output.split("\r\n")]
+    shown = [without_variables(line) for line in last_versions]
+    documented = [without_variables(line) for line in text_of(quickstart_output).split("\n")]
+    assert len(shown) == len(documented)
+    for i, line in enumerate(documented):
+        start_of_line, ellipsis, _ = line.partition("…")
+        if ellipsis:
+            documented[i], shown[i] = start_of_line, shown[i][: len(start_of_line)]
+    assert shown == documented
 
 
-def what_stays(line: str) -> str:
-    """Without what differs from run to run."""
-    for changing in (r"[0-9a-f]{64}", r"(?<=127\.0\.0\.1:)\d+", r"47,\d{3},\d{3}", r"\d+(?= s$)"):
-        line = re.sub(changing, "*", line)
+def without_variables(line: str) -> str:
+    """``line`` with ``*`` in place of the digest, the port, the layer's size and the seconds."""
+    for pattern in (r"[0-9a-f]{64}", r"(?<=127\.0\.0\.1:)\d+", r"47,\d{3},\d{3}", r"\d+(?= s$)"):
+        line = re.sub(pattern, "*", line)
     return line
 
 
-def run_by_ci(text: str, _desk: Desk) -> None:
-    """``.ci/run`` takes it from the README; here it would run itself."""
-    assert last_command(text)[1:] == ["-m", "pytest"]
-    assert 'readme_command 2)"' in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+def quickstart_output(_text: str, _workspace: Workspace) -> None:
+    """Compared by ``quickstart``."""
 
 
-def benchmark(text: str, _desk: Desk) -> None:
-    command = [*last_command(text), "--mib", "4", "--rounds", "1", "--huge-mib", "4"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    shown = re.findall(r"^\| ([a-z]\S.*?) \| (\d+ ms) ", done.stdout, re.MULTILINE)
-    promised = re.findall(r"^\| ([a-z]\S.*?) \| (\d+ ms) ", README, re.MULTILINE)
-    assert [line for line in promised if line in shown or line[0] != "skopeo"] == shown
+def project_tests(text: str, _workspace: Workspace) -> None:
+    """Not executed here, where it would run itself."""
+    assert last_command(text)[1:3] == ["-m", "pytest"]
+    assert is_run_by_ci(text)
 
 
-def first_program(text: str, desk: Desk) -> None:
-    desk.run(text)
-    assert desk.names["layer"].digest == DIGEST
-    assert desk.arrived() == LAYER
+def first_program(text: str, workspace: Workspace) -> None:
+    workspace.run_python(text)
+    assert workspace.variables["layer"].digest == DIGEST
+    assert workspace.stored_layer() == LAYER
 
 
-def command_line(text: str, desk: Desk) -> None:
-    (desk.path / "layer.tar").write_bytes(b"a layer that is not compressed")
-    digest, of_stream = desk.shell(text).splitlines()
-    assert desk.arrived(digest) == LAYER
-    assert gzip.decompress(desk.arrived(of_stream)) == b"a layer that is not compressed"
+def command_line(text: str, workspace: Workspace) -> None:
+    tar = b"a layer that is not compressed"
+    (workspace.path / "layer.tar").write_bytes(tar)
+    digest_of_file, digest_of_stream = workspace.run_shell(text).splitlines()
+    assert workspace.stored_layer(digest_of_file) == LAYER
+    assert gzip.decompress(workspace.stored_layer(digest_of_stream)) == tar
 
 
-def quickstart_of_ones_own(text: str, desk: Desk) -> None:
-    assert desk.shell(text).endswith(f"arrived {DIGEST}\nthe layer arrived whole\n")
-
-
-def served(text: str, desk: Desk) -> None:
-    """In one terminal; and in another, what it printed and a command of the block before."""
-    (desk.path / "layer.tar").touch()
+def serve(text: str, workspace: Workspace) -> None:
+    """Run this block, then the lines that it printed and the first command of another block."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     with subprocess.Popen(
         [sys.executable, *shlex.split(text)[1:]], stdout=subprocess.PIPE, text=True, env=environ
     ) as server:
-        assert server.stdout is not None
-        printed = [server.stdout.readline() for _ in range(len(desk.ecr.environ()) + 1)]
-        assert printed[0].startswith("http://127.0.0.1:")
-        command = BLOCKS[Block("From the command line", "sh", 0)].splitlines()[0]
-        assert desk.shell("".join([*printed[1:], command])) == f"{DIGEST}\n"
-        server.terminate()
-    assert desk.ecr.calls == []
+        try:
+            assert server.stdout is not None
+            variables = len(workspace.ecr.environ())
+            url, *exports = [server.stdout.readline() for _ in range(1 + variables)]
+            assert url.startswith("http://127.0.0.1:")
+            command = text_of(command_line).splitlines()[0]
+            assert workspace.run_shell("".join([*exports, command])) == f"{DIGEST}\n"
+        finally:
+            server.terminate()
+    assert workspace.ecr.calls == []
 
 
-def any_stream(text: str, desk: Desk) -> None:
-    desk.names.update(body=iter([LAYER[:5], LAYER[5:]]), size=len(LAYER), digest=DIGEST)
-    desk.run(text)
-    assert desk.arrived() == LAYER
+def quickstart_with_path(text: str, workspace: Workspace) -> None:
+    assert f"arrived {DIGEST}\n" in workspace.run_shell(text)
 
 
-def broken_off(text: str, desk: Desk) -> None:
-    desk.ecr.fail("UploadLayerPart", "expired_token", call=2)
+def stream_with_digest_and_size(text: str, workspace: Workspace) -> None:
+    workspace.variables.update(body=iter([LAYER[:5], LAYER[5:]]), size=len(LAYER), digest=DIGEST)
+    workspace.run_python(text)
+    assert workspace.stored_layer() == LAYER
+
+
+def interrupted_session(text: str, workspace: Workspace) -> None:
+    workspace.ecr.fail("UploadLayerPart", "expired_token", call=2)
     with pytest.raises(ServiceError):
-        desk.run(text)
+        workspace.run_python(text)
 
 
-def resumed(text: str, desk: Desk) -> None:
-    broken_off(BLOCKS[Block("Resuming", "python", 0)], desk)
-    desk.run(text)
-    assert desk.arrived() == LAYER
-    sent = [call.first_byte for call in desk.ecr.calls if call.first_byte is not None]
-    assert sent == [0, 10 * MIB, 10 * MIB]
+def resumed_session(text: str, workspace: Workspace) -> None:
+    interrupted_session(text_of(interrupted_session), workspace)
+    workspace.run_python(text)
+    assert workspace.stored_layer() == LAYER
+    first_bytes = [call.first_byte for call in workspace.ecr.calls_of("UploadLayerPart")]
+    assert first_bytes == [0, 10 * MIB, 10 * MIB]
 
 
-def lambda_function(text: str, desk: Desk) -> None:
-    desk.run(text)
+def lambda_function(text: str, workspace: Workspace) -> None:
+    workspace.run_python(text)
+
+    def count_parts() -> int:
+        return len(workspace.ecr.calls_of("UploadLayerPart"))
 
     class Context:
-        """Of an invocation whose time is up after its first part."""
+        """The context of an invocation that runs out of time after one part."""
 
         def get_remaining_time_in_millis(self) -> int:
-            sent = sum(call.operation == "UploadLayerPart" for call in desk.ecr.calls)
-            return 900_000 if sent == before else 120_000
+            return 900_000 if count_parts() == parts_before else 120_000
 
     event = {"repository": "team/app", "path": "layer.tar.gz", "digest": DIGEST}
     invocations = 0
     while "repository" in event:
-        event = json.loads(json.dumps(event))  # as it comes to the next invocation
-        before = sum(call.operation == "UploadLayerPart" for call in desk.ecr.calls)
-        event = desk.names["handler"](event, Context())
+        event = json.loads(json.dumps(event))  # events are passed on as JSON
+        parts_before = count_parts()
+        event = workspace.variables["handler"](event, Context())
         invocations += 1
     assert event == {"digest": DIGEST}
     assert invocations == 3
-    assert desk.arrived() == LAYER
+    assert workspace.stored_layer() == LAYER
 
 
-def stream(text: str, desk: Desk) -> None:
-    (desk.path / "rootfs").mkdir()
-    (desk.path / "rootfs" / "hello").write_text("a file of the layer")
-    desk.run(text)
-    tar = gzip.decompress(desk.arrived(desk.names["layer"].digest))
-    assert desk.names["diff_id"].hexdigest() == digest_of(tar).partition(":")[2]
-    with tarfile.open(fileobj=io.BytesIO(tar)) as opened:
-        hello = opened.extractfile("./hello")
-        assert hello is not None
-        assert hello.read() == b"a file of the layer"
+def compressed_stream(text: str, workspace: Workspace) -> None:
+    directory, content = workspace.path / "rootfs", b"a file of the layer"
+    directory.mkdir()
+    (directory / "hello").write_bytes(content)
+    workspace.run_python(text)
+    tar = gzip.decompress(workspace.stored_layer(workspace.variables["layer"].digest))
+    assert f"sha256:{workspace.variables['diff_id'].hexdigest()}" == digest_of(tar)
+    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+        member = archive.extractfile("./hello")
+        assert member is not None
+        assert member.read() == content
 
-    completed = len(desk.ecr.registry.repositories["team/app"].layers)
-    (desk.path / "rootfs" / "hello").unlink()
-    (desk.path / "rootfs").rmdir()
+    layers = workspace.ecr.registry.repositories["team/app"].layers
+    completed = len(layers)
+    (directory / "hello").unlink()
+    directory.rmdir()
     with pytest.raises(subprocess.CalledProcessError):
-        desk.run(text)
-    assert len(desk.ecr.registry.repositories["team/app"].layers) == completed
+        workspace.run_python(text)
+    assert len(layers) == completed
 
 
-def progress(text: str, desk: Desk) -> None:
-    desk.run(text)
-    assert desk.arrived() == LAYER
-    bar = desk.names["bar"]
-    done = bar.n if "tqdm" in text else desk.names["bars"].tasks[bar].completed
-    assert done == len(LAYER)
+def progress_with_tqdm(text: str, workspace: Workspace) -> None:
+    workspace.run_python(text)
+    assert workspace.stored_layer() == LAYER
+    assert workspace.variables["bar"].n == len(LAYER)
 
 
-def asyncio_(text: str, desk: Desk) -> None:
-    desk.run(text)
-    upload = desk.names["upload"]
+def progress_with_rich(text: str, workspace: Workspace) -> None:
+    workspace.run_python(text)
+    assert workspace.stored_layer() == LAYER
+    (task,) = workspace.variables["bars"].tasks
+    assert task.completed == len(LAYER)
+
+
+def asyncio_task(text: str, workspace: Workspace) -> None:
+    workspace.run_python(text)
+    upload = workspace.variables["upload"]
     assert asyncio.run(upload("layer.tar.gz")).digest == DIGEST
 
-    async def cancelled() -> None:
-        """While it waits, for half a minute maybe, for ECR to be itself again."""
+    async def cancel_while_throttled() -> None:
         task = asyncio.create_task(upload("layer.tar.gz"))
-        while len(desk.ecr.calls) < 2:
+        while len(workspace.ecr.calls) < 2:
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    desk.ecr.calls.clear()
-    desk.ecr.fail("BatchCheckLayerAvailability", "throttled", times=1000)
-    asyncio.run(cancelled())
-    assert not [x for x in threading.enumerate() if x.name.startswith("asyncio")]
+    workspace.ecr.calls.clear()
+    workspace.ecr.fail("BatchCheckLayerAvailability", "throttled", times=1_000)
+    asyncio.run(cancel_while_throttled())
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("asyncio")]
 
 
-def many_layers(text: str, desk: Desk) -> None:
-    for name in ("config.json", "base.tar.gz", "app.tar.gz"):
-        (desk.path / name).write_text(name)
-    desk.run(text)
-    uploaded = [desk.names["config"], *desk.names["layers"]]
-    assert [desk.arrived(layer.digest) for layer in uploaded] == [
-        b"config.json", b"base.tar.gz", b"app.tar.gz",
-    ]  # fmt: skip
+def many_layers(text: str, workspace: Workspace) -> None:
+    names = ["config.json", "base.tar.gz", "app.tar.gz"]
+    for name in names:
+        (workspace.path / name).write_text(name)
+    workspace.run_python(text)
+    uploaded = [workspace.variables["config"], *workspace.variables["layers"]]
+    assert [workspace.stored_layer(layer.digest).decode() for layer in uploaded] == names
 
 
-def step_by_step(text: str, desk: Desk) -> None:
-    desk.ecr.fail("UploadLayerPart", "stored_in_part")
-    desk.run(text)
-    assert desk.arrived() == LAYER
+def single_calls(text: str, workspace: Workspace) -> None:
+    workspace.ecr.fail("UploadLayerPart", "stored_in_part")
+    workspace.run_python(text)
+    assert workspace.stored_layer() == LAYER
 
 
-def own_tests(text: str, desk: Desk) -> None:
-    (desk.path / "pytest.ini").write_text("[pytest]")  # not the project's own settings
-    (desk.path / "test_mine.py").write_text(text)
-    assert "1 passed" in desk.shell("python -m pytest -W error test_mine.py")
+def own_tests(text: str, workspace: Workspace) -> None:
+    (workspace.path / "pytest.ini").write_text("[pytest]")  # instead of the project's settings
+    (workspace.path / "test_mine.py").write_text(text)
+    assert "1 passed" in workspace.run_shell("python -m pytest -W error test_mine.py")
 
 
-def policy(text: str, desk: Desk) -> None:
-    desk.run(text)
-    desk.names["uploader"].upload(LAYER)
-    assert desk.arrived() == LAYER
+def retry_policy(text: str, workspace: Workspace) -> None:
+    workspace.run_python(text)
+    workspace.variables["uploader"].upload(LAYER)
+    assert workspace.stored_layer() == LAYER
 
 
-def permissions(text: str, _desk: Desk) -> None:
+def permissions(text: str, _workspace: Workspace) -> None:
     (statement,) = json.loads(text)["Statement"]
     assert statement["Action"] == [f"ecr:{operation}" for operation in OPERATIONS]
 
 
-def settled(text: str, desk: Desk) -> None:
-    said = desk.shell(text)
+def benchmark(text: str, _workspace: Workspace) -> None:
+    """Check that it measures what the README's table lists."""
+    command = [*last_command(text), "--mib", "4", "--rounds", "1", "--huge-mib", "4"]
+    completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    measured = re.findall(r"^\| (\w[^|]*) \| (\d+ ms) \|", completed.stdout, re.MULTILINE)
+    documented = re.findall(r"^\| (\w[^|]*) \| (\d+ ms) \|", README, re.MULTILINE)
+    assert [row for row in documented if row in measured or row[0] != "skopeo"] == measured
+
+
+def live_test(text: str, workspace: Workspace) -> None:
+    output = workspace.run_shell(text)
     for switch, (question, _) in UNKNOWN.items():
-        assert re.search(rf"^settled: {switch}=.* \({re.escape(question)}\)$", said, re.MULTILINE)
+        assert re.search(rf"^settled: {switch}=.* \({re.escape(question)}\)$", output, re.MULTILINE)
 
 
-def looked_at_with_the_quickstart(_text: str, _desk: Desk) -> None:
-    """Its output."""
+class Check(NamedTuple):
+    """What to do with the block in ``language`` that contains ``pattern``."""
+
+    run: Callable[[str, Workspace], None]
+    language: str
+    pattern: str
+
+    def applies_to(self, block: Block) -> bool:
+        found = re.search(self.pattern, block.text, re.MULTILINE)
+        return self.language == block.language and found is not None
 
 
-CHECKS: dict[Block, Callable[[str, Desk], None]] = {
-    Block("ecr-parts", "sh", 0): quickstart,
-    Block("ecr-parts", "text", 0): looked_at_with_the_quickstart,
-    Block("ecr-parts", "python", 0): first_program,
-    Block("ecr-parts", "sh", 1): run_by_ci,
-    Block("From the command line", "sh", 0): command_line,
-    Block("From the command line", "sh", 1): served,
-    Block("From the command line", "sh", 2): quickstart_of_ones_own,
-    Block("What is uploaded", "python", 0): any_stream,
-    Block("Resuming", "python", 0): broken_off,
-    Block("Resuming", "python", 1): resumed,
-    Block("A Lambda function", "python", 0): lambda_function,
-    Block("A stream", "python", 0): stream,
-    Block("Progress", "python", 0): progress,
-    Block("Progress", "python", 1): progress,
-    Block("Cancelling, and asyncio", "python", 0): asyncio_,
-    Block("Many layers", "python", 0): many_layers,
-    Block("Step by step", "python", 0): step_by_step,
-    Block("Testing your own tool", "python", 0): own_tests,
-    Block("Clients, retries, and the longest a call can take", "python", 0): policy,
-    Block("Permissions", "json", 0): permissions,
-    Block("Speed", "sh", 0): benchmark,
-    Block("What is unknown of ECR", "sh", 0): settled,
-}
+CHECKS = [
+    Check(quickstart, "sh", r"venv .*quickstart\.py$"),
+    Check(quickstart_output, "text", r"^\$ python -m ecr_parts upload"),
+    Check(first_program, "python", r"botocore\.session\.get_session"),
+    Check(project_tests, "sh", r"venv .*-m pytest"),
+    Check(command_line, "sh", r"\| python -m ecr_parts upload -"),
+    Check(serve, "sh", r"^python -m ecr_parts\.testing"),
+    Check(quickstart_with_path, "sh", r"^python examples/quickstart\.py layer\.tar\.gz$"),
+    Check(stream_with_digest_and_size, "python", r"^ +size=size,"),
+    Check(interrupted_session, "python", r"^finally:\n.* = session\.to_json\(\)"),
+    Check(resumed_session, "python", r"^layer = uploader\.upload\(.*UploadSession\.from_json"),
+    Check(lambda_function, "python", r"^def handler\(event, context\)"),
+    Check(compressed_stream, "python", r"zlib\.compressobj"),
+    Check(progress_with_tqdm, "python", r"^from tqdm"),
+    Check(progress_with_rich, "python", r"^from rich"),
+    Check(asyncio_task, "python", r"asyncio\.to_thread"),
+    Check(many_layers, "python", r"upload_many\("),
+    Check(single_calls, "python", r"upload_part\("),
+    Check(own_tests, "python", r"^pytest_plugins"),
+    Check(retry_policy, "python", r"default_retrying\(\)\.copy"),
+    Check(permissions, "json", r'"Statement"'),
+    Check(benchmark, "sh", r"tests/benchmark\.py"),
+    Check(live_test, "sh", r"tests/test_live\.py"),
+]
 
 
-def test_every_block_is_run() -> None:
-    assert list(BLOCKS) == list(CHECKS)
+def checks_of(block: Block) -> list[Check]:
+    return [check for check in CHECKS if check.applies_to(block)]
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block.heading}: {block.language}")
-def test_a_block(block: Block, desk: Desk) -> None:
-    CHECKS[block](BLOCKS[block], desk)
+def text_of(run: Callable[[str, Workspace], None]) -> str:
+    """The block that is checked by the function ``run``."""
+    (text,) = [block.text for block in BLOCKS for check in checks_of(block) if check.run is run]
+    return text
 
 
-def section(heading: str) -> str:
-    return README.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+def test_each_block_has_one_check_and_each_check_one_block() -> None:
+    assert [block for block in BLOCKS if len(checks_of(block)) != 1] == []
+    assert [check for check in CHECKS if len(list(filter(check.applies_to, BLOCKS))) != 1] == []
 
 
-def first_column(heading: str) -> list[str]:
-    """What stands in backticks in the first column of the tables."""
-    rows = re.findall(r"^\| (?!---)([^|]*) \|", section(heading), re.MULTILINE)
-    return [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.run.__name__)
+def test_block(check: Check, workspace: Workspace) -> None:
+    check.run(text_of(check.run), workspace)
 
 
-def test_the_errors() -> None:
-    named = set(first_column("Errors"))
-    ours = {name for name in ecr_parts.__all__ if name.endswith("Error")}
-    assert ours - {EcrPartsError.__name__} <= named
+# Tables
 
 
-def test_the_faults() -> None:
-    assert re.findall(r'`"(\w+)"`', section("Testing your own tool")) == list(get_args(Fault))
+def test_errors_are_complete() -> None:
+    public_errors = {name for name in ecr_parts.__all__ if name.endswith("Error")}
+    assert public_errors - {EcrPartsError.__name__} <= ALL_NAMES
 
 
-def test_what_is_unknown() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", section("What is unknown of ECR"), re.MULTILINE)
-    assert [(switch, unknown.replace("\\", "")) for switch, unknown in rows] == [
-        (switch, question) for switch, (question, _) in UNKNOWN.items()
-    ]
+def test_faults_are_complete() -> None:
+    faults = list(get_args(Fault))
+    paragraphs_and_items = re.split(r"\n\n|\n(?=- )", README)
+    (list_of_faults,) = [text for text in paragraphs_and_items if f'`"{faults[0]}"`' in text]
+    assert set(re.findall(r'`"(\w+)"`', list_of_faults)) == set(faults)
 
 
-def test_every_parameter_exception_and_option_of_upload_layer_part() -> None:
+def test_unknowns_are_complete() -> None:
+    switches = list(UNKNOWN)
+    (table,) = [table for table in TABLES if switches[0] in names_in_first_column(table)]
+    assert names_in_first_column(table) == switches
+    assert all(question for _switch, question in table)
+
+
+def test_parameters_errors_and_options_of_upload_layer_part_are_complete() -> None:
     client = botocore.session.Session().create_client("ecr", region_name="us-east-1")
     operation: Any = client.meta.service_model.operation_model("UploadLayerPart")
-    named = first_column("From `upload_layer_part` to here")
-    members = {*operation.input_shape.members, *operation.output_shape.members}
-    assert members <= set(named)
-    assert {shape.name for shape in operation.error_shapes} <= set(named)
+    assert {*operation.input_shape.members, *operation.output_shape.members} <= ALL_NAMES
+    assert {shape.name for shape in operation.error_shapes} <= ALL_NAMES
     options = """
     registry-id repository-name upload-id part-first-byte part-last-byte layer-part-blob
     cli-input-json cli-input-yaml generate-cli-skeleton debug endpoint-url no-verify-ssl no-paginate
     output query profile region version color no-sign-request ca-bundle cli-read-timeout
     cli-connect-timeout cli-binary-format no-cli-pager cli-auto-prompt no-cli-auto-prompt"""
-    assert {f"--{name}" for name in options.split()} <= set(named)
+    assert {f"--{name}" for name in options.split()} <= ALL_NAMES
 
 
-def test_the_first_tables_figures_are_the_benchmarks() -> None:
-    measured = dict(re.findall(r"^\| ([\w ]+) \| 0 ms \| (\d+) \|", section("Speed"), re.MULTILINE))
-    front = dict(
-        re.findall(r"^\| (.+?) \| .* \| (\d+) \|$", README.partition("## Why")[0], re.MULTILINE)
-    )
-    assert front == {
-        "a loop over botocore's `upload_layer_part`": measured["botocore loop"],
-        "skopeo": measured["skopeo"],
-        "ecr-parts": measured["ecr parts"],
-    }
+# Figures and links
 
 
-def test_the_longest_a_call_can_take() -> None:
+def test_figures_of_comparison_are_those_of_benchmark() -> None:
+    without_delay = [row for table in TABLES for row in table if "0 ms" in row]
+    measured = {name: speed for name, _delay, speed, *_ in without_delay}
+    (comparison,) = [table for table in TABLES if table[0][-1] == "MiB/s"]
+    figures = {row[0]: row[-1] for row in comparison if row[-1].isdigit()}
+    names = {"upload_layer_part": "botocore loop", "skopeo": "skopeo", "ecr-parts": "ecr parts"}
+    assert len(figures) == len(names)
+    for label, figure in figures.items():
+        (name,) = [names[word] for word in names if word in label]
+        assert figure == measured[name]
+
+
+def test_longest_duration_of_a_call_is_22_minutes() -> None:
     config: Any = CLIENT_CONFIG
     attempt = config.connect_timeout + config.read_timeout
     assert attempt == 120
@@ -417,15 +473,15 @@ def test_the_longest_a_call_can_take() -> None:
         with pytest.raises(ConnectionClosedError):
             policy(fail)
     assert calls == 300 * 10
-    longest = sum(max(waits[i::9]) for i in range(9))  # they are drawn at random
+    longest = sum(max(waits[i::9]) for i in range(9))  # the waits are random
     assert 110 < longest < 122
     assert 10 * attempt + longest < 22.1 * 60
 
 
-def test_headings_that_are_linked_to_exist() -> None:
+def test_links_lead_to_headings_and_files_that_exist() -> None:
     anchors = {
-        re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-")
-        for h in re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", README, re.MULTILINE)
     }
     assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= anchors
     for path in re.findall(r"\]\(((?!http|#)[^)]+)\)", README):

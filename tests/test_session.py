@@ -1,3 +1,5 @@
+"""``UploadSession``: its decisions after each answer of ECR, and its JSON."""
+
 from __future__ import annotations
 
 import copy
@@ -18,9 +20,14 @@ MIN_PART = 40
 
 
 def receive(
-    session: UploadSession, part: Part, last_byte: int, *, min_part: int, replayable: bool
+    session: UploadSession,
+    part: Part,
+    last_byte: int,
+    *,
+    min_part: int = 1,
+    replayable: bool = True,
 ) -> NextAction | Event:
-    """The action that the table names; the event where ECR makes no progress."""
+    """Process an answer: the next action, or ``Event.NO_PROGRESS`` if the session gives up."""
     event, action = session._receive(part, last_byte, min_part=min_part, replayable=replayable)
     if event is Event.NO_PROGRESS:
         assert action is NextAction.FAIL
@@ -28,32 +35,33 @@ def receive(
     return action
 
 
-def a_session(*, begun_here: bool = True, **fields: Any) -> UploadSession:
-    known: dict[str, Any] = {
+def make_session(*, started_here: bool = True, **fields: Any) -> UploadSession:
+    """A session of which ECR has bytes 0 to 99, started by this call or resumed."""
+    defaults: dict[str, Any] = {
         "repository_name": "team/app",
         "upload_id": "u-1",
         "part_size": 100,
         "layer_size": LAYER_SIZE,
     }
-    session = UploadSession(**known | fields)
-    if begun_here:
-        session._start(session.upload_id, session.part_size)
-        while session.last_byte_received < 99:
-            receive(
-                session,
-                Part(session.next_byte, session.next_byte + 99),
-                session.next_byte + 99,
-                min_part=MIN_PART,
-                replayable=True,
-            )
-    else:
+    session = UploadSession(**defaults | fields)
+    if not started_here:
         session.last_byte_received = 99
+        return session
+    session._start(session.upload_id, session.part_size)
+    receive(session, Part(0, 99), 99, min_part=MIN_PART)
     return session
 
 
-# The table of the design, row by row: where ECR says it stands, while 100..199 is sent, and what
-# that means for a replayable source, for a stream, and for a resumed session.
-TABLE = [
+def make_session_of_bytes(layer_size: int) -> UploadSession:
+    """A session in parts of one byte, of which nothing was sent."""
+    return UploadSession(repository_name="r", upload_id="u", part_size=1, layer_size=layer_size)
+
+
+# Positions and actions
+
+# The last byte that ECR reports after bytes 100 to 199 were sent, and the action that follows for
+# a replayable source, for a stream and for a resumed session.
+ACTIONS = [
     (199, NextAction.CONTINUE, NextAction.CONTINUE, NextAction.CONTINUE),
     (139, NextAction.CONTINUE_INSIDE, NextAction.CONTINUE_INSIDE, NextAction.CONTINUE_INSIDE),
     (198, NextAction.CONTINUE_INSIDE, NextAction.CONTINUE_INSIDE, NextAction.CONTINUE_INSIDE),
@@ -68,7 +76,7 @@ TABLE = [
     (1_000, NextAction.FAIL, NextAction.FAIL, NextAction.FAIL),
     (-2, NextAction.FAIL, NextAction.FAIL, NextAction.FAIL),
 ]
-MOVING = {
+MOVES = {
     NextAction.CONTINUE,
     NextAction.CONTINUE_INSIDE,
     NextAction.REWIND,
@@ -76,162 +84,176 @@ MOVING = {
 }
 
 
-@pytest.mark.parametrize(("last_byte", "replayable", "stream", "resumed"), TABLE)
-def test_the_table(
+@pytest.mark.parametrize(("last_byte", "replayable", "stream", "resumed"), ACTIONS)
+def test_action_depends_on_last_byte_and_kind_of_upload(
     last_byte: int, replayable: NextAction, stream: NextAction, resumed: NextAction
 ) -> None:
     for session, is_replayable, expected in (
-        (a_session(), True, replayable),
-        (a_session(), False, stream),
-        (a_session(begun_here=False), True, resumed),
+        (make_session(), True, replayable),
+        (make_session(), False, stream),
+        (make_session(started_here=False), True, resumed),
     ):
-        move = receive(session, PART, last_byte, min_part=MIN_PART, replayable=is_replayable)
+        action = receive(session, PART, last_byte, min_part=MIN_PART, replayable=is_replayable)
 
-        assert move is expected
-        assert session.last_byte_received == (last_byte if move in MOVING else 99)
+        assert action is expected
+        assert session.last_byte_received == (last_byte if action in MOVES else 99)
 
 
-def test_the_table_is_complete() -> None:
+def test_every_event_has_transitions() -> None:
     assert set(TRANSITIONS) == {*Position, *Event}
 
 
-def test_a_service_that_answers_small_parts_has_a_small_minimum() -> None:
-    session = a_session(part_size=10)
+def test_part_size_below_minimum_lowers_minimum() -> None:
+    """Test servers may answer a part size below ECR's minimum."""
+    session = make_session(part_size=10)
 
-    assert (
-        receive(session, PART, 109, min_part=MIN_PART, replayable=True)
-        is NextAction.CONTINUE_INSIDE
-    )
+    assert receive(session, PART, 109, min_part=MIN_PART) is NextAction.CONTINUE_INSIDE
 
 
-def test_of_a_stream_of_unknown_size_nothing_is_behind_the_layer() -> None:
+def test_no_byte_is_outside_layer_of_unknown_size() -> None:
     assert position(PART, 10**15, layer_size=None, min_part=1) is Position.PAST_LAST_BYTE
 
 
-@given(st.lists(st.tuples(st.integers(-3, 130), st.booleans()), max_size=60))
-def test_no_answers_make_it_move_for_ever_or_stand_outside(
-    answers: list[tuple[int, bool]],
-) -> None:
-    """Only confirmed bytes and a fifth stall in a row end a loop of answers."""
-    session = UploadSession(repository_name="r", upload_id="u", part_size=10, layer_size=100)
-    furthest, stalls, rewinds = -1, 0, 0
-    for answer, resumed in answers:
-        if resumed:
-            session._share()
-        if session.next_byte == 100:
-            return
-        part = Part(session.next_byte, min(session.next_byte + 9, 99))
-        before = session.last_byte_received
-        move = receive(session, part, answer, min_part=4, replayable=True)
-        assert -1 <= session.last_byte_received < 100
-        if session.last_byte_received > furthest:
-            furthest, stalls = session.last_byte_received, 0
-        elif move is not NextAction.CONTINUE:
-            stalls += 1
-        rewinds += -1 <= answer < before
-        assert (move is Event.NO_PROGRESS) == (stalls > 5 or rewinds > 5)
-        if move is Event.NO_PROGRESS:
-            assert session.last_byte_received == before
-
-
-def test_the_same_answer_for_ever_is_stuck_at_the_sixth() -> None:
-    session = a_session()
-    moves = [receive(session, PART, 99, min_part=1, replayable=True) for _ in range(6)]
-
-    assert moves == [NextAction.SEND_AGAIN] * 5 + [Event.NO_PROGRESS]
-
-
-def test_a_new_upload_counts_anew() -> None:
-    session = a_session()
-    for _ in range(6):
-        receive(session, PART, 99, min_part=1, replayable=True)
-    session._start("u-2", 100)
-    moves = [receive(session, Part(0, 99), -1, min_part=1, replayable=True) for _ in range(5)]
-    assert moves == [NextAction.SEND_AGAIN] * 5
-    receive(session, Part(0, 0), 0, min_part=1, replayable=True)
-    moves = [receive(session, Part(1, 99), 0, min_part=1, replayable=True) for _ in range(6)]
-    assert moves == [NextAction.SEND_AGAIN] * 5 + [Event.NO_PROGRESS]
-    session._start("u-3", 100)
-    moves = [receive(session, Part(0, 99), -1, min_part=1, replayable=True) for _ in range(6)]
-    assert moves == [NextAction.SEND_AGAIN] * 5 + [Event.NO_PROGRESS]
-
-
-def test_a_session_may_be_resumed_where_it_was_begun() -> None:
-    session = a_session()
-    assert session._started_here
+def test_session_can_be_resumed_by_its_starter() -> None:
+    session = make_session()
+    assert session._exclusive
     session._resume(100)
-    assert not session._started_here
-    assert receive(session, PART, 300, min_part=1, replayable=True) is NextAction.SKIP_FORWARD
+    assert not session._exclusive
+    assert receive(session, PART, 300) is NextAction.SKIP_FORWARD
 
 
-def test_parts_confirmed_again_after_a_rewind_are_no_stall() -> None:
-    session = UploadSession(repository_name="r", upload_id="u", part_size=1, layer_size=100)
-    for byte in range(50):
-        receive(session, Part(byte, byte), byte, min_part=1, replayable=True)
-    receive(session, Part(50, 50), -1, min_part=1, replayable=True)
-    for byte in range(100):
-        assert (
-            receive(session, Part(byte, byte), byte, min_part=1, replayable=True)
-            is NextAction.CONTINUE
-        )
-
-
-def test_an_upload_is_rewound_five_times_in_all() -> None:
-    """However much is confirmed in between: or a service could have it sent again for ever."""
-    session = UploadSession(repository_name="r", upload_id="u", part_size=1, layer_size=100)
-    for rewinds in range(6):
-        for byte in range(rewinds + 1):
-            receive(session, Part(byte, byte), byte, min_part=1, replayable=True)
-        last = Part(rewinds + 1, rewinds + 1)
-        move = receive(session, last, -1, min_part=1, replayable=True)
-        assert move is (NextAction.REWIND if rewinds < 5 else Event.NO_PROGRESS)
-        assert session._after(Event.PART_TOO_SMALL, replayable=True) is NextAction.CHECK_LOST
-    assert session.next_byte == 6
-
-
-def test_what_was_confirmed_before_is_no_progress() -> None:
-    """After a rewind, the stall counts on until ECR stands further than it ever did."""
-    session = a_session()
-    assert session._after(Event.PART_TOO_SMALL, replayable=True) is NextAction.FAIL
-    assert receive(session, PART, -1, min_part=1, replayable=True) is NextAction.REWIND
-    assert receive(session, Part(0, 99), 99, min_part=1, replayable=True) is NextAction.CONTINUE
-    moves = [receive(session, PART, 99, min_part=1, replayable=True) for _ in range(5)]
-    assert moves == [NextAction.SEND_AGAIN] * 4 + [Event.NO_PROGRESS]
-    session._start("u-2", 100)
-    assert session._after(Event.PART_TOO_SMALL, replayable=True) is NextAction.FAIL
-
-
-def test_an_impossible_move_is_refused_and_changes_nothing() -> None:
-    session = a_session()
+def test_rejects_impossible_part_and_changes_nothing() -> None:
+    session = make_session()
     before = session.to_json()
     for part in (Part(0, 99), Part(101, 200), Part(100, 1_000)):
         with pytest.raises(ValueError, match="Part"):
-            receive(session, part, 150, min_part=1, replayable=True)
+            receive(session, part, 150)
     for upload_id, part_size in (("", 1), ("u", 0)):
         with pytest.raises(ValueError, match=r"upload_id|part_size"):
             session._start(upload_id, part_size)
     assert session.to_json() == before
 
 
-def test_after_a_part_under_the_minimum_none_can_follow() -> None:
-    session = a_session()
-    assert not session._is_closed(MIN_PART)
-    receive(session, Part(100, 138), 138, min_part=MIN_PART, replayable=True)
-    assert session._is_closed(MIN_PART)
-    assert not session._is_closed(39)
-    receive(session, Part(139, 200), 99, min_part=MIN_PART, replayable=True)
-    assert not session._is_closed(MIN_PART)
+def test_is_closed_after_part_below_minimum() -> None:
+    session = make_session()
+    assert not session._ends_with_small_part(MIN_PART)
+
+    receive(session, Part(100, 138), 138, min_part=MIN_PART)
+    assert session._ends_with_small_part(MIN_PART)
+    assert not session._ends_with_small_part(39)
+
+    receive(session, Part(139, 200), 99, min_part=MIN_PART)
+    assert not session._ends_with_small_part(MIN_PART)
+
     receive(session, Part(100, 199), 110, min_part=MIN_PART, replayable=False)
-    assert session._is_closed(MIN_PART)
+    assert session._ends_with_small_part(MIN_PART)
+
     session._start("u-2", 100)
-    assert not session._is_closed(MIN_PART)
+    assert not session._ends_with_small_part(MIN_PART)
+
     receive(session, Part(0, 99), 0, min_part=MIN_PART, replayable=False)
-    assert session._is_closed(2)
-    assert not session._is_closed(1)
+    assert session._ends_with_small_part(2)
+    assert not session._ends_with_small_part(1)
 
 
-def test_it_goes_through_json_with_the_apis_names() -> None:
-    session = a_session(registry_id="012345678910", layer_digest="sha256:00")
+# Bounds
+
+
+@given(st.lists(st.tuples(st.integers(-3, 130), st.booleans()), max_size=60))
+def test_any_answers_are_bounded_and_stay_inside_layer(answers: list[tuple[int, bool]]) -> None:
+    """After 5 answers in a row without progress, or 5 rewinds, the session gives up."""
+    session = UploadSession(repository_name="r", upload_id="u", part_size=10, layer_size=100)
+    furthest_byte, stalls, rewinds = -1, 0, 0
+    for last_byte, shared in answers:
+        if shared:
+            session._share()
+        if session.next_byte == 100:
+            return
+        part = Part(session.next_byte, min(session.next_byte + 9, 99))
+        before = session.last_byte_received
+        action = receive(session, part, last_byte, min_part=4)
+        assert -1 <= session.last_byte_received < 100
+        if action in (NextAction.CHECK_LOST, NextAction.FAIL):
+            return  # the upload ends
+        if session.last_byte_received > furthest_byte:
+            furthest_byte, stalls = session.last_byte_received, 0
+        elif action is not NextAction.CONTINUE:
+            stalls += 1
+        rewinds += -1 <= last_byte < before
+        assert (action is Event.NO_PROGRESS) == (stalls > 5 or rewinds > 5)
+        if action is Event.NO_PROGRESS:
+            assert session.last_byte_received == before
+
+
+def test_gives_up_at_sixth_answer_without_progress() -> None:
+    session = make_session()
+    actions = [receive(session, PART, 99) for _ in range(6)]
+
+    assert actions == [NextAction.SEND_AGAIN] * 5 + [Event.NO_PROGRESS]
+
+
+def test_new_upload_resets_bounds() -> None:
+    session = make_session()
+    for _ in range(6):
+        receive(session, PART, 99)
+
+    session._start("u-2", 100)
+    actions = [receive(session, Part(0, 99), -1) for _ in range(5)]
+    assert actions == [NextAction.SEND_AGAIN] * 5
+    receive(session, Part(0, 0), 0)
+    actions = [receive(session, Part(1, 99), 0) for _ in range(6)]
+    assert actions == [NextAction.SEND_AGAIN] * 5 + [Event.NO_PROGRESS]
+
+    session._start("u-3", 100)
+    actions = [receive(session, Part(0, 99), -1) for _ in range(6)]
+    assert actions == [NextAction.SEND_AGAIN] * 5 + [Event.NO_PROGRESS]
+
+
+def test_accepted_parts_after_rewind_are_not_stalls() -> None:
+    session = make_session_of_bytes(100)
+    for byte in range(50):
+        receive(session, Part(byte, byte), byte)
+    receive(session, Part(50, 50), -1)
+    for byte in range(100):
+        assert receive(session, Part(byte, byte), byte) is NextAction.CONTINUE
+
+
+def test_gives_up_at_sixth_rewind_despite_progress() -> None:
+    """Otherwise a service could have the upload sent again and again."""
+    session = make_session_of_bytes(100)
+    for rewinds in range(6):
+        for byte in range(rewinds + 1):
+            receive(session, Part(byte, byte), byte)
+        action = receive(session, Part(rewinds + 1, rewinds + 1), -1)
+        assert action is (NextAction.REWIND if rewinds < 5 else Event.NO_PROGRESS)
+        assert session._after(Event.PARTS_REJECTED, replayable=True) is NextAction.CHECK_LOST
+    assert session.next_byte == 6
+
+
+def test_only_bytes_past_furthest_one_are_progress() -> None:
+    """After a rewind, bytes that were confirmed before do not reset the count of stalls."""
+    session = make_session()
+    assert session._after(Event.PARTS_REJECTED, replayable=True) is NextAction.FAIL
+    assert receive(session, PART, -1) is NextAction.REWIND
+    assert receive(session, Part(0, 99), 99) is NextAction.CONTINUE
+    actions = [receive(session, PART, 99) for _ in range(5)]
+    assert actions == [NextAction.SEND_AGAIN] * 4 + [Event.NO_PROGRESS]
+    session._start("u-2", 100)
+    assert session._after(Event.PARTS_REJECTED, replayable=True) is NextAction.FAIL
+
+
+# JSON and copies
+
+
+def session_json(*, without: str = "", **members: object) -> str:
+    """The JSON of a session, with ``members`` changed and the member ``without`` left out."""
+    document = json.loads(make_session().to_json()) | members
+    document.pop(without, None)
+    return json.dumps(document)
+
+
+def test_json_uses_names_of_the_api() -> None:
+    session = make_session(registry_id="012345678910", layer_digest="sha256:00")
 
     document = json.loads(session.to_json())
     assert document == {
@@ -250,94 +272,88 @@ def test_it_goes_through_json_with_the_apis_names() -> None:
     assert UploadSession.from_json(session.to_json().encode()) == session
 
 
-def test_a_text_of_the_version_before_says_nothing_of_the_parts() -> None:
-    document = json.loads(a_session().to_json())
+def test_reads_json_of_earlier_version_without_parts() -> None:
+    document = json.loads(make_session().to_json())
     del document["partsReceived"], document["lastPartSize"]
+
     session = UploadSession.from_json(json.dumps(document))
-    assert session == a_session()
-    assert not session._is_closed(10**6)
+
+    assert session == make_session()
+    assert not session._ends_with_small_part(10**6)
     session._resume(30)
     assert json.loads(session.to_json())["partsReceived"] == 4
 
 
-def test_it_remembers_in_json_that_its_last_part_was_too_small() -> None:
-    session = a_session()
-    receive(session, Part(100, 138), 138, min_part=MIN_PART, replayable=True)
-    assert UploadSession.from_json(session.to_json())._is_closed(MIN_PART)
+def test_json_keeps_that_last_part_was_below_minimum() -> None:
+    session = make_session()
+    receive(session, Part(100, 138), 138, min_part=MIN_PART)
+    assert UploadSession.from_json(session.to_json())._ends_with_small_part(MIN_PART)
 
 
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(-1, 130)), max_size=40))
-def test_the_parts_are_counted_and_never_fewer_than_one_each_limit(
-    answers: list[tuple[int, int]],
-) -> None:
-    """Whatever ECR answers, the count stays one that these bytes can have."""
+def test_count_of_parts_is_possible_and_survives_json(answers: list[tuple[int, int]]) -> None:
+    """Whatever ECR answers, the bytes it has can consist of that many parts."""
     session = UploadSession(repository_name="r", upload_id="u", part_size=10, layer_size=130)
     session._share()
-    for size, answer in answers:
+    for size, last_byte in answers:
         if session.next_byte == 130:
             break
         part = Part(session.next_byte, min(session.next_byte + size - 1, 129))
-        receive(session, part, answer, min_part=1, replayable=True)
-        twin = UploadSession.from_json(session.to_json())
-        assert twin._count_parts(1) == session._count_parts(1)
+        receive(session, part, last_byte)
+        loaded = UploadSession.from_json(session.to_json())
+        assert loaded._count_parts(1) == session._count_parts(1)
         assert min(1, session.next_byte) <= session._count_parts(1) <= session.next_byte
 
 
-def test_a_copy_is_a_resumed_session() -> None:
-    """Whoever holds a copy may find ECR further on: another copy went on with it."""
-    session = a_session()
-    for twin in (
+def test_copy_counts_as_resumed() -> None:
+    """The original may have continued the upload, so ECR may have more than a copy knows."""
+    session = make_session()
+    for session_copy in (
         pickle.loads(pickle.dumps(session)),
         copy.copy(session),
         UploadSession.from_json(session.to_json()),
     ):
-        assert twin == session
-        assert receive(twin, PART, 300, min_part=1, replayable=True) is NextAction.SKIP_FORWARD
-    assert receive(session, PART, 300, min_part=1, replayable=True) is NextAction.FAIL
-
-
-def without(key: str) -> dict[str, object]:
-    document: dict[str, object] = json.loads(a_session().to_json())
-    del document[key]
-    return document
+        assert session_copy == session
+        assert receive(session_copy, PART, 300) is NextAction.SKIP_FORWARD
+    assert receive(session, PART, 300) is NextAction.FAIL
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "message"),
     [
-        "",
-        "{",
-        "[]",
-        "7",
-        "{}",
-        "[" * 100_000,
-        b"\xff\xfe",
-        json.dumps(without("uploadId")),
-        json.dumps(without("version")),
-        json.dumps(without("layerSize")),
-        a_session().to_json().replace('"version": 1', '"version": 2'),
-        a_session().to_json().replace("100", '"100"'),
-        a_session().to_json().replace("99", "-2"),
-        a_session().to_json().replace("99", "1000"),
-        a_session().to_json().replace('"u-1"', '""'),
-        a_session().to_json().replace('"u-1"', "null"),
-        a_session().to_json().replace('"u-1"', '"u\\u001b[2J"'),
-        a_session().to_json().replace('"version": 1', '"version": true'),
-        a_session().to_json().replace('"version": 1', '"version": 1.0'),
-        a_session().to_json().replace('"partsReceived": 1', '"partsReceived": 0'),
-        a_session().to_json().replace('"partsReceived": 1', '"partsReceived": 101'),
-        a_session().to_json().replace('"partsReceived": 1', '"partsReceived": true'),
-        a_session().to_json().replace('"lastPartSize": 100', '"lastPartSize": 0'),
-        a_session().to_json().replace('"lastPartSize": 100', '"lastPartSize": 101'),
-        a_session().to_json().replace('"layerSize": 1000', f'"layerSize": {2**63}'),
+        pytest.param("", "not the JSON", id="empty"),
+        pytest.param("{", "not the JSON", id="malformed"),
+        pytest.param("[]", "not the JSON", id="array"),
+        pytest.param("7", "not the JSON", id="number"),
+        pytest.param("{}", "not the JSON", id="empty object"),
+        pytest.param("[" * 100_000, "not the JSON", id="deeply nested"),
+        pytest.param(b"\xff\xfe", "not the JSON", id="not UTF-8"),
+        pytest.param(session_json(without="version"), "not the JSON", id="no version"),
+        pytest.param(session_json(without="uploadId"), "has no 'uploadId'", id="no uploadId"),
+        pytest.param(session_json(without="layerSize"), "has no 'layerSize'", id="no layerSize"),
+        pytest.param(session_json(version=2), "has version 2", id="version 2"),
+        pytest.param(session_json(version=True), "has version True", id="version true"),
+        pytest.param(session_json(version=1.0), r"has version 1\.0", id="version 1.0"),
+        pytest.param(session_json(partSize="100"), "damaged: part_size", id="partSize a string"),
+        pytest.param(session_json(lastByteReceived=-2), "last_byte_received", id="last byte -2"),
+        pytest.param(session_json(lastByteReceived=1000), "last_byte_received", id="past the end"),
+        pytest.param(session_json(uploadId=""), "upload_id", id="uploadId empty"),
+        pytest.param(session_json(uploadId=None), "damaged: upload_id", id="uploadId null"),
+        pytest.param(session_json(uploadId="u\x1b[2J"), "upload_id", id="uploadId with escape"),
+        pytest.param(session_json(partsReceived=0), "partsReceived", id="partsReceived 0"),
+        pytest.param(session_json(partsReceived=101), "partsReceived", id="partsReceived 101"),
+        pytest.param(session_json(partsReceived=True), "partsReceived", id="partsReceived true"),
+        pytest.param(session_json(lastPartSize=0), "lastPartSize", id="lastPartSize 0"),
+        pytest.param(session_json(lastPartSize=101), "lastPartSize", id="lastPartSize 101"),
+        pytest.param(session_json(layerSize=2**63), "layer_size", id="layerSize 2**63"),
     ],
 )
-def test_other_json_is_no_session(text: str | bytes) -> None:
-    with pytest.raises(ValueError, match=r"."):
+def test_from_json_rejects_anything_but_a_session(text: str | bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         UploadSession.from_json(text)
 
 
-def test_a_newer_session_says_so() -> None:
+def test_error_for_json_of_later_version_names_both_versions() -> None:
     with pytest.raises(ValueError, match=r"version 2, but .* reads version 1"):
         UploadSession.from_json('{"version": 2}')
 
@@ -360,6 +376,6 @@ def test_a_newer_session_says_so() -> None:
         ("upload_id", "u" * 501, ValueError),
     ],
 )
-def test_what_no_upload_can_have(field: str, value: object, error: type[Exception]) -> None:
+def test_rejects_invalid_fields(field: str, value: object, error: type[Exception]) -> None:
     with pytest.raises(error, match=field):
-        a_session(begun_here=False, **{field: value})
+        make_session(started_here=False, **{field: value})

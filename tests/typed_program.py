@@ -1,4 +1,7 @@
-"""A user's program, for the type checker alone: it is clean with the stubs installed."""
+"""A program as users write it, checked by mypy and never run.
+
+It must have no type errors if the stubs of boto3 and botocore are installed.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +20,28 @@ from ecr_parts import (
 )
 
 
-def with_botocore(path: str) -> UploadedLayer:
+def upload_with_botocore(path: str) -> UploadedLayer:
     client = botocore.session.get_session().create_client("ecr", config=CLIENT_CONFIG)
     return LayerUploader(client, "team/app", retrying=default_retrying()).upload(path)
 
 
-def with_boto3(blob: bytes) -> dict[str, str | int]:
+def upload_with_boto3(blob: bytes) -> dict[str, str | int]:
     private = LayerUploader(boto3.client("ecr"), "team/app", part_size=8 * 1024**2)
     public = LayerUploader(boto3.client("ecr-public"), "team/app")
     private.upload([blob], digest="sha256:…", size=len(blob), progress=print)
     return public.upload(memoryview(blob)).descriptor("application/vnd.oci.image.layer.v1.tar")
 
 
-def step_by_step(uploader: LayerUploader, blob: bytes) -> None:
+def upload_in_single_steps(uploader: LayerUploader, blob: bytes) -> UploadedLayer:
     session = uploader.initiate(layer_size=len(blob))
     assert_type(session, UploadSession)
-    assert_type(Chunker(len(blob), part_size=session.part_size)[0], Part)
-    assert_type(Chunker(len(blob), part_size=session.part_size)[1:], tuple[Part, ...])
     while session.next_byte < len(blob):
         uploader.upload_part(session, blob[session.next_byte :][: session.part_size])
+    return uploader.complete(session, "sha256:…")
+
+
+def inspect_types(uploader: LayerUploader) -> None:
+    chunker = Chunker(45, part_size=8)
+    assert_type(chunker[0], Part)
+    assert_type(chunker[1:], tuple[Part, ...])
     assert_type(uploader.missing(["sha256:…"]), set[str])

@@ -1,4 +1,4 @@
-"""Many layers in parallel: each content is uploaded once, and the first error stops all."""
+"""Many layers in parallel: identical layers are uploaded once, and the first error stops all."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from typing import TypeVar
 from ecr_parts._calls import MAX_DIGESTS, UploadCalls
 from ecr_parts._checkpoint import Checkpoint
 from ecr_parts._client import Failed
-from ecr_parts._failures import ClearedTraceback
-from ecr_parts._layer_upload import hash_source, upload_layer
+from ecr_parts._digest import hash_source
+from ecr_parts._failures import ClearFrames
+from ecr_parts._layer_upload import upload_layer
 from ecr_parts._models import Layer, LayerSource, UploadedLayer
 from ecr_parts._sources import check_source, is_background_readable, open_source
 from ecr_parts._threads import Abandoned, Task, Waiter
@@ -25,7 +26,7 @@ from ecr_parts._validation import check_callback, check_digest, check_int
 
 _T = TypeVar("_T")
 _STOP_TIMEOUT = 1.5  # seconds: workers wake once a second
-_POLL_INTERVAL = 1.0  # seconds, for a worker for which no thread could be started
+_POLL_INTERVAL = 1.0  # seconds between checks for workers without a thread
 
 
 @dataclass(eq=False)
@@ -41,12 +42,12 @@ class _Item:
     size: int | None
     """Bytes; ``None`` for a stream whose size the caller did not pass."""
     digest: str | None
-    asked: bool = False
+    existence_checked: bool = False
     """Whether ECR was asked if the layer exists, together with others."""
 
 
 class _Stop:
-    """Whether the batch is to stop. It is shared by the threads, which must not hold the batch."""
+    """Whether the batch should stop. Shared by its threads, which must not refer to the batch."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -64,8 +65,8 @@ class BatchUpload:
     """One call of ``upload_many``.
 
     Layers that can be read in the background are uploaded by workers, which are threads of this
-    library. The others are uploaded in the caller's thread, which counts as a worker meanwhile.
-    The caller's thread fetches the layers, queues those for workers, and starts the workers.
+    library. The others are uploaded in the caller's thread, which counts as a worker while it does
+    so. The caller's thread also fetches the layers, queues those for workers, and starts workers.
 
     The first error, in whichever thread, requests a stop. Then no thread sends anything new, and
     each ends with ``Abandoned`` when it wakes.
@@ -88,23 +89,26 @@ class BatchUpload:
         self._progress_lock = threading.Lock()
         self._error: BaseException | None = None
         # The queue and its workers. Each operation on these deques, sets and dicts is atomic.
-        self._max_workers = max_workers
-        """Fewer while the caller's thread uploads a layer."""
+        self._worker_slots = max_workers
+        """The number of workers that may run: one less while the caller's thread uploads."""
         self._queue: deque[tuple[_Item, Callable[[_Item], None]]] = deque()
         self._working: set[int] = set()
+        """The numbers of the workers that run."""
         self._starting: set[int] = set()
         """Those of ``_working`` that have not taken anything from the queue yet."""
         self._tasks: dict[int, Task[None]] = {}
-        self._changed = threading.Lock()
+        """By number: the tasks of all workers so far."""
+        self._queue_changed = threading.Lock()
         """Released when a worker takes something from the queue, or ends."""
-        self._changed.acquire()
-        # What is known about the layers.
+        self._queue_changed.acquire()
+        # What is known about the layers. Indexes, because items hold the sources.
         self._checkpoints: set[str] = set()
         self._existing_sizes: dict[str, int] = {}
-        """By digest: the sizes (bytes) of layers that existed before."""
-        self._first_with_digest: dict[str, _Item] = {}
-        self._repeats: list[tuple[_Item, _Item]] = []
-        """Layers that are not sent, each with the layer of the same content that is."""
+        """By digest: the sizes in bytes of layers that existed before."""
+        self._first_with_digest: dict[str, int] = {}
+        """By digest: the index of the first layer, which is sent for all with this digest."""
+        self._repeats: list[tuple[_Item, int]] = []
+        """Layers that are not sent, each with the index of the layer that is sent for it."""
         self._results: dict[int, UploadedLayer] = {}
 
     def run(self, layers: Iterable[LayerSource | Layer]) -> list[UploadedLayer]:
@@ -112,7 +116,7 @@ class BatchUpload:
         if isinstance(layers, str | bytes | bytearray | memoryview | Layer):
             raise TypeError(f"layers must be an iterable of layers, not {type(layers).__name__}")
         stopped: Abandoned | None = None
-        with ClearedTraceback(), self._waiter:
+        with ClearFrames(), self._waiter:
             try:
                 if isinstance(layers, Sequence):
                     self._upload_list([_to_layer(given) for given in layers])
@@ -124,11 +128,11 @@ class BatchUpload:
                 self._stop.requested = True
                 self._wait_for_workers()
                 if stopped is None:
-                    self._error = None  # it is being raised, and its frames refer to this object
+                    self._error = None  # if there is one, its frames refer to this object
         if stopped is not None:
             error, self._error = self._error, None
             try:
-                with ClearedTraceback():
+                with ClearFrames():
                     raise stopped if error is None else error
             finally:
                 del error, stopped  # they refer to this frame: a cycle
@@ -136,12 +140,13 @@ class BatchUpload:
 
     def _upload_list(self, layers: list[Layer]) -> None:
         """Upload layers of a list: check all before the first call, and ask for 100 in one call."""
-        first_from: dict[object, _Item] = {}
+        first_with_source: dict[object, int] = {}
         items: list[_Item] = []
-        same_source: list[tuple[_Item, _Item]] = []
-        for item in [self._inspect(index, layer) for index, layer in enumerate(layers)]:
-            first = first_from.setdefault(item.identity, item)
-            if first is item:
+        same_source: list[tuple[_Item, int]] = []
+        checked = [self._inspect(index, layer) for index, layer in enumerate(layers)]
+        for item in checked:
+            first = first_with_source.setdefault(item.identity, item.index)
+            if first == item.index:
                 items.append(item)
             elif item.background_readable:
                 same_source.append((item, first))
@@ -158,14 +163,14 @@ class BatchUpload:
                     self._submit(item, self._hash, max_waiting=len(items))
             self._finish_queue()
             self._ask_which_exist(items)
-        items = [item for item in items if self._is_first_with_digest(item)]
+        items = [item for item in items if not self._is_repeat(item)]
         # Those for workers first, because the caller's thread may be busy afterwards.
         for item in sorted(items, key=lambda item: not item.background_readable):
             self._submit(item, self._send, max_waiting=len(items))
         self._finish_queue()
 
     def _upload_iterator(self, layers: Iterable[LayerSource | Layer]) -> None:
-        """Upload layers of an iterator: fetch one more than the workers have taken."""
+        """Upload layers of an iterator, at most one ahead of the workers."""
         last: _Item | None = None
         for index, given in enumerate(layers):
             item = self._inspect(index, _to_layer(given))
@@ -177,12 +182,12 @@ class BatchUpload:
         self._finish_queue()
 
     def _inspect(self, index: int, layer: Layer) -> _Item:
-        return self._recording_error(layer, partial(self._check_layer, index, layer))
+        return self._recording_error(layer, partial(self._checked_item, index, layer))
 
-    def _check_layer(self, index: int, layer: Layer) -> _Item:
-        """Refuse a layer that cannot be uploaded, as far as this is known beforehand."""
+    def _checked_item(self, index: int, layer: Layer) -> _Item:
+        """Raise an error if the layer cannot be uploaded, as far as this is known beforehand."""
         if layer.digest is not None:
-            check_digest(layer.digest)
+            check_digest("digest", layer.digest)
         check_callback("progress", layer.progress)
         check_source(layer.source)
         if layer.size is not None:
@@ -196,22 +201,25 @@ class BatchUpload:
                 raise ValueError(f"the checkpoint {path!r} was passed twice: use one for each")
             self._checkpoints.add(path)
             if not item.background_readable and not hasattr(layer.source, "seek"):
-                raise ValueError("checkpoint requires a source that can be read again")
-            self._waiter.run("disk", checkpoint.load)
+                raise ValueError(
+                    "checkpoint requires a source that can be read again: pass a path, bytes or a "
+                    "seekable file"
+                )
+            self._waiter.run("disk", checkpoint.load)  # raises if it cannot be read or written
         return item
 
     # The queue and its workers
 
     def _submit(self, item: _Item, function: Callable[[_Item], None], *, max_waiting: int) -> None:
-        """Have ``function`` called; return once at most ``max_waiting`` calls wait for a worker."""
+        """Queue ``function`` for a worker until at most ``max_waiting`` wait, or call it here."""
         if item.background_readable:
             self._queue.append((item, function))
             self._wait_until(lambda: len(self._queue) <= max_waiting)
         else:
-            self._max_workers -= 1
-            self._wait_until(lambda: len(self._working) <= self._max_workers)
+            self._worker_slots -= 1
+            self._wait_until(lambda: len(self._working) <= self._worker_slots)
             self._recording_error(item.layer, partial(function, item))
-            self._max_workers += 1
+            self._worker_slots += 1
 
     def _finish_queue(self) -> None:
         self._wait_until(lambda: not self._queue and not self._working)
@@ -224,22 +232,22 @@ class BatchUpload:
             self._start_workers()
             if condition():
                 return
-            self._waiter.acquire(self._changed, _POLL_INTERVAL)
+            self._waiter.acquire(self._queue_changed, _POLL_INTERVAL)
 
     def _start_workers(self) -> None:
-        while len(self._queue) > len(self._starting) and len(self._working) < self._max_workers:
+        while len(self._queue) > len(self._starting) and len(self._working) < self._worker_slots:
             number = next(n for n in count() if n not in self._working)
             self._working.add(number)
             self._starting.add(number)
             self._tasks[number] = self._waiter.start(f"layer {number}", partial(self._work, number))
         for task in list(self._tasks.values()):
             if task.without_thread:
-                self._waiter.wait(task)
+                self._waiter.wait(task)  # runs it in this thread
 
     def _work(self, number: int) -> None:
-        """Run as a worker: take calls from the queue until it is empty or a worker must go."""
+        """Run as a worker: take calls from the queue until it is empty or workers are too many."""
         try:
-            while len(self._working) <= self._max_workers and not self._stop.requested:
+            while len(self._working) <= self._worker_slots and not self._stop.requested:
                 try:
                     item, function = self._queue.popleft()
                 except IndexError:
@@ -254,7 +262,7 @@ class BatchUpload:
 
     def _signal_change(self) -> None:
         with suppress(RuntimeError):  # it is released already
-            self._changed.release()
+            self._queue_changed.release()
 
     def _wait_for_workers(self) -> None:
         """Wait until the workers have ended. One that does not end is abandoned."""
@@ -289,49 +297,53 @@ class BatchUpload:
             raise sizes.error
         self._existing_sizes |= sizes
         for item in items:
-            item.asked = item.digest is not None
+            item.existence_checked = item.digest is not None
 
-    def _is_first_with_digest(self, item: _Item) -> bool:
-        """Whether no earlier layer has the same digest. Otherwise that one is sent for both."""
+    def _is_repeat(self, item: _Item) -> bool:
+        """Whether an earlier layer has the same digest. It is sent for both."""
         if item.digest is None:
-            return True
-        first = self._first_with_digest.setdefault(item.digest, item)
-        if first is not item:
+            return False
+        first = self._first_with_digest.setdefault(item.digest, item.index)
+        if first == item.index:
+            return False
+        if first in self._results:
+            self._copy_results([(item, first)])
+        else:
             self._repeats.append((item, first))
-        return first is item
+        return True
 
     def _hash_and_send(self, item: _Item) -> None:
         if item.background_readable and item.digest is None and self._check_existing:
             self._hash(item)
-        if self._is_first_with_digest(item):
+        if not self._is_repeat(item):
             self._send(item)
 
     def _send(self, item: _Item) -> None:
         size = self._existing_sizes.get(item.digest or "")
-        if size is not None and item.layer.checkpoint is None:
+        if size is not None and item.layer.checkpoint is None:  # which would have to be deleted
             self._notify(item.layer, size)
             self._results[item.index] = UploadedLayer(item.digest or "", size, existed=True)
         else:
             self._upload(item)
 
     def _upload(self, item: _Item) -> None:
-        self._notify(item.layer, 0)
+        self._notify(item.layer, 0)  # before the source is opened
         layer = replace(item.layer, digest=item.digest, progress=partial(self._notify, item.layer))
-        asked = item.asked and layer.checkpoint is None
+        checked = item.existence_checked and layer.checkpoint is None
         self._results[item.index] = upload_layer(
             self._calls,
             layer,
-            check_existing=self._check_existing and not asked,
+            check_existing=self._check_existing and not checked,
             cancelled=self._stop.is_requested,
         )
 
-    def _copy_results(self, repeats: list[tuple[_Item, _Item]]) -> None:
+    def _copy_results(self, repeats: list[tuple[_Item, int]]) -> None:
         for item, first in repeats:
             self._recording_error(item.layer, partial(self._copy_result, item, first))
 
-    def _copy_result(self, item: _Item, first: _Item) -> None:
-        """Use the result of ``first``, unless the caller passed another digest or size."""
-        result = self._results[first.index]
+    def _copy_result(self, item: _Item, first: int) -> None:
+        """Use the result of the layer ``first``, unless this one has another digest or size."""
+        result = self._results[first]
         if item.digest in (None, result.digest) and item.size in (None, result.size):
             if item.layer.checkpoint is not None:
                 checkpoint = Checkpoint(item.layer.checkpoint)
@@ -339,7 +351,7 @@ class BatchUpload:
             self._notify(item.layer, result.size)
             self._results[item.index] = replace(result, existed=True, parts=())
         else:
-            self._upload(item)  # which reports the difference
+            self._upload(item)  # which raises an error for the difference
 
     # Progress and errors
 

@@ -1,4 +1,4 @@
-"""The calls of an upload: each takes ECR's answer into the session and returns the next action."""
+"""The calls of an upload. Each applies ECR's answer to the session and returns the next action."""
 
 from __future__ import annotations
 
@@ -23,18 +23,23 @@ from ecr_parts._models import SentPart
 from ecr_parts._retry import Backoff
 from ecr_parts._session import Event, NextAction, Position, UploadSession
 from ecr_parts._threads import Waiter
-from ecr_parts.errors import EcrPartsError, UnexpectedResponseError, UploadLostError
+from ecr_parts.errors import (
+    DigestMismatchError,
+    EcrPartsError,
+    UnexpectedResponseError,
+    UploadLostError,
+)
 
 _log = logging.getLogger("ecr_parts")
 AVAILABLE = frozenset({"AVAILABLE"})
 # An archived layer must be uploaded again, but it proves that a Complete succeeded.
 COMPLETED = frozenset({"AVAILABLE", "ARCHIVED"})
-MAX_DIGESTS = 100  # of one BatchCheckLayerAvailability, as the API reference says
-_MAX_POLLS = 4  # questions whether a layer exists that was just completed: the answer may lag
+MAX_DIGESTS = 100  # in one call of BatchCheckLayerAvailability (API reference)
+_MAX_POLLS = 4  # availability checks after a completion, because ECR may lag
 
 
 class NotListedError(Exception):
-    """Passed to the retry policy while ECR does not list a layer yet."""
+    """Given to the retry policy while ECR does not list a layer yet. It is never raised."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +53,17 @@ class Step:
     accepted_statuses: frozenset[str] = AVAILABLE
     """For ``CHECK_…`` actions: the availability that means that the layer exists."""
     existed: bool = True
-    """Whether another upload completed the layer, if it exists."""
+    """If the layer exists: whether another upload completed it."""
     size: int | None = None
-    """The size of the existing layer (bytes)."""
+    """If the layer exists: its size in bytes."""
 
 
 @dataclass(frozen=True)
 class UploadCalls:
     """Starts uploads, sends parts, completes uploads, and asks which layers exist.
 
-    Failures are returned, not raised: any exception that leaves these methods was raised by
-    someone else's code.
+    Failed calls are returned, not raised. An exception that leaves these methods is a check of the
+    arguments, or was raised by someone else's code.
     """
 
     client: RepositoryClient
@@ -67,7 +72,7 @@ class UploadCalls:
     """Bytes; ``None`` for what ECR suggests."""
 
     def with_waiter(self, waiter: Waiter) -> Self:
-        """The same calls, with ``waiter`` waiting for them."""
+        """A copy whose calls wait with ``waiter``."""
         return replace(self, client=replace(self.client, waiter=waiter))
 
     def check_size(self, layer_size: int | None) -> None:
@@ -76,34 +81,34 @@ class UploadCalls:
             self.limits._check_layer(layer_size, self.part_size)
 
     def is_in_repository(self, session: UploadSession) -> bool:
-        """Whether the session's upload is one of this repository and registry."""
-        session_of = (session.repository_name, session.registry_id)
-        return session_of == (self.client.repository_name, self.client.registry_id)
+        """Whether the session's upload is in this repository and registry."""
+        location = (session.repository_name, session.registry_id)
+        return location == (self.client.repository_name, self.client.registry_id)
 
     def start_upload(
         self, layer_size: int | None, layer_digest: str | None
     ) -> UploadSession | Failed:
-        """Start an upload."""
+        """Start an upload: its session."""
         outcome = self.client.initiate_layer_upload()
         if isinstance(outcome, Failed):
             return outcome
-        upload_id, answered_part_size = outcome.answer
+        upload_id, suggested_part_size = outcome.answer
         session = UploadSession(
             repository_name=self.client.repository_name,
             registry_id=self.client.registry_id,
             upload_id=upload_id,
             part_size=self.part_size
-            or self.limits._choose_part_size(answered_part_size, layer_size),
+            or self.limits._choose_part_size(suggested_part_size, layer_size),
             layer_digest=layer_digest,
             layer_size=layer_size,
         )
-        session._start(session.upload_id, session.part_size)
+        session._start(session.upload_id, session.part_size)  # or it would count as resumed
         return session
 
     def send_part(
         self, session: UploadSession, prepared: PreparedPart, *, replayable: bool
     ) -> Step:
-        """Send a part, and move the session to where ECR stands afterwards."""
+        """Send a part, and move the session to the last byte that ECR has afterwards."""
         part = prepared.part
         outcome = self.client.upload_layer_part(prepared)
         if isinstance(outcome, Failed):
@@ -121,14 +126,16 @@ class UploadCalls:
         message = self._describe_answer(part, outcome, event)
         if action is NextAction.CHECK_LOST:
             lost_error = UploadLostError(
-                f"{message}; {action.value}. Upload the layer again from its start",
+                f"{message}; {action.value}. Upload the layer again from the beginning",
                 operation="UploadLayerPart",
                 repository_name=self.client.repository_name,
+                attempts=outcome.attempts,
             )
             return Step(action, lost_error, outcome.attempts)
         if action is NextAction.FAIL:
             error = UnexpectedResponseError(
-                f"{message}. Check that the client's endpoint is ECR, and upload again"
+                f"{message}. Check that the client's endpoint is ECR and that no other process "
+                "uses this session, and upload again"
             )
             return Step(action, error, outcome.attempts)
         as_expected = event is Position.AT_LAST_BYTE and outcome.attempts == 1
@@ -162,19 +169,20 @@ class UploadCalls:
             # The last attempt was refused, but an earlier one may have completed the layer.
             event = Event.COMPLETE_IN_DOUBT
             action = session._after(event, replayable=replayable)
-        refused = event in (Event.PART_TOO_SMALL, Event.CONTENT_DIFFERS) and not outcome.in_doubt
+        rejected = event in (Event.PARTS_REJECTED, Event.CONTENT_DIFFERS) and not outcome.in_doubt
         return Step(
             action,
             outcome.error,
             outcome.attempts,
-            AVAILABLE if refused else COMPLETED,
+            AVAILABLE if rejected else COMPLETED,
+            # The upload may be gone because botocore's own retry made this call succeed before.
             existed=event is not Event.UPLOAD_NOT_FOUND and not outcome.in_doubt,
         )
 
     def existing_sizes(
         self, wanted: Mapping[str, int | None], statuses: frozenset[str] = AVAILABLE
     ) -> dict[str, int] | Failed:
-        """The sizes (bytes) of those layers of ``wanted`` that exist with the wanted size."""
+        """The sizes, in bytes, of those layers of ``wanted`` that exist with the wanted size."""
         found = self.availability(wanted)
         if isinstance(found, Failed):
             return found
@@ -199,15 +207,15 @@ class UploadCalls:
     def poll_existing_size(
         self, digest: str, size: int | None, statuses: frozenset[str] = AVAILABLE
     ) -> int | None:
-        """The size of a layer (bytes) that may have just been completed; ``None`` if missing.
+        """The size, in bytes, of a layer that may have just been completed; ``None`` if missing.
 
-        Asks repeatedly, because ECR's answer may lag.
+        Asks up to four times, because ECR may lag. Of the retry policy, only the waits are used.
         """
         backoff = Backoff(self.client.retrying, self.client.waiter, self.existing_sizes)
         while True:
             found = self.existing_sizes({digest: size}, statuses)
             if isinstance(found, Failed):
-                _log.info("cannot find out whether %s exists: %s", digest, found.error)
+                _log.info("cannot check whether %s exists: %s", digest, found.error)
                 return None
             if found or backoff.attempt == _MAX_POLLS:
                 return found.get(digest)
@@ -219,8 +227,8 @@ def _event_of_failed_complete(outcome: Failed) -> Event:
     if outcome.code == "UploadNotFoundException":
         return Event.UPLOAD_NOT_FOUND
     if outcome.code in ("EmptyUploadException", "LayerPartTooSmallException"):
-        return Event.PART_TOO_SMALL
-    if outcome.code == "WrongDigestError":
+        return Event.PARTS_REJECTED
+    if isinstance(outcome.error, DigestMismatchError):
         return Event.CONTENT_DIFFERS
     in_doubt = outcome.in_doubt or outcome.code == "LayerAlreadyExistsException"
     return Event.COMPLETE_IN_DOUBT if in_doubt else Event.CALL_FAILED
@@ -229,7 +237,7 @@ def _event_of_failed_complete(outcome: Failed) -> Event:
 def raise_error(
     error: EcrPartsError, session: UploadSession | None, parts: Iterable[SentPart] = ()
 ) -> NoReturn:
-    """Raise an error of this library that says how far the upload came."""
+    """Raise an error of this library, with the session and the parts that ECR confirmed."""
     error.session = session
     error.parts = tuple(parts)
     raise error

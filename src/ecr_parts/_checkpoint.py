@@ -12,16 +12,16 @@ from ecr_parts._session import UploadSession
 from ecr_parts._validation import short_repr
 from ecr_parts.errors import CheckpointError
 
-_MAX_SIZE = 64 * 1024  # bytes that are read: a larger file is not a checkpoint
-_MAX_PREFIX_LENGTH = 40  # characters of the checkpoint's name in that of its temporary file
+_MAX_FILE_SIZE = 64 * 1024  # bytes; a larger file cannot be a checkpoint
+_MAX_PREFIX_LENGTH = 40  # characters of the file's name that its temporary files begin with
 
 
 class Checkpoint:
-    """The file that holds an upload's session. Creating this object does no I/O.
+    """The file that holds an upload's session. Creating this object does not access the file.
 
-    Each ``save`` replaces the file atomically and flushes it to the disk, so that it is intact
-    after a crash at any instant. Only its owner can read it. Every failure is a
-    ``CheckpointError`` that names the file, and leaves it unchanged.
+    Each ``save`` replaces the file atomically and flushes it to the disk, so that it survives a
+    crash at any instant. Only its owner can read the file. If it cannot be read or written, a
+    ``CheckpointError`` names it, and it is left unchanged.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -31,26 +31,26 @@ class Checkpoint:
         if not isinstance(name, str):
             raise TypeError(f"checkpoint must be a path of type str, not {short_repr(name)}")
         try:
-            self.path = Path(os.path.abspath(name))  # the caller may change the directory
+            self.path = Path(os.path.abspath(name))  # the working directory may change
         except OSError as error:
             raise CheckpointError(
-                f"the checkpoint {short_repr(name)} is relative to a deleted directory: {error}. "
-                "Pass an absolute path"
+                f"the checkpoint {short_repr(name)} is relative to a deleted working directory: "
+                f"{error}. Pass an absolute path"
             ) from error
 
     def load(self) -> UploadSession | None:
-        """The session in the file; ``None`` if the file does not exist yet.
+        """Return the session in the file, or ``None`` if the file does not exist yet.
 
-        Also raises ``CheckpointError`` if ``save`` could not write, so that this is known before
-        anything is sent.
+        Raises ``CheckpointError`` if the file cannot be read or is not a checkpoint, and if
+        ``save`` could not write it, so that this is known before anything is sent.
         """
         try:
             text = self._read()
         except OSError as error:
             raise self._error("cannot be read", error) from error
         try:
-            file, temporary = self._open_temporary()
-            os.close(file)
+            descriptor, temporary = self._open_temporary()
+            os.close(descriptor)
             os.unlink(temporary)
         except OSError as error:
             raise self._error("cannot be written", error) from error
@@ -60,37 +60,38 @@ class Checkpoint:
             return UploadSession.from_json(text)
         except ValueError as error:
             raise self._error(
-                "is not a checkpoint",
+                "is not a valid checkpoint",
                 f"{error}. Use another file, or delete this one to start over",
             ) from error
 
     def _read(self) -> bytes | None:
         try:
             if not stat.S_ISREG(self.path.stat().st_mode):
-                raise self._error("is not a regular file", "use another")
+                raise self._error("is not a regular file", "pass the path of a file")
             with self.path.open("rb") as file:
-                return file.read(_MAX_SIZE)
+                return file.read(_MAX_FILE_SIZE)
         except FileNotFoundError:
             return None
 
     def is_at(self, path: str | os.PathLike[str]) -> bool:
-        """Whether ``path`` is the same file, also by another name."""
-        with suppress(OSError):  # it does not exist yet
+        """Whether ``path`` refers to the same file."""
+        try:
             return os.path.samefile(self.path, path)
-        return False
+        except OSError:  # the checkpoint does not exist yet
+            return False
 
     def save(self, session: UploadSession) -> None:
-        """Write the session to the file, on the disk and not only in its cache.
+        """Write the session to the file, and flush it to the disk.
 
-        A process that is killed meanwhile leaves a small ``.NAME.*.tmp`` file beside it.
+        If the process is killed meanwhile, a small ``.NAME.*.tmp`` file is left beside it.
         """
         try:
-            file, temporary = self._open_temporary()
+            descriptor, temporary = self._open_temporary()
             try:
-                with open(file, "wb") as stream:
-                    stream.write(session.to_json().encode())
-                    stream.flush()
-                    os.fsync(file)
+                with open(descriptor, "wb") as file:
+                    file.write(session.to_json().encode())
+                    file.flush()
+                    os.fsync(descriptor)
                 os.replace(temporary, self.path.resolve())
             except BaseException:
                 Path(temporary).unlink(missing_ok=True)
@@ -100,9 +101,9 @@ class Checkpoint:
         _flush_directory(self.path.resolve().parent)
 
     def _open_temporary(self) -> tuple[int, str]:
-        """A new file in the checkpoint's directory, readable by its owner only."""
+        """Create a file beside the checkpoint that only its owner can read: descriptor and path."""
         target = self.path.resolve()
-        prefix = f".{target.name[:_MAX_PREFIX_LENGTH]}."  # a longer name could be too long
+        prefix = f".{target.name[:_MAX_PREFIX_LENGTH]}."  # cut, because names are limited
         return tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=target.parent)
 
     def delete(self) -> None:
@@ -112,15 +113,17 @@ class Checkpoint:
         except OSError as error:
             raise self._error("cannot be deleted", error) from error
 
-    def _error(self, what: str, why: object) -> CheckpointError:
-        return CheckpointError(f"the checkpoint {short_repr(str(self.path))} {what}: {why}")
+    def _error(self, problem: str, detail: object) -> CheckpointError:
+        if isinstance(detail, OSError):  # without the name of the temporary file
+            detail = f"{detail.strerror}. Check the directory, its permissions and its free space"
+        return CheckpointError(f"the checkpoint {short_repr(str(self.path))} {problem}: {detail}")
 
 
 def _flush_directory(directory: Path) -> None:
     """Make a rename in ``directory`` survive a power loss, if the system supports it.
 
-    Some file systems do not (``EINVAL``), and a directory may be writable but not readable. The
-    checkpoint has been written in any case.
+    Failures are ignored: some file systems do not support it (``EINVAL``), a directory may be
+    writable but not readable, and the checkpoint itself has been written.
     """
     if os.name == "posix":  # pragma: no branch  (Windows cannot, and is not tested)
         with suppress(OSError):

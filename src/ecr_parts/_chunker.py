@@ -12,7 +12,10 @@ from ecr_parts._validation import check_int
 
 @dataclass(frozen=True, order=True)
 class Part:
-    """Bytes ``first_byte`` to ``last_byte`` of a layer, both inclusive, as ECR counts them."""
+    """Bytes ``first_byte`` to ``last_byte`` of a layer: from 0, both inclusive, as in the API.
+
+    Raises ``TypeError`` and ``ValueError`` for bytes that cannot be a part.
+    """
 
     __module__ = "ecr_parts"
 
@@ -24,12 +27,12 @@ class Part:
         check_int("last_byte", self.last_byte, minimum=0)
         if self.last_byte < self.first_byte:
             raise ValueError(
-                f"last_byte must be at least first_byte, {self.first_byte}, not {self.last_byte}"
+                f"last_byte must be at least first_byte ({self.first_byte}), not {self.last_byte}"
             )
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """The number of bytes."""
         return self.last_byte - self.first_byte + 1
 
 
@@ -37,7 +40,7 @@ class Part:
 class Chunker(Sequence[Part]):
     """The parts of a layer: ``part_size`` bytes each, except that the last may be smaller.
 
-    An immutable sequence whose items are computed on access, so it is cheap for any layer.
+    An immutable sequence whose items are computed on access, so it is cheap for large layers too.
 
     >>> Chunker(25, part_size=10)[2]
     Part(first_byte=20, last_byte=24)
@@ -49,9 +52,9 @@ class Chunker(Sequence[Part]):
     __module__ = "ecr_parts"
 
     layer_size: int
-    """Bytes."""
+    """The size of the layer, in bytes."""
     part_size: int = field(kw_only=True)
-    """Bytes."""
+    """The size of all parts but the last, in bytes."""
 
     def __post_init__(self) -> None:
         check_int("layer_size", self.layer_size)
@@ -70,7 +73,7 @@ class Chunker(Sequence[Part]):
         return self._part_at(self._first_bytes[index])
 
     def __iter__(self) -> Iterator[Part]:
-        return self.after(-1)
+        return map(self._part_at, self._first_bytes)
 
     def __contains__(self, part: object) -> bool:
         return (
@@ -80,7 +83,7 @@ class Chunker(Sequence[Part]):
         )
 
     def index(self, part: Part, start: int = 0, stop: int | None = None) -> int:
-        """The index of ``part``, computed without a search; ``ValueError`` if it is not here."""
+        """The index of ``part``, computed without a search; ``ValueError`` if there is none."""
         if part in self:
             index = self._first_bytes.index(part.first_byte)
             if index in range(len(self))[start:stop]:
@@ -90,9 +93,9 @@ class Chunker(Sequence[Part]):
     def after(self, last_byte_received: int) -> Iterator[Part]:
         """The parts to send once ECR has every byte up to ``last_byte_received`` (-1: none).
 
-        They start right after that byte, even if it is in the middle of a part of this sequence:
-        the rest of that part could be smaller than ECR's minimum. Nothing is left after the
-        layer's last byte. Raises ``ValueError`` for a byte outside the layer.
+        They start right after that byte, even if it is in the middle of a part of this sequence,
+        because the rest of that part could be smaller than ECR's minimum. There are none after
+        the layer's last byte. Raises ``ValueError`` for a byte outside the layer.
         """
         last_byte = self.layer_size - 1
         check_int("last_byte_received", last_byte_received, minimum=-1, maximum=last_byte)
@@ -100,9 +103,10 @@ class Chunker(Sequence[Part]):
         return map(self._part_at, first_bytes)
 
     def _repr_html_(self) -> str:
-        """In a notebook: a bar of parts."""
-        caption = f"{self.layer_size:,} bytes in 1 part"
-        if len(self) > 1:
+        """HTML for notebooks: a bar of parts."""
+        if len(self) == 1:
+            caption = f"{self.layer_size:,} bytes in 1 part"
+        else:
             caption = (
                 f"{self.layer_size:,} bytes in {len(self):,} parts of {self.part_size:,} bytes, "
                 f"the last of {self[-1].size:,}"

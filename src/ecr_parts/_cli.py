@@ -62,7 +62,7 @@ class _Terminal(logging.Handler):
     def progress(self, newly: int) -> None:
         """The ``progress`` callback of the upload."""
         self.confirmed += newly
-        if self._interrupted:  # Python ignores exceptions raised while an object is finalized
+        if self._interrupted:  # Python ignores a KeyboardInterrupt that is raised in ``__del__``
             raise KeyboardInterrupt
         if newly or time.monotonic() - self._drawn > _REDRAW_INTERVAL:
             self._draw()
@@ -117,7 +117,7 @@ def main() -> int:
         _upload(options, terminal)
     except KeyboardInterrupt:
         advice = _how_to_resume(options, terminal.confirmed, own=terminal.confirmed > 0)
-        terminal.end(f"interrupted. {advice or 'Nothing was sent yet: run the command again'}")
+        terminal.end(f"interrupted. {advice or 'ECR has confirmed nothing yet: run it again'}")
         return 130
     except (EcrPartsError, OSError, TypeError, ValueError) as error:
         advice = ""
@@ -171,7 +171,7 @@ def _options() -> argparse.Namespace:
 def _upload(options: argparse.Namespace, terminal: _Terminal) -> None:
     stdin = options.file == "-"
     if sys.stdout is None or (stdin and sys.stdin is None):
-        raise ValueError("standard output or standard input is closed: leave it open")
+        raise ValueError("standard output or standard input is closed: open it")
     uploader = LayerUploader(_client(options), options.repository, registry_id=options.registry_id)
     status = os.stat(sys.stdin.fileno() if stdin else options.file)
     if stat.S_ISREG(status.st_mode):
@@ -186,7 +186,7 @@ def _upload(options: argparse.Namespace, terminal: _Terminal) -> None:
     what = "already exists in" if layer.existed else "uploaded to"
     sent = f"{len(layer.parts):,} part{'' if len(layer.parts) == 1 else 's'} sent"
     terminal.end(f"layer {what} {options.repository}: {layer.size:,} bytes, {sent}")
-    os.write(sys.stdout.fileno(), f"{layer.digest}\n".encode())  # unbuffered, so that it can fail
+    os.write(sys.stdout.fileno(), f"{layer.digest}\n".encode())  # fails here, not at exit
 
 
 def _client(options: argparse.Namespace) -> botocore.client.BaseClient:
@@ -214,6 +214,8 @@ def _how_to_resume(options: argparse.Namespace, confirmed: int, *, own: bool) ->
     if saved is not None:
         condition = "" if own else " if the checkpoint is of this layer"
         return f"Run the same command again to resume at byte {saved.next_byte:,}{condition}"
+    if confirmed and options.file == "-":
+        return "Run the command again to start over: standard input cannot be resumed"
     if confirmed:
         return "Run the command again to start over; with --checkpoint it would resume"
     return ""

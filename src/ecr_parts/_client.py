@@ -1,4 +1,4 @@
-"""The four ECR calls that are used: retried, their answers checked, their failures as values."""
+"""The four ECR calls, with retries and checked answers. Failures are returned, not raised."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import botocore.client
@@ -17,19 +16,20 @@ from ecr_parts import _request
 from ecr_parts._chunker import Part
 from ecr_parts._failures import Failure, WrongDigestError, clear_frames, last_valid_byte
 from ecr_parts._models import Blob
-from ecr_parts._retry import (
-    AttemptTimeoutError,
-    Backoff,
-    BadAnswerError,
-    describe_error,
-    error_code,
-)
+from ecr_parts._retry import Backoff, BadAnswerError, describe_error, error_code
 from ecr_parts._threads import Task, Waiter
 from ecr_parts._validation import is_name, short_repr
 from ecr_parts.errors import DigestMismatchError, ServiceError, UnexpectedResponseError
 
 _log = logging.getLogger("ecr_parts")
 _T = TypeVar("_T")
+_MAX_TIMED_OUT = 3  # attempts whose threads may still be running
+_METHODS = {
+    "BatchCheckLayerAvailability": "batch_check_layer_availability",
+    "InitiateLayerUpload": "initiate_layer_upload",
+    "UploadLayerPart": "upload_layer_part",
+    "CompleteLayerUpload": "complete_layer_upload",
+}
 
 Answer: TypeAlias = Mapping[str, object]
 
@@ -65,7 +65,7 @@ class EcrApi(Protocol):
 
 
 EcrClient: TypeAlias = EcrApi | botocore.client.BaseClient
-"""A botocore or boto3 client for ``ecr`` or ``ecr-public``, or any object with its four methods."""
+"""A botocore or boto3 client for ``ecr`` or ``ecr-public``, or any object with these methods."""
 
 
 class Availability(NamedTuple):
@@ -92,7 +92,7 @@ class PreparedPart:
 
     part: Part
     parameters: Mapping[str, object]
-    """Those of the call, except the blob."""
+    """The parameters of the call, except the blob."""
     blob: _request.EncodedBlob | bytes
     """Raw bytes for a client that encodes them itself."""
 
@@ -114,7 +114,7 @@ class Failed:
     """ECR's error code, or the name of the client's exception."""
     attempts: int
     in_doubt: bool
-    """Whether an attempt may have been carried out, because it was not answered."""
+    """Whether ECR may have carried out the call, in the last or an earlier attempt."""
 
 
 @dataclass(frozen=True)
@@ -135,14 +135,14 @@ class RepositoryClient:
     accepts_encoded_blobs: bool = False
     """Whether the client sends ``EncodedBlob``; otherwise it gets raw bytes."""
     waiter: Waiter = field(default_factory=Waiter)
-    """Its heartbeat is called before each attempt and each wait, and once a second meanwhile."""
-    _stranded: set[Task[Any]] = field(default_factory=set, repr=False, compare=False)
+    """Its heartbeat is called before each attempt and each wait, and once a second during them."""
+    _timed_out: set[Task[Any]] = field(default_factory=set, repr=False, compare=False)
     """Attempts that exceeded ``attempt_timeout``, and whose threads may still be running."""
 
     def batch_check_layer_availability(
         self, digests: Sequence[str]
     ) -> Answered[dict[str, Availability]] | Failed:
-        """Ask about up to 100 layers. Those that ECR does not know may be absent."""
+        """Ask about up to 100 layers. The result may omit those that ECR does not have."""
 
         def parse(answer: Answer) -> dict[str, Availability]:
             return {
@@ -162,7 +162,8 @@ class RepositoryClient:
             part_size = _member(answer, "partSize", int)
             if not is_name(upload_id) or part_size < 1:
                 raise BadAnswerError(
-                    f"it has uploadId {short_repr(upload_id)} and partSize {part_size}",
+                    f"uploadId must be a name and partSize positive, not {short_repr(upload_id)} "
+                    f"and {part_size}",
                     transient=False,
                 )
             return upload_id, part_size
@@ -182,14 +183,14 @@ class RepositoryClient:
         return PreparedPart(part, parameters, bytes(blob))
 
     def upload_layer_part(self, prepared: PreparedPart) -> Answered[Received] | Failed:
-        """Send a part. A refusal because of its first byte is an answer, too."""
+        """Send a part. A refusal because of its first byte counts as an answer."""
         part = prepared.part
 
         def parse(answer: Answer) -> Received:
             last_byte = _member(answer, "lastByteReceived", int)
             # AWS's reference says "the last byte received in the request", which leaves open
-            # whether it counts from the layer's start or from the part's. A value that only makes
-            # sense in the part is taken as such. If that is wrong, the next answer corrects it.
+            # whether it counts from the layer's first byte or from the part's. A value that makes
+            # sense only in the part is taken as such. If that is wrong, the next answer will tell.
             if last_byte == part.size - 1 < part.first_byte - 1:
                 last_byte = part.last_byte
             return Received(last_byte, refused=False)
@@ -208,7 +209,7 @@ class RepositoryClient:
         )
 
     def complete_layer_upload(self, upload_id: str, digest: str) -> Answered[None] | Failed:
-        """Complete an upload. Fails with ``DigestMismatchError`` if ECR received other bytes."""
+        """Complete an upload. ``DigestMismatchError`` if the bytes ECR received do not match."""
 
         def parse(answer: Answer) -> None:
             answered = _member(answer, "layerDigest", str)
@@ -241,10 +242,11 @@ class RepositoryClient:
         *,
         subject: str = "",
     ) -> Answered[_T] | Failed:
-        """Call ECR until it answers or the policy gives up.
+        """Call ECR until it answers, the call fails for good, or the policy gives up.
 
-        ``parse`` and ``parse_refusal`` run in the attempt's thread. They turn botocore's answer,
-        or an error that is an answer, into ours, or raise what is wrong with it.
+        ``parse`` and ``parse_refusal`` run in the attempt's thread. They return what ECR answered,
+        or raise what is wrong with it. ``parse_refusal`` returns ``None`` for an error that is
+        not an answer.
         """
         call = f"{operation} in repository {self.repository_name!r}"
         call += f", {subject}" if subject else ""
@@ -255,17 +257,16 @@ class RepositoryClient:
             outcome = self._attempt(method, parameters, parse, parse_refusal)
             if not isinstance(outcome, Failure):
                 return Answered(outcome[0], backoff.attempt)
-            failed = partial(self._failed, operation, call, backoff.attempt, outcome)
             if not outcome.transient:
-                return failed()
+                return self._failed(operation, call, backoff.attempt, outcome)
             backoff.plan(outcome.error)
             if backoff.gives_up():
-                return failed()
+                return self._failed(operation, call, backoff.attempt, outcome)
             _log.info(
                 "%s, attempt %d: %s; trying again in %.1f s",
                 call, backoff.attempt, outcome.description, backoff.seconds,
             )  # fmt: skip
-            del outcome, failed  # they may hold the request
+            del outcome  # it may hold the request
             backoff.wait()
 
     def _attempt(
@@ -275,16 +276,14 @@ class RepositoryClient:
         parse: Callable[[Answer], _T],
         parse_refusal: Callable[[ClientError], _T | None],
     ) -> tuple[_T] | Failure:
-        """Make one attempt in another thread: the parsed answer, or why it failed."""
-        for task in tuple(self._stranded):
+        """Make one attempt in another thread: the parsed answer in a tuple, or why it failed."""
+        for task in tuple(self._timed_out):
             if not task.running:
-                self._stranded.discard(task)
-        if len(self._stranded) >= _MAX_STRANDED:
-            return Failure.of(
-                AttemptTimeoutError(
-                    f"{len(self._stranded)} earlier attempts are still waiting for an answer",
-                    transient=False,
-                )
+                self._timed_out.discard(task)
+        if len(self._timed_out) >= _MAX_TIMED_OUT:
+            return Failure.timed_out(
+                f"{len(self._timed_out)} earlier attempts are still waiting for an answer",
+                transient=False,
             )
         parameters = self._repository | parameters
         blob = parameters.get("layerPartBlob")
@@ -292,32 +291,19 @@ class RepositoryClient:
             parameters["layerPartBlob"] = blob.copy()
 
         def run() -> _T | Failure:
-            handled = sys.exc_info()[1]
+            handled = sys.exc_info()[1]  # the caller's, if this is the caller's thread
             try:
-                answer = method(**parameters)
-                if not isinstance(answer, Mapping):
-                    # Handled below, like the errors of ``parse``.
-                    raise BadAnswerError(f"it is {short_repr(answer)}", transient=False)  # noqa: TRY301
-                return parse(answer)
-            except ClientError as error:
-                clear_frames(error, handled)
-                try:
-                    answered = parse_refusal(error)
-                except (BadAnswerError, WrongDigestError) as worse:
-                    return Failure.of(worse)
-                return Failure.of(error) if answered is None else answered
+                return parse(_check_answer(method(**parameters)))
             except Exception as error:  # noqa: BLE001  (a client may raise anything)
                 clear_frames(error, handled)
-                return Failure.of(error)
+                return _parse_error(error, parse_refusal)
 
         task = self.waiter.wait_for("call", run, self.attempt_timeout)
-        if task.overdue:
-            self._stranded.add(task)
-            return Failure.of(
-                AttemptTimeoutError(
-                    f"no answer within attempt_timeout={self.attempt_timeout:g} seconds",
-                    transient=len(self._stranded) < _MAX_STRANDED,
-                )
+        if task.timed_out:
+            self._timed_out.add(task)
+            return Failure.timed_out(
+                f"no answer within attempt_timeout={self.attempt_timeout:g} seconds",
+                transient=len(self._timed_out) < _MAX_TIMED_OUT,
             )
         outcome = task.result()
         return outcome if isinstance(outcome, Failure) else (outcome,)
@@ -332,15 +318,6 @@ class RepositoryClient:
         )
         in_doubt = attempts > 1 or failure.transient or not failure.refused
         return Failed(error, failure.code, attempts, in_doubt)
-
-
-_MAX_STRANDED = 3  # attempts without an answer whose threads may still be running
-_METHODS = {
-    "BatchCheckLayerAvailability": "batch_check_layer_availability",
-    "InitiateLayerUpload": "initiate_layer_upload",
-    "UploadLayerPart": "upload_layer_part",
-    "CompleteLayerUpload": "complete_layer_upload",
-}
 
 
 def check_client(client: EcrClient) -> None:
@@ -360,6 +337,25 @@ def service_name(client: EcrClient) -> str | None:
     return name if isinstance(name, str) else None
 
 
+def _parse_error(
+    error: Exception, parse_refusal: Callable[[ClientError], _T | None]
+) -> _T | Failure:
+    if isinstance(error, ClientError):
+        try:
+            answered = parse_refusal(error)
+        except Exception as parse_error:  # noqa: BLE001  (of an answer that can be anything)
+            return Failure.of(parse_error)
+        if answered is not None:
+            return answered
+    return Failure.of(error)
+
+
+def _check_answer(answer: object) -> Answer:
+    if not isinstance(answer, Mapping):
+        raise BadAnswerError(f"it is {short_repr(answer)}, not a mapping", transient=False)
+    return answer
+
+
 def _layer_size(layer: Answer) -> int | None:
     if layer.get("layerSize") is None or layer["layerAvailability"] == "UNAVAILABLE":
         return None
@@ -370,7 +366,7 @@ def _layer_size(layer: Answer) -> int | None:
 
 
 def _with_layers(answer: Answer) -> Answer:
-    """An availability answer with ``layers``: ECR may leave out an empty list (unknown)."""
+    """An availability answer with ``layers``, of which ECR may leave out an empty list."""
     return {"layers": [], **answer} if "failures" in answer else answer
 
 

@@ -1,4 +1,4 @@
-"""From a botocore exception to an error of this library, with its remedy."""
+"""Turns the exceptions of a client into errors of this library, with a remedy."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from typing_extensions import Self
 
 from ecr_parts._retry import (
+    AttemptTimeoutError,
     BadAnswerError,
     describe_error,
     error_code,
@@ -30,7 +31,7 @@ from ecr_parts.errors import (
 
 
 class WrongDigestError(Exception):
-    """CompleteLayerUpload reported a digest other than the layer's."""
+    """ECR reported another digest than that of the layer."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,27 @@ class Failure:
     transient: bool
     """Whether the same call may succeed later."""
     refused: bool
-    """Whether ECR answered, and did not carry out the call."""
+    """Whether ECR answered with an error."""
     request_id: str | None
     may_contain_secret: bool
     """Whether the text of ``error`` may contain a password or a credential."""
 
     @classmethod
+    def timed_out(cls, message: str, *, transient: bool) -> Self:
+        """An attempt that took too long. To be called in the caller's thread."""
+        return cls(
+            error=AttemptTimeoutError(message, transient=transient),
+            code=AttemptTimeoutError.__name__,
+            description=f"{AttemptTimeoutError.__name__}: {message}",
+            transient=transient,
+            refused=False,
+            request_id=None,
+            may_contain_secret=False,
+        )
+
+    @classmethod
     def of(cls, error: Exception) -> Self:
-        """Examine an exception that a client raised."""
+        """Classify an exception that a client raised. To be called in the attempt's thread."""
         code, request_id = type(error).__name__, None
         if isinstance(error, ClientError):
             code = error_code(error)
@@ -77,13 +91,13 @@ class Failure:
         call: str,
         attempts: int,
     ) -> ServiceError | UnexpectedResponseError | DigestMismatchError:
-        """The error to raise, with ``error`` as its cause. ``call`` describes the call."""
+        """The error to raise, with ``error`` as its cause. ``call`` is the call, for messages."""
         times = f" after {attempts} attempts" if attempts > 1 else ""
         error: ServiceError | UnexpectedResponseError | DigestMismatchError
         if isinstance(self.error, WrongDigestError):
             error = DigestMismatchError(
                 f"{call}: the bytes that ECR received do not match {self.error}. Check the "
-                "digest, and that nothing writes to the source while it is uploaded"
+                "digest, and make sure that nothing writes to the source during the upload"
             )
         elif isinstance(self.error, BadAnswerError):
             error = UnexpectedResponseError(
@@ -111,11 +125,11 @@ class Failure:
         if self.code in _REMEDIES:
             return _REMEDIES[self.code]
         if not isinstance(self.error, (ClientError, BotoCoreError)) and not self.transient:
-            return f"The client itself failed. {_CREDENTIALS}"
+            return f"This is an error of the client, not of ECR. {_CREDENTIALS}"
         if self.code == "SSLError" and not self.transient:
             return "Check the client's endpoint, and the certificates in verify or AWS_CA_BUNDLE"
         if self.code == "HTTPClientError":
-            return "Check the client's endpoint and proxy, and its credentials for line breaks"
+            return "Check the client's endpoint and proxy, and its credentials for a line break"
         if self.code.isdigit() and not self.transient:
             return _NOT_ECR
         if isinstance(self.error, BotoCoreError) and self.transient:
@@ -126,7 +140,7 @@ class Failure:
 _ACCESS_DENIED = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedException"})
 _NOT_ECR = "Check that the client's endpoint is ECR and that no proxy answers in its place"
 _CREDENTIALS = "Check the client's credentials, and this machine's clock"
-_NAME = "lower case, without registry prefix and tag"
+_NAME_RULES = "lower case, without a registry prefix or a tag"
 _REMEDIES = {
     **dict.fromkeys(
         (
@@ -141,16 +155,16 @@ _REMEDIES = {
         _CREDENTIALS,
     ),
     "InvalidParameterException": (
-        f"Check the parameter that ECR names; a repository's name is {_NAME}"
+        f"Check the parameter that ECR names; a repository's name is {_NAME_RULES}"
     ),
     "KmsException": "Check the repository's KMS key, and the permission to use it",
     "LayerAlreadyExistsException": (
-        "ECR has a layer of this content, but does not list this digest. Check the digest; if it "
+        "ECR has a layer with this content, but does not list this digest. Check the digest; if it "
         "is right, upload again later"
     ),
     "LayerPartTooSmallException": (
         "ECR has only a fragment of a part, left by a broken connection: upload the layer again "
-        "from its start"
+        "from the beginning"
     ),
     "LimitExceededException": (
         "A quota of the registry is reached: request a higher one, or delete what is not needed"
@@ -166,10 +180,12 @@ _REMEDIES = {
     ),
     "RegistryNotFoundException": "Check the registry ID, and that the registry exists",
     "RepositoryNotFoundException": (
-        f"Create the repository, or check its name ({_NAME}), the registry ID and the client's "
-        "region"
+        f"Create the repository, or check its name ({_NAME_RULES}), the registry ID and the "
+        "client's region"
     ),
-    "UnsupportedCommandException": "This registry does not accept such uploads",
+    "UnsupportedCommandException": (
+        "This registry does not support layer uploads: check the registry ID and the endpoint"
+    ),
     "UploadNotFoundException": "This upload cannot be continued: start a new one",
 }  # fmt: skip
 
@@ -177,20 +193,20 @@ _REMEDIES = {
 def last_valid_byte(response: Mapping[str, object]) -> int:
     """The last byte that ECR has, from ``InvalidLayerPartException``; -1 if it has none.
 
-    The value of ``lastValidByteReceived`` when nothing is stored is unknown. -1, 0 and its absence
-    mean that, unless the message names the byte that ECR expects ("First byte of the layer part
-    is 10485760 instead of 20971520", as in public reports).
+    It is unknown which ``lastValidByteReceived`` means that nothing is stored. -1, 0 and a missing
+    value are taken for it, unless the message names the byte that ECR expects ("First byte of the
+    layer part is 10485760 instead of 20971520", as in public reports).
     """
     last_byte = response.get("lastValidByteReceived")
-    if last_byte is not None and _check_byte(last_byte) > 0:
-        return _check_byte(last_byte)
+    if last_byte is not None and (checked := _check_byte(last_byte)) > 0:
+        return checked
     expected = re.search(r"instead of (\d{1,18})", error_message(response))
     return int(expected[1]) - 1 if expected else -1
 
 
 def _check_byte(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value.bit_length() > 63:
-        raise BadAnswerError(f"{short_repr(value)} is not a byte of a layer", transient=False)
+        raise BadAnswerError(f"its lastValidByteReceived is {short_repr(value)}", transient=False)
     return value
 
 
@@ -215,7 +231,7 @@ def clear_frames(error: BaseException, handled: BaseException | None) -> None:
 
 
 def _clear_with_callers(frame: FrameType | None) -> None:
-    # The callers' frames too: botocore returns exceptions to frames that are in no traceback.
+    # The callers' frames too: botocore passes exceptions to frames that are in no traceback.
     with suppress(RuntimeError):  # the frame is still running, and so are its callers
         while frame is not None:
             if _package_of(frame) in _CLIENT_PACKAGES:
@@ -230,18 +246,18 @@ def _package_of(frame: FrameType) -> str:
 _CLIENT_PACKAGES = frozenset({"botocore", "http", "urllib3"})
 
 
-class ClearedTraceback:
+class ClearFrames:
     """A context manager that clears the frames of this library in an exception's traceback.
 
     Their local variables refer to the caller's source and to parts, and some to the exception
-    itself: a cycle, which lives until Python's garbage collector runs.
+    itself. Such cycles live until Python's garbage collector runs.
     """
 
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, _type: object, _error: object, trace: TracebackType | None) -> None:
-        for frame, _ in traceback.walk_tb(trace):
+    def __exit__(self, _type: object, _error: object, tb: TracebackType | None) -> None:
+        for frame, _ in traceback.walk_tb(tb):
             if _package_of(frame) == "ecr_parts":
                 with suppress(RuntimeError):  # the frame is still running
                     frame.clear()

@@ -8,16 +8,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TypeVar, cast
 
 from ecr_parts._calls import Step, UploadCalls, raise_error
 from ecr_parts._checkpoint import Checkpoint
 from ecr_parts._chunker import Chunker, Part
 from ecr_parts._client import Failed
-from ecr_parts._models import Layer, SentPart, UploadedLayer
+from ecr_parts._digest import hash_source
+from ecr_parts._models import Layer, SentPart, UploadedLayer, is_path
 from ecr_parts._pipeline import Pipeline
-from ecr_parts._session import MAX_RESTARTS, MOVES, Event, NextAction, UploadSession
-from ecr_parts._sources import RunningDigest, Source, open_source
+from ecr_parts._session import DETOURS, MOVES, Event, NextAction, UploadSession
+from ecr_parts._sources import Source, open_source
 from ecr_parts._threads import Waiter
 from ecr_parts.errors import (
     DigestMismatchError,
@@ -28,7 +29,7 @@ from ecr_parts.errors import (
 
 _log = logging.getLogger("ecr_parts")
 _T = TypeVar("_T")
-_HASH_CHUNK_SIZE = 1024 * 1024  # bytes
+_MAX_RESTARTS = 3  # of one call of ``upload``
 
 
 def upload_layer(
@@ -39,9 +40,12 @@ def upload_layer(
     session: UploadSession | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> UploadedLayer:
-    """Upload one layer. Errors of this library carry the session and the parts."""
+    """Upload one layer. Once ``cancelled`` returns ``True``, nothing more is sent.
+
+    Errors of this library carry the session and the parts.
+    """
     checkpoint = None if layer.checkpoint is None else Checkpoint(layer.checkpoint)
-    path = layer.source if isinstance(layer.source, str | os.PathLike) else None
+    path = layer.source if is_path(layer.source) else None
     heartbeat = (lambda: None) if layer.progress is None else partial(layer.progress, 0)
     with open_source(layer.source, layer.size) as source, Waiter(heartbeat, cancelled) as waiter:
         if (
@@ -55,9 +59,8 @@ def upload_layer(
 
 
 class _LayerUpload:
-    # There is no ``except`` in this class. An exception that leaves it was raised by ``_raise`` or
-    # by a check of the arguments, or else by the source, ``progress``, the retry policy or a
-    # signal handler.
+    # There is no ``except`` in this class, which might catch an exception of the source, of
+    # ``progress``, of the retry policy or of a signal handler.
 
     def __init__(
         self,
@@ -78,20 +81,24 @@ class _LayerUpload:
         self._reported = 0
         """The sum of what ``progress`` was called with."""
         self._parts: list[SentPart] = []
+        self._restarts = 0
 
     def run(self, check_existing: bool) -> UploadedLayer:
-        """Check, start or resume, send the parts, complete."""
+        """Run the upload to its end."""
         resumable = self._session is not None or self._checkpoint is not None
         if resumable and not self._source.replayable:
-            raise ValueError("session and checkpoint require a source that can be read again")
+            raise ValueError(
+                "session and checkpoint require a source that can be read again: pass a path, "
+                "bytes or a seekable file"
+            )
         self._check_not_empty()
         stored = self._load_session()
         if self._digest is None and self._source.replayable and (check_existing or resumable):
             self._hash_source()
         if stored is not None and not self._can_resume(stored):
             _log.info(
-                "not resuming: the session belongs to another layer or repository, or cannot be "
-                "continued"
+                "not resuming: the session is of another layer or repository, or no part can "
+                "follow its last one"
             )
             stored = None
         existing = self._existing_layer() if check_existing else None
@@ -104,8 +111,10 @@ class _LayerUpload:
         with_digest = self._digest is None
         with Pipeline(self._source, self._calls.client, with_digest=with_digest) as pipeline:
             while True:
-                step = self._send_parts(session, pipeline) or self._complete(session, pipeline)
-                layer = self._finish(session, step)
+                step = self._send_parts(session, pipeline)
+                if step is None:
+                    step = self._complete(session, pipeline)
+                layer = self._finish_or_start_over(session, step)
                 if layer is not None:
                     return layer
 
@@ -132,11 +141,11 @@ class _LayerUpload:
             and stored.layer_digest in (None, self._digest)
             and stored.layer_size in (None, self._source.size)
             and stored.next_byte <= (self._source.size or 0)
-            and (stored.next_byte == self._source.size or not self._is_closed(stored))
+            and (
+                stored.next_byte == self._source.size
+                or not stored._ends_with_small_part(self._limits.min_part)
+            )
         )
-
-    def _is_closed(self, session: UploadSession) -> bool:
-        return session._is_closed(self._limits.min_part)
 
     def _existing_layer(self) -> UploadedLayer | None:
         if self._digest is None:
@@ -146,13 +155,13 @@ class _LayerUpload:
         return None if size is None else UploadedLayer(self._digest, size, existed=True)
 
     def _start(self) -> UploadSession:
-        """Start an upload. If there is a session, it changes to the new upload."""
+        """Start an upload. A session that exists already is updated in place."""
         new = self._answer(self._calls.start_upload(self._source.size, self._digest))
         if self._session is None:
             self._session = new
         else:
             self._session._start(new.upload_id, new.part_size)
-            self._describe_layer(self._session)
+            self._set_layer(self._session)
         if self._checkpoint is not None:
             self._session._share()  # another process may resume from the same checkpoint
         self._parts.clear()
@@ -161,20 +170,20 @@ class _LayerUpload:
 
     def _resume(self, stored: UploadSession) -> UploadSession:
         self._session = stored
-        self._describe_layer(stored)
-        stored._resume(self._next_part_size(stored.part_size, 0, 0))
+        self._set_layer(stored)
+        stored._resume(self._next_part_size(stored.part_size, next_byte=0, parts_sent=0))
         _log.info("resuming upload %s at byte %d", stored.upload_id, stored.next_byte)
         self._report_progress(stored.next_byte)
         return stored
 
-    def _describe_layer(self, session: UploadSession) -> None:
+    def _set_layer(self, session: UploadSession) -> None:
         session.layer_digest = self._digest
         session.layer_size = self._source.size
 
     # Sending the parts
 
     def _send_parts(self, session: UploadSession, pipeline: Pipeline) -> Step | None:
-        """Send what ECR does not have. ``None`` once it has everything."""
+        """Send what ECR does not have: the step that ended this, or ``None`` if ECR has all."""
         pipeline.start(self._plan(session), session.upload_id)
         while (prepared := pipeline.next_part()) is not None:
             if isinstance(prepared, SourceChangedError):
@@ -187,30 +196,32 @@ class _LayerUpload:
             )
             if step.action in MOVES:
                 self._record(prepared.part, session, step, time.monotonic() - started)
-            if step.action in _REPLAN:
+            if step.action in DETOURS:
                 pipeline.start(self._plan(session), session.upload_id)
             elif step.action is not NextAction.CONTINUE:
                 return step
         return None
 
     def _plan(self, session: UploadSession) -> Iterator[Part]:
-        """The parts from where ECR stands. Those of a stream of unknown size never end."""
+        """The parts that ECR does not have. For a stream of unknown size, there is no last one."""
         parts_sent = session._count_parts(session.part_size)
         if self._source.size is None:
             return self._plan_stream(session.part_size, session.next_byte, parts_sent)
         if session.next_byte == self._source.size:
             return iter(())
-        part_size = self._next_part_size(session.part_size, session.next_byte, parts_sent)
+        part_size = self._next_part_size(
+            session.part_size, next_byte=session.next_byte, parts_sent=parts_sent
+        )
         return Chunker(self._source.size, part_size=part_size).after(session.last_byte_received)
 
     def _plan_stream(self, part_size: int, first_byte: int, parts_sent: int) -> Iterator[Part]:
         while True:
-            size = self._next_part_size(part_size, first_byte, parts_sent)
+            size = self._next_part_size(part_size, next_byte=first_byte, parts_sent=parts_sent)
             yield Part(first_byte, first_byte + size - 1)
             first_byte += size
             parts_sent += 1
 
-    def _next_part_size(self, part_size: int, next_byte: int, parts_sent: int) -> int:
+    def _next_part_size(self, part_size: int, *, next_byte: int, parts_sent: int) -> int:
         return self._limits._next_part_size(
             part_size, parts_sent=parts_sent, next_byte=next_byte, layer_size=self._source.size
         )
@@ -222,12 +233,12 @@ class _LayerUpload:
                 LayerTooLargeError(
                     f"the layer continues past byte {part.first_byte - 1}, and ECR accepts at most "
                     f"{self._limits.max_parts:,} parts and {self._limits.max_layer:,} bytes: pass "
-                    "the stream's size, or split it into several layers"
+                    "the stream's size, or split the layer into several"
                 )
             )
 
     def _record(self, part: Part, session: UploadSession, step: Step, seconds: float) -> None:
-        """Record what ECR has after it answered ``part``: it moved the session."""
+        """Record the answer to ``part``, which has moved the session."""
         last_byte = session.last_byte_received
         if step.action is NextAction.REWIND:
             self._discard_parts_after(last_byte)
@@ -244,7 +255,7 @@ class _LayerUpload:
             cut = self._parts.pop()
             self._parts.append(replace(cut, part=Part(cut.part.first_byte, last_byte)))
 
-    # Completing the upload, and recovering when ECR does not continue it
+    # Completing the upload, and recovering from a lost one
 
     def _complete(self, session: UploadSession, pipeline: Pipeline) -> Step:
         if self._source.background_readable:
@@ -259,8 +270,8 @@ class _LayerUpload:
             self._delete_checkpoint()  # resuming would fail again
         return step
 
-    def _finish(self, session: UploadSession, step: Step) -> UploadedLayer | None:
-        """The layer if it is complete; ``None`` after starting over; otherwise an error."""
+    def _finish_or_start_over(self, session: UploadSession, step: Step) -> UploadedLayer | None:
+        """The layer if it is complete; ``None`` after starting over. Otherwise raise the error."""
         if step.action in (NextAction.CHECK_LOST, NextAction.CHECK_COMPLETED):
             step = self._check_availability(session, step)
         if step.action is NextAction.FINISH:
@@ -268,23 +279,22 @@ class _LayerUpload:
             self._delete_checkpoint()
             self._report_progress(size)
             return UploadedLayer(self._digest or "", size, step.existed, tuple(self._parts))
-        if step.action is not NextAction.START_OVER:
-            self._raise_if(step.error)
-        _log.info(
-            "starting over (restart %d of %d): %s", session._restarts, MAX_RESTARTS, step.error
-        )
+        if step.action is not NextAction.START_OVER or self._restarts == _MAX_RESTARTS:
+            self._raise(cast("EcrPartsError", step.error))  # every action that fails has one
+        self._restarts += 1
+        _log.info("starting over (restart %d of %d): %s", self._restarts, _MAX_RESTARTS, step.error)
         self._start()
         return None
 
     def _check_availability(self, session: UploadSession, step: Step) -> Step:
-        """Ask whether the layer exists: someone else may have uploaded it, or Complete worked."""
+        """Ask whether the layer exists: it may have been completed by us or by someone else."""
         size = None
         if self._digest is not None:
             size = self._calls.poll_existing_size(
                 self._digest, self._source.size, step.accepted_statuses
             )
-        if size is not None and size >= session.next_byte:
-            _log.info("%s exists, although: %s", self._digest, step.error)
+        if size is not None and size >= session.next_byte:  # or else it is not this layer
+            _log.info("%s exists in spite of this: %s", self._digest, step.error)
             event = Event.LAYER_AVAILABLE
         elif step.action is NextAction.CHECK_LOST:
             event = Event.LAYER_MISSING
@@ -311,7 +321,7 @@ class _LayerUpload:
             self._run_in_thread(self._checkpoint.delete)
 
     def _run_in_thread(self, function: Callable[[], _T]) -> _T:
-        """Run ``function``, which accesses the disk: the caller's thread must not block."""
+        """Run ``function``, which accesses the disk, while this thread wakes for the heartbeat."""
         task = self._waiter.start("disk", function)
         self._waiter.wait(task)
         if isinstance(task.error, EcrPartsError):
@@ -329,17 +339,3 @@ class _LayerUpload:
 
     def _raise(self, error: EcrPartsError) -> NoReturn:
         raise_error(error, self._session, self._parts)
-
-
-_REPLAN = MOVES - {NextAction.CONTINUE} | {NextAction.SEND_AGAIN}
-"""The actions after which the parts are planned again."""
-
-
-def hash_source(source: Source, heartbeat: Callable[[], object]) -> tuple[str, int]:
-    """The digest and the size (bytes) of a source that can be read again."""
-    running, first_byte = RunningDigest(), 0
-    while blob := source.read(first_byte, _HASH_CHUNK_SIZE):
-        heartbeat()
-        running.feed(first_byte, blob)
-        first_byte += len(blob)
-    return running.digest(), first_byte

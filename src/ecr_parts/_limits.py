@@ -1,4 +1,4 @@
-"""The limits of ECR and ECR Public. This is the only place where limits are defined."""
+"""The limits of ECR and ECR Public for layers and parts. They are defined only here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ _MIB = 1024 * 1024
 class Limits:
     """A service's limits for layers and their parts.
 
-    Pass one as ``LayerUploader(limits=…)`` for a registry whose limits differ from AWS's.
+    Pass an instance as ``LayerUploader(limits=…)`` for a registry whose limits differ from AWS's.
+    Raises ``TypeError`` and ``ValueError`` for limits that are not positive ``int``.
     """
 
     __module__ = "ecr_parts"
@@ -33,7 +34,7 @@ class Limits:
             check_int(field.name, getattr(self, field.name))
         if self.min_part > self.max_part:
             raise ValueError(
-                f"min_part must be at most max_part, {self.max_part:,}, not {self.min_part:,}"
+                f"min_part must be at most max_part ({self.max_part:,}), not {self.min_part:,}"
             )
 
     def _check_layer(self, layer_size: int, part_size: int | None = None) -> None:
@@ -46,18 +47,18 @@ class Limits:
         largest = min(self.max_layer, self.max_part * self.max_parts)
         if layer_size > largest:
             raise LayerTooLargeError(
-                f"the layer has {layer_size:,} bytes, and at most {largest:,} are allowed: "
+                f"the layer has {layer_size:,} bytes, but at most {largest:,} are allowed: "
                 "split it into several layers"
             )
         needed = -(-layer_size // self.max_parts)
         if part_size is not None and part_size < needed:
             raise LayerTooLargeError(
                 f"the layer's {layer_size:,} bytes do not fit in {self.max_parts:,} parts of "
-                f"part_size={part_size:,}: use part_size={needed} or more"
+                f"{part_size:,} bytes: use part_size={needed} or more"
             )
 
     def _check_part_size(self, part_size: int) -> None:
-        """Raise ``ValueError`` unless a part may have ``part_size`` bytes."""
+        """Raise ``TypeError`` or ``ValueError`` unless a part may have ``part_size`` bytes."""
         check_int("part_size", part_size)
         if not self.min_part <= part_size <= self.max_part:
             raise ValueError(
@@ -65,14 +66,14 @@ class Limits:
                 f"{part_size:,}"
             )
 
-    def _choose_part_size(self, answered: int, layer_size: int | None) -> int:
-        """The part size of a layer (bytes), given the size that InitiateLayerUpload answered.
+    def _choose_part_size(self, suggested_size: int, layer_size: int | None) -> int:
+        """The size of a layer's parts, in bytes, given the size that InitiateLayerUpload suggests.
 
-        This is the answered size, unless a part may not be that large or the layer would need
-        too many parts. In the second case it is just large enough, with 5 % of the parts to
-        spare: a part of which only a fragment was stored costs one more.
+        This is the suggested size, or the maximum if that is smaller. It is larger if the layer
+        would otherwise need more than 95 % of the parts that are allowed. The rest is reserved:
+        each part of which ECR stores only a fragment needs one more.
         """
-        size = min(answered, self.max_part)
+        size = min(suggested_size, self.max_part)
         if layer_size is None:
             return size
         planned_parts = max(1, self.max_parts * 95 // 100)
@@ -81,15 +82,17 @@ class Limits:
     def _next_part_size(
         self, part_size: int, *, parts_sent: int, next_byte: int, layer_size: int | None
     ) -> int:
-        """The size of the next part (bytes): ``part_size``, or more if the layer would not fit.
+        """The size of the next part, in bytes: more than ``part_size`` if the rest would not fit.
 
-        A stream of unknown size may be as large as a layer can be, so its parts grow once 10/21
-        of the parts are used (2,000 of ECR's 4,200). They grow to 3/4 of the maximum: 15 MiB of
-        raw bytes are 20 MiB in base64, so the size is allowed whichever of the two ECR counts.
+        A stream of unknown size may be as large as a layer can be. So its parts grow once 10/21
+        of the parts are used: at ECR, 2,000 parts of 10 MiB and 2,200 of 15 MiB just exceed the
+        maximum layer. 15 MiB is 3/4 of the maximum part and has 20 MiB in base64, so it is allowed
+        whether ECR counts raw or encoded bytes.
         """
         part_size = min(part_size, self.max_part)
         parts_left = max(1, self.max_parts - parts_sent)
-        needed = -(-((layer_size or self.max_layer) - next_byte) // parts_left)
+        bytes_left = (self.max_layer if layer_size is None else layer_size) - next_byte
+        needed = -(-bytes_left // parts_left)
         if layer_size is None:
             if parts_sent < self.max_parts * 10 // 21:
                 return part_size
@@ -98,13 +101,13 @@ class Limits:
 
 
 ECR_LIMITS = Limits(min_part=5 * _MIB, max_part=20 * _MIB, max_parts=4_200, max_layer=52_000 * _MIB)
-"""Amazon ECR. Source for all but ``max_part``: "Amazon ECR service quotas" in the user guide. The
-maximum part is taken from the UploadLayerPart API page (20,971,520 bytes); the quotas page says
-10 MiB, but a layer of 52,000 MiB would not fit in 4,200 parts of that size. The default part size
-is what ECR answers, 10 MiB."""
+"""Amazon ECR. Reference: "Amazon ECR service quotas" in the user guide; for ``max_part``, the
+UploadLayerPart API page (20,971,520 bytes). The quotas page says 10 MiB, but a layer of 52,000 MiB
+would not fit in 4,200 parts of that size. By default, parts have the size that ECR suggests,
+10 MiB."""
 
 ECR_PUBLIC_LIMITS = Limits(
     min_part=5 * _MIB, max_part=20 * _MIB, max_parts=1_000, max_layer=10_000 * _MIB
 )
-"""Amazon ECR Public. Sources: "Amazon ECR Public service quotas" in the user guide, and the
-UploadLayerPart API page."""
+"""Amazon ECR Public. Reference: "Amazon ECR Public service quotas" in the user guide; for
+``max_part``, its UploadLayerPart API page."""

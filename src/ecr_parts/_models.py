@@ -1,12 +1,14 @@
 """What users pass in and get back: sources, layers and the parts that were sent."""
 
-# No ``from __future__ import annotations`` here: the classes report ``ecr_parts`` as their
-# module, so ``typing.get_type_hints`` could not resolve names that only this module imports.
+# No ``from __future__ import annotations`` here. ``typing.get_type_hints`` looks up the names in
+# string annotations in ``ecr_parts``, which is the ``__module__`` of these classes, and would not
+# find the names that only this module imports.
 
+import io
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeGuard
 
 from typing_extensions import Self
 
@@ -14,11 +16,11 @@ from ecr_parts._chunker import Part
 from ecr_parts._validation import short_repr
 
 Blob: TypeAlias = bytes | bytearray | memoryview
-"""Raw bytes."""
+"""Bytes, or a buffer of bytes."""
 
 
 class Readable(Protocol):
-    """The part of a binary file object that is needed. Short reads are fine; b"" is the end."""
+    """A binary file object. Its ``read`` may return fewer bytes than asked for; b"" is the end."""
 
     def read(self, size: int, /) -> Blob: ...
 
@@ -26,6 +28,11 @@ class Readable(Protocol):
 LayerSource: TypeAlias = str | os.PathLike[str] | Blob | Readable | Iterable[Blob]
 """A path, a buffer, a binary file object (read from its current position), or an iterable of
 bytes."""
+
+
+def is_path(source: object) -> TypeGuard[str | os.PathLike[str]]:
+    """Whether ``source`` is a path. Some file objects are also ``os.PathLike``."""
+    return isinstance(source, str | os.PathLike) and not isinstance(source, io.IOBase)
 
 
 @dataclass(frozen=True)
@@ -36,8 +43,9 @@ class SentPart:
 
     part: Part
     seconds: float
-    """From the first attempt to the confirmation."""
+    """The duration of the call that ECR confirmed, with its retries."""
     attempts: int
+    """The number of attempts of that call."""
 
 
 @dataclass(frozen=True)
@@ -51,22 +59,22 @@ class UploadedLayer:
     size: int
     """Bytes."""
     existed: bool
-    """Whether ECR had the layer already, so this call did not complete it."""
+    """Whether the layer existed already, so that this call did not complete it."""
     parts: tuple[SentPart, ...] = field(default=(), repr=False, compare=False)
     """The parts sent by this call."""
 
     def descriptor(self, media_type: str) -> dict[str, str | int]:
-        """The layer as an OCI content descriptor, ready to be put in a manifest's JSON."""
+        """The layer as an OCI content descriptor, ready for the JSON of a manifest."""
         return {"mediaType": media_type, "digest": self.digest, "size": self.size}
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer for ``upload_many``, for when there is more to say than its source.
+    """A layer for ``upload_many``, with options of its own.
 
     The fields mean the same as in ``LayerUploader.upload``; ``progress`` is called for this layer
-    only. A pickled layer (every pickled error may hold one) keeps its path, digest, size and
-    checkpoint, but neither ``progress`` nor the content of a buffer or a stream.
+    only. A pickled layer (errors of ``upload_many`` have one) keeps its path, digest, size and
+    checkpoint, but neither ``progress`` nor a source that is not a path.
     """
 
     __module__ = "ecr_parts"
@@ -78,13 +86,15 @@ class Layer:
     progress: Callable[[int], object] | None = field(default=None, kw_only=True)
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
-        source: object = self.source
-        if isinstance(source, os.PathLike) and not hasattr(source, "read"):
-            source = os.fspath(source)
-        if not isinstance(source, str):
-            source = _UnpickledSource(short_repr(source))
-        checkpoint = None if self.checkpoint is None else os.fspath(self.checkpoint)
+        source: object
+        if is_path(self.source):
+            source = os.fspath(self.source)
+        else:
+            source = _OmittedSource(short_repr(self.source))
+        checkpoint = os.fspath(self.checkpoint) if is_path(self.checkpoint) else None
         return _unpickle_layer, (source, self.digest, self.size, checkpoint)
+
+    # Copies share the source, which ``__reduce__`` would omit.
 
     def __copy__(self) -> Self:
         return self
@@ -93,8 +103,8 @@ class Layer:
         return self
 
 
-@dataclass(frozen=True, repr=False)
-class _UnpickledSource:
+@dataclass(frozen=True)
+class _OmittedSource:
     """Stands for a source that was not pickled. It cannot be uploaded."""
 
     description: str

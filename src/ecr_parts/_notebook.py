@@ -1,10 +1,10 @@
-"""The HTML of ``Chunker`` and ``UploadSession`` in a notebook: a bar of parts, without scripts."""
+"""HTML for notebooks: ``Chunker`` and ``UploadSession`` as a bar of parts, without scripts."""
 
 from __future__ import annotations
 
 from html import escape
 
-_MAX_CELLS = 60  # in one bar; with more parts, each cell stands for several
+_MAX_CELLS = 60  # in one bar, approximately; with more parts, each cell stands for several
 # "currentColor" is visible on light and on dark backgrounds.
 _LINE = "1px solid currentColor"
 _BAR = f"max-width:640px;margin:4px 0;white-space:nowrap;line-height:0;border-left:{_LINE}"
@@ -15,7 +15,7 @@ _SENT = "background-color:#3987e5"
 def parts_bar(caption: str, sent: range, unsent: range) -> str:
     """A bar of the parts that ECR has, and of those still to be sent.
 
-    Each range holds the first bytes of its parts; its ``stop`` is one past their last byte.
+    Each range has the first bytes of its parts; its ``stop`` is one past the last byte of all.
     """
     parts_per_cell = -(-(len(sent) + len(unsent)) // _MAX_CELLS)
     end = max(sent.stop, unsent.stop)

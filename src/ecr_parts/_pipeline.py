@@ -1,16 +1,17 @@
-"""The next part is read, hashed and encoded while the one before it is being sent."""
+"""Reads, hashes and encodes the next part while the part before it is being sent."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from typing_extensions import Self
 
 from ecr_parts._chunker import Part
 from ecr_parts._client import PreparedPart, RepositoryClient
+from ecr_parts._digest import RunningDigest
 from ecr_parts._models import Blob
-from ecr_parts._sources import RunningDigest, Source
+from ecr_parts._sources import Source
 from ecr_parts._threads import Task, Waiter
 from ecr_parts.errors import SourceChangedError
 
@@ -23,7 +24,8 @@ class Pipeline:
     """Prepares the parts of a plan, one ahead of the part that is being sent.
 
     Paths and buffers are read, hashed and encoded in threads of this library. The caller's files
-    and iterators are read in the caller's thread, and hashed and encoded in the background.
+    and iterators are read in the caller's thread, before the part that is ready is sent; they are
+    hashed and encoded in the background.
     """
 
     def __init__(
@@ -36,7 +38,8 @@ class Pipeline:
         self._source = source
         self._client = client
         self._waiter = client.waiter
-        self._digest = RunningDigest() if with_digest else None
+        self._with_digest = with_digest
+        self._digest = RunningDigest()
         self._plan: Iterator[Part] = iter(())
         self._upload_id = ""
         self._hashing: Task[None] | None = None
@@ -46,17 +49,19 @@ class Pipeline:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        # A running task reads from the source, which is closed next. But a disk may hang.
-        waiter = Waiter()
-        for task in (self._preparing, self._hashing):
-            if task is not None and task.running:
-                task.abandoned = True
-                waiter.wait(task, _CLOSE_TIMEOUT)
+        self._abandon(self._preparing)
+        self._abandon(self._hashing)  # which the task before may have started
+
+    def _abandon(self, task: Task[Any] | None) -> None:
+        """Wait for a task that uses the source, which is closed next, unless a disk hangs."""
+        if task is not None and task.running:
+            task.abandoned = True
+            Waiter().wait(task, _CLOSE_TIMEOUT)
 
     def start(self, plan: Iterator[Part], upload_id: str) -> None:
-        """Prepare the parts of ``plan``, instead of those of an earlier plan."""
+        """Start to prepare the parts of ``plan``, instead of those of an earlier plan."""
         if self._preparing is not None:
-            self._result_of(self._preparing)  # not needed, but it may have failed
+            self._result_of(self._preparing)  # raises if this failed; the part is not needed
         self._plan = plan
         self._upload_id = upload_id
         self._prepare_next()
@@ -75,9 +80,9 @@ class Pipeline:
         return outcome
 
     def digest(self) -> str:
-        """The digest of everything that was prepared; only with ``with_digest``."""
+        """The digest of all parts that were prepared. Requires ``with_digest``."""
         self._finish_hashing(self._waiter)
-        return (self._digest or RunningDigest()).digest()
+        return self._digest.digest()
 
     def _prepare_next(self) -> None:
         planned = next(self._plan, None)
@@ -94,7 +99,8 @@ class Pipeline:
         return task.result()
 
     def _read_and_prepare(self, planned: Part) -> PreparedPart | SourceChangedError | None:
-        self._finish_hashing(Waiter())  # ``read`` may overwrite the bytes of the part before
+        # A waiter of its own, because the heartbeat belongs to the caller's thread.
+        self._finish_hashing(Waiter())  # before ``read`` overwrites the bytes of the previous part
         return self._prepare(planned, self._source.read(planned.first_byte, planned.size))
 
     def _prepare(self, planned: Part, blob: Blob) -> PreparedPart | SourceChangedError | None:
@@ -103,10 +109,11 @@ class Pipeline:
             if error is not None or not blob:
                 return error
         part = Part(planned.first_byte, planned.first_byte + len(blob) - 1)
-        digest = self._digest
-        if digest is not None:
+        if self._with_digest:
             self._finish_hashing(Waiter())
-            self._hashing = self._waiter.start("hash", lambda: digest.feed(part.first_byte, blob))
+            self._hashing = self._waiter.start(
+                "hash", lambda: self._digest.feed(part.first_byte, blob)
+            )
         return self._client.prepare_part(self._upload_id, part, blob)
 
     def _finish_hashing(self, waiter: Waiter) -> None:

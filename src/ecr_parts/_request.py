@@ -1,10 +1,10 @@
 """What this library adds to a botocore client: parts encoded ahead, and calls that can be stopped.
 
 botocore encodes a blob in base64, ``json.dumps`` scans the text, and the result is hashed for the
-signature. Half of that time is the scan. ``encode_blob`` makes the same body, byte for byte,
-without it, and in a background thread if wanted. The call is then made with an empty blob, and
-handlers of botocore's public events put the encoded body in its place. The handlers act on
-``EncodedBlob`` only, and only in threads of this library: other calls of the client are unchanged.
+signature. Half of that time is the scan. ``encode_blob`` builds the same body, byte for byte,
+without the scan, and can run in a background thread. The call is then made with an empty blob, and
+handlers of botocore's public events put the encoded body in its place. The handlers act only on
+the calls of this library: other calls of the same client are unchanged.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def _fastest_base64() -> Callable[[Blob], bytes]:
 _base64 = _fastest_base64()
 _KEY = "ecr_parts.encoded_blob"  # in the context that botocore passes from event to event
 _PIECE_SIZE = 256 * 1024  # bytes
+_END = b'"}'  # follows the blob, which is the last member
 
 
 class EncodedBlob(bytes):
@@ -69,14 +70,11 @@ class EncodedBlob(bytes):
     def __ne__(self, other: object) -> bool:
         return not self == other
 
-    __hash__ = None  # type: ignore[assignment]  # compared, but never looked up
+    __hash__ = None  # type: ignore[assignment]  # mutable
 
     @override
     def __repr__(self) -> str:
         return f"<{len(self.body) - len(self.envelope)} bytes of base64>"
-
-
-_END = b'"}'  # follows the blob, which is the last member
 
 
 def encode_blob(parameters: Mapping[str, object], blob: Blob) -> EncodedBlob:
@@ -92,7 +90,8 @@ def encode_blob(parameters: Mapping[str, object], blob: Blob) -> EncodedBlob:
 class _StoppableBody:
     """A request's body, sent in pieces, so that an abandoned call sends no further piece.
 
-    Small bodies too: connecting may take long, and ECR carries out nothing without a body.
+    Also used for small bodies: a call may be abandoned while it connects, and ECR does not carry
+    out a call without its body.
     """
 
     def __init__(self, body: bytes, task: Task[Any]) -> None:
@@ -102,7 +101,7 @@ class _StoppableBody:
 
     def __iter__(self) -> Iterator[memoryview]:
         body = memoryview(self._body)
-        self._task.check()  # after taking the body, which is empty once the task is abandoned
+        self._task.check()  # after taking the body, which ``_release`` may have emptied
         for offset in range(0, len(body), _PIECE_SIZE):
             self._task.check()
             yield body[offset : offset + _PIECE_SIZE]
@@ -115,7 +114,7 @@ class _StoppableBody:
 
 
 def stop_abandoned_calls(client: object) -> None:
-    """Keep ``client`` from sending anything for a call that was abandoned.
+    """Make ``client`` send nothing more for a call that was abandoned.
 
     Without this, botocore's own retries would send it again seconds later. Clients that are not
     botocore's cannot be stopped. Calling this again changes nothing.
@@ -124,14 +123,14 @@ def stop_abandoned_calls(client: object) -> None:
         service = client.meta.service_model.service_id.hyphenize()
         events = client.meta.events
         events.register_first(f"before-send.{service}", _check_task, unique_id=f"{_KEY}.check")
-        # Last, because other handlers may read the body or answer the call themselves.
+        # Last of all, because other handlers may read the body or answer the call themselves.
         events.register_last("before-send", _send_in_pieces, unique_id=f"{_KEY}.pieces")
 
 
 def accept_encoded_blobs(client: object) -> bool:
-    """Make ``client`` send ``EncodedBlob`` as it is; ``False`` if the client does not support it.
+    """Make ``client`` accept an ``EncodedBlob``; ``False`` if that is not possible.
 
-    It must be a botocore client for a service that speaks JSON. Calling this again changes
+    It must be a botocore client for a service with a JSON protocol. Calling this again changes
     nothing.
     """
     if not isinstance(client, botocore.client.BaseClient):
@@ -142,7 +141,7 @@ def accept_encoded_blobs(client: object) -> bool:
         return False
     name = f"{model.service_id.hyphenize()}.UploadLayerPart"
     events = client.meta.events
-    # An ID for each event: botocore ignores an ID that is registered already, for any event.
+    # Each event needs its own ID: botocore ignores one that is registered for any event.
     events.register_last(f"before-parameter-build.{name}", _take_blob, unique_id=f"{_KEY}.take")
     events.register(f"before-call.{name}", _insert_body, unique_id=f"{_KEY}.insert")
     events.register(f"before-sign.{name}", _add_hash, unique_id=f"{_KEY}.hash")

@@ -2,39 +2,41 @@
 
 # How an upload follows ECR
 #
-# ECR has no call that tells where an upload stands, and it refuses a part that is sent twice. But
-# its answer to each part tells what it has: ``lastByteReceived`` if it accepts the part,
-# ``lastValidByteReceived`` if it refuses it. So an upload is a loop:
+# ECR has no call that returns the state of an upload, and it refuses a part that is sent twice. But
+# its answer to each part contains the last byte that it has: ``lastByteReceived`` if it accepts the
+# part, ``lastValidByteReceived`` if it refuses it. So an upload is a loop:
 #
 #     call ECR -> classify the answer as an event -> look up the next action -> do it
 #
-# This module classifies and looks up; the table is ``TRANSITIONS``. The code that acts uses the
-# name of the action and never derives it again from byte counts.
+# This module classifies the answers to parts and holds the table, ``TRANSITIONS``; ``_calls``
+# classifies failed calls. The code that acts uses the name of the action and never derives it again
+# from byte counts.
 #
 # An event is one of
 #
-# - a ``Position``: where ECR stands after a part was sent, relative to that part;
-# - another outcome of a call (``UPLOAD_NOT_FOUND``, ``CALL_FAILED``);
+# - a ``Position``: the last byte that ECR has after a part was sent, relative to that part;
+# - another outcome of a call (``UPLOAD_NOT_FOUND`` to ``NO_PROGRESS``);
 # - an outcome of CompleteLayerUpload (``COMPLETED`` to ``CONTENT_DIFFERS``);
 # - an outcome of asking whether the layer exists (``LAYER_AVAILABLE`` to ``NOT_COMPLETED``).
 #
 # The action also depends on the kind of upload, one column of the table each:
 #
 # - *replayable*: started by this call, from a source that can be read again from its first byte.
-#   ECR's parts are known, and every byte can be sent again.
-# - *stream*: started by this call, from a source that can be read only once. Bytes that ECR has
-#   confirmed are gone, so it cannot rewind. Unconfirmed bytes are held, so it can always continue.
+#   The parts that ECR has are known, and every byte can be sent again.
+# - *stream*: started by this call, from a source whose first bytes can no longer be read. It cannot
+#   rewind. Bytes that ECR has not confirmed are held, so it can always continue.
 # - *resumed*: loaded from JSON or from a checkpoint, or shared through a checkpoint. ECR may have
-#   more bytes than the session knows, and other parts than were sent here. Always replayable.
+#   more bytes than the session knows, and parts that this call did not send. Always replayable.
+#   Two events count as *resumed* in other uploads too; see ``_counts_as_resumed``.
 #
 # An upload that can no longer be completed is *lost*. Before a lost upload is started over, ECR is
 # asked whether the layer exists (``CHECK_LOST``): someone else may have uploaded it, or the answer
-# to an earlier Complete may have been lost. The same question, with other consequences, resolves a
-# Complete whose outcome is unknown (``CHECK_COMPLETED``).
+# to an earlier CompleteLayerUpload may have been lost. ECR is also asked if the outcome of a
+# CompleteLayerUpload is unknown (``CHECK_COMPLETED``). Such an upload is not started over.
 #
-# Every loop is bounded: answers without progress in a row (``_MAX_STALLS``), rewinds of one upload
-# (``_MAX_REWINDS``), restarts of one call (``MAX_RESTARTS``). Past a bound, the event is
-# ``NO_PROGRESS`` or the action is ``FAIL``.
+# Every loop is bounded: consecutive answers without progress (``_MAX_STALLS``) and rewinds of one
+# upload (``_MAX_REWINDS``), past which the event is ``NO_PROGRESS``, and the number of times that
+# ``_layer_upload`` starts over.
 
 from __future__ import annotations
 
@@ -50,41 +52,40 @@ from ecr_parts._chunker import Part
 from ecr_parts._notebook import parts_bar
 from ecr_parts._validation import check_int, check_name, short_repr
 
-_VERSION = 1
-_MAX_STALLS = 5  # answers in a row without progress
+_JSON_VERSION = 1
+_MAX_STALLS = 5  # consecutive answers without progress
 _MAX_REWINDS = 5  # of one upload, with or without progress in between
-MAX_RESTARTS = 3  # of one call of ``upload``
 
 
 class Position(Enum):
-    """Where ECR stands after a part was sent, relative to that part."""
+    """The last byte that ECR has after a part was sent, relative to that part."""
 
     AT_LAST_BYTE = "the whole part is stored"
     INSIDE = "a fragment of the part is stored, and it is large enough to be a part"
     INSIDE_TOO_SMALL = "a fragment of the part is stored, and it is too small to be a part"
-    BEFORE = "nothing of the part is stored"
+    BEFORE = "no byte of the part is stored"
     FURTHER_BACK = "ECR no longer has bytes that it had confirmed"
     PAST_LAST_BYTE = "ECR has more bytes than were sent"
     OUTSIDE = "ECR reports a byte outside the layer"
 
 
 class Event(Enum):
-    """The other outcomes of a call."""
+    """The outcomes of calls that are not a ``Position``."""
 
     UPLOAD_NOT_FOUND = "ECR does not have the upload"
     CALL_FAILED = "the call failed"
     NO_PROGRESS = "ECR keeps answering without progress"
     COMPLETED = "ECR completed the layer"
     COMPLETE_IN_DOUBT = "ECR may have completed the layer"
-    PART_TOO_SMALL = "a part is missing or too small"
+    PARTS_REJECTED = "a part is missing or too small"
     CONTENT_DIFFERS = "the bytes ECR received do not match the digest"
     LAYER_AVAILABLE = "the layer exists"
     LAYER_MISSING = "the layer does not exist, and its upload is lost"
-    NOT_COMPLETED = "the layer does not exist, although ECR may have completed it"
+    NOT_COMPLETED = "the layer does not exist, so it was not completed"
 
 
 class NextAction(Enum):
-    """What to do next."""
+    """What the upload does next. The values appear in log messages and errors."""
 
     CONTINUE = "continuing after the part"
     CONTINUE_INSIDE = "continuing after the fragment"
@@ -94,7 +95,7 @@ class NextAction(Enum):
     CHECK_COMPLETED = "checking whether the layer was completed"
     CHECK_LOST = "this upload can no longer be completed"
     START_OVER = "starting over with a new upload"
-    FINISH = "the upload is complete"
+    FINISH = "finishing the upload"
     FAIL = "giving up"
 
 
@@ -107,9 +108,10 @@ class _Row(NamedTuple):
 _A = NextAction
 TRANSITIONS: dict[Position | Event, _Row] = {
     #                           replayable           stream               resumed
-    # where ECR stands after a part
+    # the last byte that ECR has after a part
     Position.AT_LAST_BYTE: _Row(_A.CONTINUE, _A.CONTINUE, _A.CONTINUE),
     Position.INSIDE: _Row(_A.CONTINUE_INSIDE, _A.CONTINUE_INSIDE, _A.CONTINUE_INSIDE),
+    # (a stream cannot start over, so CompleteLayerUpload decides)
     Position.INSIDE_TOO_SMALL: _Row(_A.CHECK_LOST, _A.CONTINUE_INSIDE, _A.CHECK_LOST),
     Position.BEFORE: _Row(_A.SEND_AGAIN, _A.SEND_AGAIN, _A.SEND_AGAIN),
     Position.FURTHER_BACK: _Row(_A.REWIND, _A.CHECK_LOST, _A.REWIND),
@@ -122,7 +124,7 @@ TRANSITIONS: dict[Position | Event, _Row] = {
     # outcomes of CompleteLayerUpload
     Event.COMPLETED: _Row(_A.FINISH, _A.FINISH, _A.FINISH),
     Event.COMPLETE_IN_DOUBT: _Row(_A.CHECK_COMPLETED, _A.CHECK_COMPLETED, _A.CHECK_COMPLETED),
-    Event.PART_TOO_SMALL: _Row(_A.FAIL, _A.FAIL, _A.CHECK_LOST),
+    Event.PARTS_REJECTED: _Row(_A.FAIL, _A.FAIL, _A.CHECK_LOST),
     Event.CONTENT_DIFFERS: _Row(_A.FAIL, _A.FAIL, _A.CHECK_LOST),
     # whether the layer exists
     Event.LAYER_AVAILABLE: _Row(_A.FINISH, _A.FINISH, _A.FINISH),
@@ -130,11 +132,13 @@ TRANSITIONS: dict[Position | Event, _Row] = {
     Event.NOT_COMPLETED: _Row(_A.FAIL, _A.FAIL, _A.FAIL),
 }  # fmt: skip
 MOVES = frozenset({_A.CONTINUE, _A.CONTINUE_INSIDE, _A.REWIND, _A.SKIP_FORWARD})
-"""The actions for which the session moves to the byte that ECR reported."""
+"""The actions after which the session is at the byte that ECR reported."""
+DETOURS = MOVES - {_A.CONTINUE} | {_A.SEND_AGAIN}
+"""The actions after which the parts are planned anew. They are stalls if ECR has no new byte."""
 
 
 def position(part: Part, last_byte: int, *, layer_size: int | None, min_part: int) -> Position:
-    """Where ECR stands if it has the layer up to ``last_byte`` after ``part`` was sent.
+    """Classify ECR's answer to ``part``: it has the layer up to ``last_byte``.
 
     ``last_byte`` is inclusive, -1 if ECR has nothing; ``min_part`` is in bytes.
     """
@@ -152,241 +156,7 @@ def position(part: Part, last_byte: int, *, layer_size: int | None, min_part: in
     return Position.INSIDE if fragment.size >= min_part else Position.INSIDE_TOO_SMALL
 
 
-@dataclass(kw_only=True)
-class UploadSession:
-    """The state of one upload: its upload ID and the last byte ECR has received.
-
-    ``LayerUploader.initiate`` creates it, and the uploader updates it in place. It does no I/O:
-    store it anywhere with ``to_json`` and load it with ``from_json``. The names in the JSON are
-    the API's. Raises ``TypeError`` or ``ValueError`` for values that no upload can have.
-    """
-
-    __module__ = "ecr_parts"
-
-    repository_name: str
-    registry_id: str | None = None
-    """The AWS account ID of the registry; ``None`` for the default registry of the client."""
-    upload_id: str
-    part_size: int
-    """The size of the parts, in bytes."""
-    last_byte_received: int = -1
-    """The last byte of the layer that ECR has, inclusive; -1 if it has none."""
-    layer_digest: str | None = None
-    layer_size: int | None = None
-    """Bytes; ``None`` if unknown."""
-
-    _started_here: bool = field(default=False, init=False, repr=False, compare=False)
-    """Whether nobody else can have sent parts of this upload."""
-    _content_verified: bool = field(default=False, init=False, repr=False, compare=False)
-    """Whether every byte of this upload came from the source that is being uploaded now."""
-    _parts_received: int | None = field(default=None, init=False, repr=False, compare=False)
-    """The number of parts ECR has; ``None`` if unknown (JSON of earlier versions)."""
-    _last_part_size: int | None = field(default=None, init=False, repr=False, compare=False)
-    """Bytes; ``None`` if unknown."""
-    _furthest_byte: int = field(default=-1, init=False, repr=False, compare=False)
-    _stalls: int = field(default=0, init=False, repr=False, compare=False)
-    _rewinds: int = field(default=0, init=False, repr=False, compare=False)
-    _restarts: int = field(default=0, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        self._validate()
-        if self.last_byte_received < 0:
-            self._parts_received = 0
-
-    def _validate(self) -> None:
-        """Raise ``TypeError`` or ``ValueError`` for values that no upload can have."""
-        check_name("repository_name", self.repository_name)
-        check_name("upload_id", self.upload_id)
-        for name, value in (("registry_id", self.registry_id), ("layer_digest", self.layer_digest)):
-            if value is not None:
-                check_name(name, value)
-        check_int("part_size", self.part_size)
-        check_int("last_byte_received", self.last_byte_received, minimum=-1)
-        if self.layer_size is not None:
-            last_byte = check_int("layer_size", self.layer_size) - 1
-            check_int("last_byte_received", self.last_byte_received, minimum=-1, maximum=last_byte)
-
-    @property
-    def next_byte(self) -> int:
-        """The first byte that ECR does not have. The next part starts there."""
-        return self.last_byte_received + 1
-
-    def _start(self, upload_id: str, part_size: int) -> None:
-        """Change to a new upload of the same layer, of which nothing has been sent."""
-        check_name("upload_id", upload_id)
-        check_int("part_size", part_size)
-        self.upload_id = upload_id
-        self.part_size = part_size
-        self.last_byte_received = -1
-        self._parts_received = 0
-        self._last_part_size = None
-        self._furthest_byte = -1
-        self._stalls = 0
-        self._rewinds = 0
-        self._started_here = True
-        self._content_verified = True
-
-    def _share(self) -> None:
-        """From now on, ECR may have more bytes than this session knows."""
-        self._started_here = False
-
-    def _resume(self, part_size: int) -> None:
-        """Continue the upload in a new call, with parts of ``part_size`` bytes."""
-        self._count_parts(part_size)
-        self._started_here = False
-        self._content_verified = False  # the caller's digest may be that of another content
-        self._stalls = 0
-        self._rewinds = 0
-        self._restarts = 0
-
-    def _receive(
-        self, part: Part, last_byte: int, *, min_part: int, replayable: bool
-    ) -> tuple[Position | Event, NextAction]:
-        """Process ECR's answer to ``part``: that it has the layer up to ``last_byte``.
-
-        Moves to ``last_byte`` if the upload continues from there, and changes no position
-        otherwise. ``min_part`` is ECR's minimum (bytes); if the service itself answered a smaller
-        part size, as test servers do, that is the minimum. Raises ``ValueError`` for a part that
-        does not start at ``next_byte`` or that ends past the layer.
-        """
-        if part.first_byte != self.next_byte:
-            raise ValueError(
-                f"{part} does not start at next_byte, {self.next_byte}: another call moved the "
-                "session in the meantime. Give each call its own copy, "
-                "UploadSession.from_json(session.to_json())"
-            )
-        if self.layer_size is not None and part.last_byte >= self.layer_size:
-            raise ValueError(f"{part} ends past the layer's {self.layer_size} bytes")
-        where = position(
-            part, last_byte, layer_size=self.layer_size, min_part=min(min_part, self.part_size)
-        )
-        action = self._after(where, replayable=replayable)
-        if action in MOVES and last_byte > self._furthest_byte:
-            self._furthest_byte = last_byte
-            self._stalls = 0
-        elif action is not NextAction.CONTINUE:
-            self._stalls += 1
-        self._rewinds += action is NextAction.REWIND
-        if self._stalls > _MAX_STALLS or self._rewinds > _MAX_REWINDS:
-            return Event.NO_PROGRESS, self._after(Event.NO_PROGRESS, replayable=replayable)
-        if action in MOVES:
-            self._move(part, last_byte)
-        return where, action
-
-    def _move(self, part: Part, last_byte: int) -> None:
-        parts = self._count_parts(self.part_size)
-        if last_byte < part.first_byte:
-            # At most as many as there were, and at most as many as fit up to this byte.
-            self._parts_received = min(parts, -(-(last_byte + 1) // self.part_size))
-            self._last_part_size = None
-        elif last_byte <= part.last_byte:
-            self._parts_received = parts + 1
-            self._last_part_size = last_byte - part.first_byte + 1
-        else:  # someone else sent the bytes past the part, presumably in parts of its size
-            self._content_verified = False
-            self._parts_received = parts + 1 - (-(last_byte - part.last_byte) // part.size)
-            self._last_part_size = None
-        self.last_byte_received = last_byte
-
-    def _count_parts(self, part_size: int) -> int:
-        """The number of parts ECR has; if unknown, estimated from a part size in bytes."""
-        if self._parts_received is None:
-            self._parts_received = -(-self.next_byte // part_size)
-        return self._parts_received
-
-    def _after(self, event: Position | Event, *, replayable: bool) -> NextAction:
-        """Look up what to do after ``event``."""
-        row = TRANSITIONS[event]
-        if self._counts_as_resumed(event):
-            action = row.resumed
-        else:
-            action = row.replayable if replayable else row.stream
-        if action is NextAction.START_OVER:
-            self._restarts += 1
-            if self._restarts > MAX_RESTARTS:
-                return NextAction.FAIL
-        return action
-
-    def _counts_as_resumed(self, event: Position | Event) -> bool:
-        if event is Event.CONTENT_DIFFERS:
-            return not self._content_verified
-        if event is Event.PART_TOO_SMALL and self._rewinds:
-            return True  # ECR may have other parts than those sent last
-        return not self._started_here
-
-    def _is_closed(self, min_part: int) -> bool:
-        """Whether no part can follow, because the last one is below ECR's minimum (bytes).
-
-        "All layer parts except the last part should be at least 5MB", ECR says at completion.
-        """
-        return self._last_part_size is not None and self._last_part_size < min(
-            min_part, self.part_size
-        )
-
-    def to_json(self) -> str:
-        """The session as one line of JSON, for ``from_json``."""
-        names = _JSON_NAMES | _JSON_NAMES_OF_PARTS
-        fields = {key: getattr(self, name) for key, name in names.items()}
-        return json.dumps({"version": _VERSION, **fields})
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Self:
-        """Load a session from the output of ``to_json``, also that of earlier versions.
-
-        Raises ``ValueError`` if the text is not a session, or one of a later version.
-        """
-        try:
-            document = json.loads(text)
-        except (RecursionError, TypeError, ValueError) as error:
-            raise ValueError("this is not the JSON of an upload session") from error
-        if not isinstance(document, dict) or "version" not in document:
-            raise ValueError("this is not the JSON of an upload session")
-        version = document["version"]
-        if version != _VERSION or not isinstance(version, int) or isinstance(version, bool):
-            raise ValueError(
-                f"this upload session has version {short_repr(version)}, but this release of "
-                f"ecr-parts reads version {_VERSION}: use the release that wrote it"
-            )
-        try:
-            session = cls(**{name: document[key] for key, name in _JSON_NAMES.items()})
-            session._set_parts(document.get("partsReceived"), document.get("lastPartSize"))
-        except KeyError as error:
-            raise ValueError(f"this upload session lacks {error}") from error
-        except TypeError as error:
-            raise ValueError(f"this upload session is damaged: {error}") from error
-        return session
-
-    def _set_parts(self, parts_received: int | None, last_part_size: int | None) -> None:
-        """Set what the JSON says about the parts; that of earlier versions says nothing."""
-        if parts_received is not None:
-            self._parts_received = check_int(
-                "partsReceived",
-                parts_received,
-                minimum=min(1, self.next_byte),
-                maximum=self.next_byte,
-            )
-        if last_part_size is not None:
-            self._last_part_size = check_int("lastPartSize", last_part_size, maximum=self.next_byte)
-
-    def _repr_html_(self) -> str:
-        """In a notebook: a bar of the parts that ECR has, and of those still to be sent."""
-        end = self.layer_size or self.next_byte + self.part_size
-        size = f"{self.layer_size:,}" if self.layer_size else "an unknown number of"
-        caption = (
-            f"{self.repository_name}, upload {self.upload_id}: "
-            f"ECR has {self.next_byte:,} of {size} bytes"
-        )
-        return parts_bar(
-            caption,
-            range(0, self.next_byte, self.part_size),
-            range(self.next_byte, end, self.part_size),
-        )
-
-    def __reduce__(self) -> tuple[Callable[[str], Self], tuple[str]]:
-        # A copy counts as resumed, because the original may move on.
-        return type(self).from_json, (self.to_json(),)
-
-
+_NOT_A_SESSION = "this is not the JSON of an upload session: pass the output of to_json"
 _JSON_NAMES = {
     "repositoryName": "repository_name",
     "registryId": "registry_id",
@@ -397,3 +167,238 @@ _JSON_NAMES = {
     "layerSize": "layer_size",
 }
 _JSON_NAMES_OF_PARTS = {"partsReceived": "_parts_received", "lastPartSize": "_last_part_size"}
+
+
+@dataclass(kw_only=True)
+class UploadSession:
+    """The state of one upload, above all its upload ID and the last byte ECR has received.
+
+    ``LayerUploader.initiate`` creates it, and the uploader updates it in place. A session does no
+    I/O: store it anywhere with ``to_json`` and load it with ``from_json``. Raises ``TypeError``
+    and ``ValueError`` for invalid values.
+    """
+
+    __module__ = "ecr_parts"
+
+    repository_name: str
+    registry_id: str | None = None
+    """The AWS account ID of the registry; ``None`` for the default registry of the client."""
+    upload_id: str
+    part_size: int
+    """The planned size of the parts, in bytes."""
+    last_byte_received: int = -1
+    """The last byte of the layer that ECR has, inclusive; -1 if it has none."""
+    layer_digest: str | None = None
+    """``"sha256:…"``; ``None`` if unknown."""
+    layer_size: int | None = None
+    """Bytes; ``None`` if unknown."""
+
+    _exclusive: bool = field(default=False, init=False, repr=False, compare=False)
+    """Whether all parts of the upload were sent with this session."""
+    _content_verified: bool = field(default=False, init=False, repr=False, compare=False)
+    """Whether every byte of this upload came from the source being uploaded."""
+    _parts_received: int | None = field(default=None, init=False, repr=False, compare=False)
+    """The number of parts ECR has; ``None`` if unknown."""
+    _last_part_size: int | None = field(default=None, init=False, repr=False, compare=False)
+    """Bytes; ``None`` if unknown."""
+    _furthest_byte: int = field(default=-1, init=False, repr=False, compare=False)
+    """The highest byte that ECR has had in this upload. Only a higher one is progress."""
+    _stalls: int = field(default=0, init=False, repr=False, compare=False)
+    _rewinds: int = field(default=0, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self._validate()
+        self._furthest_byte = self.last_byte_received
+        if self.last_byte_received < 0:
+            self._parts_received = 0
+
+    def _validate(self) -> None:
+        """Raise ``TypeError`` or ``ValueError`` for invalid values."""
+        check_name("repository_name", self.repository_name)
+        check_name("upload_id", self.upload_id)
+        for name, value in (("registry_id", self.registry_id), ("layer_digest", self.layer_digest)):
+            if value is not None:
+                check_name(name, value)
+        check_int("part_size", self.part_size)
+        check_int("last_byte_received", self.last_byte_received, minimum=-1)
+        if self.layer_size is not None:
+            check_int("layer_size", self.layer_size)
+            if self.last_byte_received >= self.layer_size:
+                raise ValueError(
+                    f"last_byte_received must be less than layer_size ({self.layer_size:,}), not "
+                    f"{self.last_byte_received:,}"
+                )
+
+    @property
+    def next_byte(self) -> int:
+        """The first byte that ECR does not have. The next part starts there."""
+        return self.last_byte_received + 1
+
+    def _start(self, upload_id: str, part_size: int) -> None:
+        """Switch to a new upload, to which nothing has been sent."""
+        check_name("upload_id", upload_id)
+        check_int("part_size", part_size)
+        self.upload_id = upload_id
+        self.part_size = part_size
+        self.last_byte_received = -1
+        self._parts_received = 0
+        self._last_part_size = None
+        self._furthest_byte = -1
+        self._stalls = 0
+        self._rewinds = 0
+        self._exclusive = True
+        self._content_verified = True
+
+    def _share(self) -> None:
+        """Expect that ECR has parts of this upload that were not sent with this session."""
+        self._exclusive = False
+
+    def _resume(self, part_size: int) -> None:
+        """Continue the upload in a new call, with parts of ``part_size`` bytes."""
+        self._count_parts(part_size)
+        self._exclusive = False
+        self._content_verified = False  # the caller may have passed another content's digest
+        self._stalls = 0
+        self._rewinds = 0
+
+    def _receive(
+        self, part: Part, last_byte: int, *, min_part: int, replayable: bool
+    ) -> tuple[Position | Event, NextAction]:
+        """Process ECR's answer to ``part``: it has the layer up to ``last_byte``.
+
+        Moves there if the upload continues from there. ``min_part`` is ECR's minimum in bytes;
+        that of a test server may be the session's part size. Raises ``ValueError`` for a part that
+        does not start at ``next_byte`` or that ends past the layer.
+        """
+        if part.first_byte != self.next_byte:
+            raise ValueError(
+                f"{part} does not start at next_byte ({self.next_byte}), because another call "
+                "used the session at the same time. Give each call its own copy: "
+                "UploadSession.from_json(session.to_json())"
+            )
+        if self.layer_size is not None and part.last_byte >= self.layer_size:
+            raise ValueError(
+                f"{part} ends past the layer's {self.layer_size:,} bytes: pass fewer bytes"
+            )
+        where = position(
+            part, last_byte, layer_size=self.layer_size, min_part=min(min_part, self.part_size)
+        )
+        action = self._after(where, replayable=replayable)
+        if action in MOVES and last_byte > self._furthest_byte:
+            self._furthest_byte = last_byte
+            self._stalls = 0
+        elif action in DETOURS:
+            self._stalls += 1
+        if action is NextAction.REWIND:
+            self._rewinds += 1
+        if self._stalls > _MAX_STALLS or self._rewinds > _MAX_REWINDS:
+            return Event.NO_PROGRESS, self._after(Event.NO_PROGRESS, replayable=replayable)
+        if action in MOVES:
+            self._move(part, last_byte)
+        return where, action
+
+    def _move(self, part: Part, last_byte: int) -> None:
+        """Move to ``last_byte``, and update what is known about the parts that ECR has."""
+        parts = self._count_parts(self.part_size)
+        if last_byte < part.first_byte:
+            # An estimate: parts of which only a fragment was stored are smaller.
+            self._parts_received = min(parts, -(-(last_byte + 1) // self.part_size))
+            self._last_part_size = None
+        elif last_byte <= part.last_byte:
+            self._parts_received = parts + 1
+            self._last_part_size = last_byte - part.first_byte + 1
+        else:  # another process sent the bytes past the part; assume parts of the same size
+            self._content_verified = False
+            self._parts_received = parts + 1 - (-(last_byte - part.last_byte) // part.size)
+            self._last_part_size = None
+        self.last_byte_received = last_byte
+
+    def _count_parts(self, part_size: int) -> int:
+        """The number of parts ECR has. If it is unknown, estimate it from a part size in bytes."""
+        if self._parts_received is None:
+            self._parts_received = -(-self.next_byte // part_size)
+        return self._parts_received
+
+    def _after(self, event: Position | Event, *, replayable: bool) -> NextAction:
+        """Look up the next action after ``event``."""
+        row = TRANSITIONS[event]
+        if self._counts_as_resumed(event):
+            return row.resumed
+        return row.replayable if replayable else row.stream
+
+    def _counts_as_resumed(self, event: Position | Event) -> bool:
+        if event is Event.CONTENT_DIFFERS:
+            return not self._content_verified
+        if event is Event.PARTS_REJECTED and self._rewinds:
+            return True  # ECR may have other parts than those sent last
+        return not self._exclusive
+
+    def _ends_with_small_part(self, min_part: int) -> bool:
+        """Whether the last part is below ECR's minimum in bytes, so that no part can follow.
+
+        ECR rejects such a layer at completion: "All layer parts except the last part should be at
+        least 5MB".
+        """
+        return self._last_part_size is not None and self._last_part_size < min(
+            min_part, self.part_size
+        )
+
+    def to_json(self) -> str:
+        """The session as one line of JSON, for ``from_json``."""
+        names = _JSON_NAMES | _JSON_NAMES_OF_PARTS
+        fields = {key: getattr(self, name) for key, name in names.items()}
+        return json.dumps({"version": _JSON_VERSION, **fields})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Load a session from the output of ``to_json``.
+
+        Raises ``ValueError`` if the text is not a session or is from a later version.
+        """
+        try:
+            document = json.loads(text)
+        except (RecursionError, TypeError, ValueError) as error:
+            raise ValueError(_NOT_A_SESSION) from error
+        if not isinstance(document, dict) or "version" not in document:
+            raise ValueError(_NOT_A_SESSION)
+        version = document["version"]
+        if version != _JSON_VERSION or not isinstance(version, int) or isinstance(version, bool):
+            raise ValueError(
+                f"this upload session has version {short_repr(version)}, but this release of "
+                f"ecr-parts reads version {_JSON_VERSION}: use the release that wrote it"
+            )
+        try:
+            session = cls(**{name: document[key] for key, name in _JSON_NAMES.items()})
+            session._load_parts(document.get("partsReceived"), document.get("lastPartSize"))
+        except KeyError as error:
+            raise ValueError(f"the JSON of this upload session has no {error}") from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the JSON of this upload session is damaged: {error}") from error
+        return session
+
+    def _load_parts(self, parts_received: int | None, last_part_size: int | None) -> None:
+        """Load what the JSON contains about the parts; ``None`` means unknown."""
+        if parts_received is not None:
+            least = 1 if self.next_byte else 0
+            check_int("partsReceived", parts_received, minimum=least, maximum=self.next_byte)
+            self._parts_received = parts_received
+        if last_part_size is not None:
+            self._last_part_size = check_int("lastPartSize", last_part_size, maximum=self.next_byte)
+
+    def _repr_html_(self) -> str:
+        """HTML for notebooks: a bar of the parts that ECR has, and of those to be sent."""
+        end = self.layer_size or self.next_byte + self.part_size
+        total = f"{self.layer_size:,}" if self.layer_size else "an unknown number of"
+        caption = (
+            f"{self.repository_name}, upload {self.upload_id}: "
+            f"ECR has {self.next_byte:,} of {total} bytes"
+        )
+        return parts_bar(
+            caption,
+            range(0, self.next_byte, self.part_size),
+            range(self.next_byte, end, self.part_size),
+        )
+
+    def __reduce__(self) -> tuple[Callable[[str], Self], tuple[str]]:
+        # A copy counts as resumed, because the original may continue the upload.
+        return type(self).from_json, (self.to_json(),)

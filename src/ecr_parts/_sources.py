@@ -1,24 +1,33 @@
-"""What a layer is read from: every kind of source as bytes at an offset."""
+"""Layer sources: paths, buffers, file objects and iterables, all read at byte offsets."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
 import os
 import stat
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from http.client import HTTPResponse
 from typing import Protocol, cast
 
 import urllib3.response
 from typing_extensions import Self, override
 
-from ecr_parts._models import Blob, LayerSource, Readable
+from ecr_parts._models import Blob, LayerSource, Readable, is_path
 from ecr_parts._validation import check_int, short_repr
 from ecr_parts.errors import SourceChangedError
+
+_READ_ADVICE: dict[type, str] = {
+    type(None): "read() of the source returned None: the file must not be in non-blocking mode",
+    str: "read() of the source returned str: open the file in binary mode, 'rb'",
+    object: "read() of the source must return bytes, not {}",
+}
+_ITERABLE_ADVICE: dict[type, str] = {object: "the iterable must yield bytes, not {}"}
+_NOT_SEEKABLE_ERRORS = frozenset(
+    {AttributeError, NotImplementedError, ValueError, io.UnsupportedOperation}
+)
 
 
 class _Seekable(Readable, Protocol):
@@ -31,31 +40,31 @@ class Source(ABC):
     """A layer's bytes. Offsets count from the layer's first byte; sizes are in bytes."""
 
     name = "the source"
-    """For messages."""
+    """For error messages."""
     opened_file: io.FileIO | None = None
     """The file that ``open_source`` opened, if any."""
     size: int | None
-    """The layer's size; ``None`` until a stream has ended."""
+    """The layer's size; ``None`` for a stream of unknown size until it has ended."""
     replayable: bool
     """Whether the whole layer can be read more than once."""
     background_readable: bool
-    """Whether a thread of this library may read it: a regular file or a buffer. Each ``read``
-    may overwrite what the one before returned."""
+    """Whether a thread of this library may read it: a regular file or a buffer."""
 
     @abstractmethod
     def read(self, first_byte: int, size: int) -> Blob:
-        """``size`` bytes from ``first_byte`` on; fewer only at the source's end.
+        """Return ``size`` bytes from ``first_byte`` on; fewer only at the source's end.
 
-        Raises what the source raises, and nothing of this library.
+        The bytes are valid until the next call. Raises what the source raises, and ``TypeError`` if
+        it does not return bytes.
         """
 
-    def error_at_end(self, next_byte: int) -> SourceChangedError | None:
-        """The error to raise if the source ends before ``next_byte``; ``None`` if it may."""
-        if self.size is None or next_byte >= self.size:
+    def error_at_end(self, end: int) -> SourceChangedError | None:
+        """The error to raise if the source ended after ``end`` bytes; ``None`` if it may."""
+        if self.size is None or end >= self.size:
             return None
         return SourceChangedError(
-            f"{self.name} ended after {next_byte:,} bytes, before its size of {self.size:,} bytes. "
-            "Upload it again once it is complete"
+            f"{self.name} ended after {end:,} of {self.size:,} bytes. Upload it again once it is "
+            "complete"
         )
 
     def can_reread_from(self, _first_byte: int) -> bool:
@@ -63,18 +72,18 @@ class Source(ABC):
         return True
 
     def release(self, next_byte: int) -> None:  # noqa: B027  (only streams hold bytes)
-        """Drop what is held of the bytes before ``next_byte``."""
+        """Drop the bytes before ``next_byte``, if they are held."""
 
     @abstractmethod
     def error_if_changed(self) -> SourceChangedError | None:
         """The error to raise if the source is no longer what was read."""
 
     def close(self) -> None:
-        """Release what is held, and close the file that was opened here."""
+        """Release memory, and close the file if ``open_source`` opened it."""
         if self.opened_file is not None:
             self.opened_file.close()
 
-    # Not a ``contextmanager`` generator, which would change a StopIteration that passes.
+    # Not a ``contextmanager`` generator, which would turn a StopIteration into a RuntimeError.
     def __enter__(self) -> Self:
         return self
 
@@ -96,7 +105,7 @@ class _Buffer(Source):
 
     @override
     def error_if_changed(self) -> None:
-        """Never: a buffer cannot be resized while a view of it is held."""
+        """Always ``None``: a buffer cannot be resized while a view of it is held."""
 
     @override
     def close(self) -> None:
@@ -104,7 +113,7 @@ class _Buffer(Source):
 
 
 class _SeekableFile(Source):
-    """A seekable file object; the layer starts at its current position."""
+    """A seekable file object. The layer starts at its current position."""
 
     replayable = True
     background_readable = False
@@ -124,7 +133,7 @@ class _SeekableFile(Source):
         return _read_all(self._read_chunk, size)
 
     def _read_chunk(self, max_size: int) -> Blob:
-        return _first_bytes(_check_chunk(self._file.read(max_size), "read()"), max_size)
+        return _to_bytes(_check_chunk(self._file.read(max_size), _READ_ADVICE), max_size)
 
     @override
     def error_if_changed(self) -> SourceChangedError | None:
@@ -144,7 +153,7 @@ class _RegularFile(_SeekableFile):
     background_readable = True
 
     def __init__(self, path: str | os.PathLike[str], file: io.FileIO) -> None:
-        self._path = os.path.abspath(os.fspath(path))  # the caller may change the directory
+        self._path = os.path.abspath(os.fspath(path))  # the working directory may change
         self.name = repr(os.fspath(path))
         self._opened = file
         self._stat = os.fstat(file.fileno())
@@ -153,7 +162,7 @@ class _RegularFile(_SeekableFile):
 
     @override
     def _read_all(self, size: int) -> Blob:
-        # One buffer for all parts: new ones would fragment the memory around the encoded parts.
+        # One buffer for all parts: a new one for each part would fragment the heap.
         if len(self._buffer) < size:
             self._buffer = bytearray(size)
         view = memoryview(self._buffer)
@@ -167,7 +176,7 @@ class _RegularFile(_SeekableFile):
         try:
             now = os.stat(self._path)
         except FileNotFoundError:
-            now = os.fstat(self._opened.fileno())  # deleted, and still readable
+            now = os.fstat(self._opened.fileno())  # deleted, but still readable
         before = self._stat
         if (now.st_dev, now.st_ino) != (before.st_dev, before.st_ino):
             change = "was replaced"
@@ -183,7 +192,7 @@ class _RegularFile(_SeekableFile):
 
 
 class _Stream(Source):
-    """A source that can be read only once. Holds the bytes that ECR has not confirmed."""
+    """A source that can be read only once. Keeps the bytes it has read until ECR has them."""
 
     replayable = False
     background_readable = False
@@ -192,28 +201,30 @@ class _Stream(Source):
         self,
         pull: Callable[[int], Blob],
         size: int | None,
-        missing_bytes: Callable[[], int] = lambda: 0,
+        count_missing: Callable[[], int] = lambda: 0,
     ) -> None:
         self.size = size
         self._pull = pull
-        self._count_missing_bytes = missing_bytes
+        self._count_missing = count_missing
         self._expected_size = size
+        """The size that the caller passed."""
         self._pieces: deque[bytes | bytearray] = deque()
-        """The bytes from ``_first_held`` to ``_end``, in the pieces they were read in."""
+        """The bytes from ``_first_held`` up to ``_end``, in the pieces they were read in."""
         self._first_held = 0
         self._end = 0
         self._surplus = memoryview(b"")
         """The rest of a chunk that was larger than needed: a view, because there may not be
         enough memory for a copy."""
         self._ended = False
-        self._missing_bytes = 0
+        self._missing = 0
+        """The number of bytes that were missing at the end."""
 
     @override
     def read(self, first_byte: int, size: int) -> Blob:
         if self._expected_size is not None:
             size = min(size, self._expected_size - first_byte)
         if first_byte + size > self._end:
-            self._read_on(first_byte + size - self._end)
+            self._read_more(first_byte + size - self._end)
         wanted, offset = [], self._first_held
         for piece in self._pieces:
             start, stop = max(first_byte - offset, 0), first_byte + size - offset
@@ -223,14 +234,14 @@ class _Stream(Source):
             offset += len(piece)
         return wanted[0] if len(wanted) == 1 else b"".join(wanted)
 
-    def _read_on(self, size: int) -> None:
+    def _read_more(self, size: int) -> None:
         piece = _read_all(self._next_chunk, size)
         if piece:
             self._pieces.append(piece)
             self._end += len(piece)
         if len(piece) < size:
             self._ended = True
-            self._missing_bytes = self._count_missing_bytes()
+            self._missing = self._count_missing()
             if self._expected_size is None:
                 self.size = self._end
 
@@ -238,22 +249,22 @@ class _Stream(Source):
         if not self._surplus.nbytes:
             chunk = b"" if self._ended else self._pull(max_size)
             if len(chunk) <= max_size:
-                return _first_bytes(chunk, max_size)
+                return _to_bytes(chunk, max_size)
             self._surplus = memoryview(chunk)
         taken = self._surplus[:max_size].tobytes()
         self._surplus = self._surplus[max_size:]
         if not self._surplus.nbytes:
-            self._surplus = memoryview(b"")  # an empty view would still lock the caller's chunk
+            self._surplus = memoryview(b"")  # even an empty view locks a bytearray of the caller
         return taken
 
     @override
-    def error_at_end(self, next_byte: int) -> SourceChangedError | None:
-        if self._expected_size is None and self._missing_bytes:
+    def error_at_end(self, end: int) -> SourceChangedError | None:
+        if self._expected_size is None and self._missing:
             return SourceChangedError(
-                f"the source ended after {next_byte:,} bytes: its connection broke "
-                f"{self._missing_bytes:,} bytes before the end. Upload it again"
+                f"the source ended after {end:,} bytes: its connection broke {self._missing:,} "
+                "bytes before the end. Request it again, and upload it again"
             )
-        return super().error_at_end(next_byte)
+        return super().error_at_end(end)
 
     @override
     def can_reread_from(self, first_byte: int) -> bool:
@@ -270,11 +281,13 @@ class _Stream(Source):
 
     @override
     def error_if_changed(self) -> SourceChangedError | None:
-        # Only what was pulled already counts: another read could block, or take somebody's bytes.
+        # Only bytes that were read already count. Another read could block, or take bytes that are
+        # meant for someone else.
         if self._expected_size is None or not self._surplus.nbytes:
             return None
         return SourceChangedError(
-            f"the source continues past its size of {self._expected_size:,} bytes: check size="
+            f"the source continues past its size of {self._expected_size:,} bytes: pass the right "
+            "size, or none"
         )
 
     @override
@@ -285,10 +298,11 @@ class _Stream(Source):
 
 
 def open_source(source: LayerSource, size: int | None = None) -> Source:
-    """Open ``source``: a context manager that closes what it opened.
+    """Open ``source``. The result is a context manager that closes what was opened here.
 
-    ``size`` (bytes) is what the caller knows. Raises ``TypeError`` if ``source`` is not one,
-    ``SourceChangedError`` if its size differs from ``size``, and whatever opening the path raises.
+    ``size`` is the expected size in bytes, if known. Raises ``TypeError`` for an unsupported type,
+    ``ValueError`` for a closed file, ``SourceChangedError`` if the size differs from ``size``, and
+    whatever opening the path raises.
     """
     if size is not None:
         check_int("size", size, minimum=0)
@@ -296,21 +310,21 @@ def open_source(source: LayerSource, size: int | None = None) -> Source:
     if size is not None and opened.size != size:
         opened.close()
         raise SourceChangedError(
-            f"size is {size:,} bytes, but the source has {opened.size:,}: leave size out, or wait "
-            "until the source is complete"
+            f"size is {size:,} bytes, but the source has {opened.size:,}: omit size, or wait until "
+            "the source is complete"
         )
     return opened
 
 
 def is_background_readable(source: LayerSource) -> bool:
-    """Whether the opened source is ``background_readable``, a missing file included."""
-    if isinstance(source, str | os.PathLike) and not isinstance(source, io.IOBase):
+    """Whether the opened source will be ``background_readable``; also true for a missing file."""
+    if is_path(source):
         return os.path.isfile(source) or not os.path.exists(source)
     return isinstance(source, bytes | bytearray | memoryview)
 
 
 def check_source(source: LayerSource) -> None:
-    """Raise ``TypeError`` if ``source`` is not one, ``ValueError`` for a closed file."""
+    """Raise ``TypeError`` for an unsupported type, ``ValueError`` for a closed file."""
     if isinstance(source, io.TextIOBase):
         raise TypeError(f"{short_repr(source)} is open as text: open it in binary mode, 'rb'")
     if isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
@@ -328,7 +342,7 @@ def _open(source: LayerSource, size: int | None) -> Source:
     check_source(source)
     if isinstance(source, bytes | bytearray | memoryview):
         return _Buffer(source)
-    if isinstance(source, str | os.PathLike) and not isinstance(source, io.IOBase):
+    if is_path(source):
         file = open(source, "rb", buffering=0)  # noqa: SIM115  (closed with the source)
         regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
         opened = _RegularFile(source, file) if regular else _stream(file, size)
@@ -340,7 +354,7 @@ def _open(source: LayerSource, size: int | None) -> Source:
         if available is None:
             return _stream(file_object, size)
         return _SeekableFile(file_object, available)
-    return _Stream(_pull_from(iter(source)), size)
+    return _Stream(_pull_from(iter(cast("Iterable[Blob]", source))), size)
 
 
 def _size_if_seekable(file: _Seekable) -> int | None:
@@ -350,9 +364,9 @@ def _size_if_seekable(file: _Seekable) -> int | None:
         start = file.tell()
         file.seek(0, os.SEEK_END)
     except (AttributeError, NotImplementedError, OSError, ValueError) as error:
-        # These types exactly: an exception of a subclass may come from a signal handler.
+        # Exactly these types: an exception of a subclass may come from a signal handler.
         is_illegal_seek = type(error) is OSError and error.errno == errno.ESPIPE
-        if type(error) in _NOT_SEEKABLE or is_illegal_seek:
+        if type(error) in _NOT_SEEKABLE_ERRORS or is_illegal_seek:
             return None
         raise
     size = max(0, file.tell() - start)
@@ -360,23 +374,18 @@ def _size_if_seekable(file: _Seekable) -> int | None:
     return size
 
 
-_NOT_SEEKABLE = frozenset(
-    {AttributeError, NotImplementedError, ValueError, io.UnsupportedOperation}
-)
-
-
 def _stream(file: Readable, size: int | None) -> _Stream:
     return _Stream(
-        lambda max_size: _check_chunk(file.read(max_size), "read()"),
+        lambda max_size: _check_chunk(file.read(max_size), _READ_ADVICE),
         size,
-        lambda: _missing_bytes_of(file),
+        lambda: _count_missing(file),
     )
 
 
-def _missing_bytes_of(file: Readable) -> int:
-    """How many bytes of its body an HTTP response has not received at its end; 0 for others.
+def _count_missing(file: Readable) -> int:
+    """The number of bytes that are missing at the end of an HTTP response; 0 for other files.
 
-    ``http.client``, and so ``urllib.request``, ends a body normally when its connection breaks.
+    ``http.client``, and so ``urllib.request``, reports a normal end when the connection breaks.
     So does urllib3 if ``enforce_content_length`` is off, the default before version 2.
     """
     if isinstance(file, HTTPResponse):
@@ -389,7 +398,7 @@ def _missing_bytes_of(file: Readable) -> int:
 def _pull_from(items: Iterator[object]) -> Callable[[int], Blob]:
     def pull(_max_size: int) -> Blob:
         for item in items:
-            chunk = _check_chunk(item, "the iterable")
+            chunk = _check_chunk(item, _ITERABLE_ADVICE)
             if len(chunk):
                 return chunk
         return b""
@@ -398,11 +407,11 @@ def _pull_from(items: Iterator[object]) -> Callable[[int], Blob]:
 
 
 def _read_all(read: Callable[[int], Blob], size: int) -> bytes | bytearray:
-    """``size`` bytes from as many reads as needed; fewer at the end."""
+    """Read ``size`` bytes, in as many reads as needed; fewer only at the end."""
     chunk = read(size)
     if len(chunk) in (0, size):
         return bytes(chunk)
-    blob, filled = bytearray(size), 0  # allocated once: a growing one needs twice the memory
+    blob, filled = bytearray(size), 0  # allocated once: one that grows needs twice the memory
     while len(chunk):
         blob[filled : filled + len(chunk)] = chunk
         filled += len(chunk)
@@ -412,44 +421,24 @@ def _read_all(read: Callable[[int], Blob], size: int) -> bytes | bytearray:
 
 
 def contiguous_view(blob: Blob) -> memoryview:
-    """A view of the bytes of ``blob``; of a copy only if ``blob`` is not contiguous."""
+    """A flat view of the bytes of ``blob``, copied only if ``blob`` is not C-contiguous."""
     view = memoryview(blob)
-    return (view if view.contiguous else memoryview(view.tobytes())).cast("B")
+    if view.c_contiguous and view.nbytes:  # an empty view of several dimensions cannot be cast
+        return view.cast("B")
+    return memoryview(view.tobytes())
 
 
-def _first_bytes(chunk: Blob, max_size: int) -> bytes | bytearray:
-    """The first ``max_size`` bytes of ``chunk``. A view would lock the caller's buffer."""
+def _to_bytes(chunk: Blob, max_size: int) -> bytes | bytearray:
+    """At most ``max_size`` bytes of ``chunk``, not as a view: it would lock the caller's buffer."""
     if isinstance(chunk, memoryview) or len(chunk) > max_size:
         return memoryview(chunk)[:max_size].tobytes()
     return chunk
 
 
-def _check_chunk(chunk: object, origin: str) -> Blob:
+def _check_chunk(chunk: object, advice: Mapping[type, str]) -> Blob:
     if isinstance(chunk, bytes | bytearray):
         return chunk
     if isinstance(chunk, memoryview):
         return contiguous_view(chunk)
-    advice = {
-        type(None): "it must not be in non-blocking mode",
-        str: "open it in binary mode, 'rb'",
-    }.get(type(chunk), "it must return bytes")
-    raise TypeError(f"{origin} of the source returned {type(chunk).__name__}: {advice}")
-
-
-class RunningDigest:
-    """The digest of a layer whose parts come in order, some of them repeatedly."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-        self._next_byte = 0
-
-    def feed(self, first_byte: int, blob: Blob) -> None:
-        """Add the layer's bytes from ``first_byte`` on, except those that were added before."""
-        seen = self._next_byte - first_byte
-        if seen < len(blob):
-            self._hash.update(memoryview(blob)[seen:])
-            self._next_byte = first_byte + len(blob)
-
-    def digest(self) -> str:
-        """``"sha256:…"`` of everything so far."""
-        return f"sha256:{self._hash.hexdigest()}"
+    text = advice.get(type(chunk), advice[object])
+    raise TypeError(text.format(type(chunk).__name__))

@@ -5,17 +5,17 @@ there, in the middle of any call: Ctrl-C does, and so do the time limits of RQ a
 botocore, such an exception would be wrapped, mistaken for a network failure, and retried. So there
 are two rules:
 
-1. Whatever may block or fail runs as a ``Task`` in another thread. The task stores what its
-   function returns or raises, so the caller's thread needs no ``except``, which might catch
-   someone else's exception.
+1. The calls to ECR run as a ``Task`` in another thread, and so does access to the disk, except
+   for opening and hashing a file. A task stores what its function returns or raises, so the
+   caller's thread needs no ``except``, which might catch an exception of a signal handler.
 2. The caller's thread waits only in ``Lock.acquire(timeout=…)``. An exception raised inside an
    ``Event``, ``Condition``, ``Future`` or ``Queue`` can leave its inner lock acquired, or turn
    into ``RuntimeError: release unlocked lock``. ``Thread.start`` waits for an ``Event``, so each
-   thread here is started by a bare thread.
+   thread is started from a bare thread (``_thread.start_new_thread``).
 
-A task that nobody waits for any more is *abandoned*. A thread cannot be stopped from outside, but
-it calls ``Task.check`` before it sends anything, which raises ``Abandoned``. The threads are
-daemons, so they do not keep the process alive.
+A task that nobody waits for any more is *abandoned*. A thread cannot be stopped from outside. So
+before it sends anything, it calls ``Task.check``, which raises ``Abandoned`` for such a task. The
+threads are daemons if the interpreter allows it, so they do not keep the process alive.
 """
 
 from __future__ import annotations
@@ -42,16 +42,17 @@ class Abandoned(BaseException):
 
 
 class Task(Generic[_T]):
-    """A function that runs in another thread, in a copy of the current context variables."""
+    """A function to be run in another thread, in a copy of the current context variables."""
 
     def __init__(self, function: Callable[[], _T], cancelled: Callable[[], bool]) -> None:
         self.error: BaseException | None = None
         """What the function raised."""
         self.abandoned = False
-        self.overdue = False
-        """Whether it was abandoned because it took too long. Its result is ignored then."""
+        """Whether nobody waits for the task any more."""
+        self.timed_out = False
+        """Whether it was abandoned because it took too long, so that its result is ignored."""
         self.without_thread = False
-        """Whether no thread could be started. The thread that waits for the task runs it then."""
+        """Whether no thread could be started, so that the waiting thread must run the task."""
         self.ended = threading.Lock()
         """Held until the function has ended."""
         self.ended.acquire()
@@ -64,33 +65,33 @@ class Task(Generic[_T]):
 
     def run(self) -> None:
         """Run the function in this thread, and store what it returns or raises."""
-        before = current_task()
+        previous = current_task()
         _running.task = self
         try:
             self.check()
             self._result = self._context.run(self._function)
         except BaseException as error:  # noqa: BLE001  (raised again by ``result``)
-            # Without this frame, which refers to this task: the cycle would keep the part that
-            # was sent in memory until the garbage collector runs.
+            # Drop this frame from the traceback. It refers to the task, and the cycle would keep
+            # the part that was sent in memory until the garbage collector runs.
             self.error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
         finally:
-            _running.task = before
+            _running.task = previous
             del self._function
             self.release()
 
     def result(self) -> _T:
-        """What the function returned; raises what it raised. Can be called only once."""
+        """Return what the function returned, or raise what it raised, and drop it."""
         if self.error is not None:
             try:
                 raise self.error
             finally:
-                self.error = None  # this frame, in its traceback, would refer to it: a cycle
+                self.error = None  # its traceback has this frame, which refers to the task: a cycle
         result, self._result = self._result, None
         return cast("_T", result)
 
     @property
     def running(self) -> bool:
-        """Whether the function has not ended yet."""
+        """Whether the function has yet to end; ``False`` in a forked child."""
         return self.ended.locked() and self._process == os.getpid()
 
     @property
@@ -99,7 +100,7 @@ class Task(Generic[_T]):
         return self.abandoned or self._cancelled()
 
     def check(self) -> None:
-        """Raise ``Abandoned`` if nobody waits any more. Called before anything is sent."""
+        """Raise ``Abandoned`` if nobody waits for the task any more."""
         if self.stopped:
             raise Abandoned
 
@@ -122,8 +123,8 @@ def current_task() -> Task[Any] | None:
 class _Thread:
     """A thread that runs one task after another, and ends after some seconds without one.
 
-    It is reused because each new thread would allocate memory for a part again: an upload of
-    512 MiB over loopback peaks at 98 MiB with this, and at 205 with one thread a task.
+    It is reused because ``malloc`` gives each new thread memory of its own: an upload of 512 MiB
+    over loopback peaks at 98 MiB with this, and at 205 with one thread per task.
     """
 
     def __init__(self, name: str) -> None:
@@ -132,9 +133,9 @@ class _Thread:
         self._task: Task[Any] | None = None
         self._closing = False
         self._busy = threading.Lock()
-        """Held while it runs a task, and after it has ended."""
+        """Held while the thread runs a task, and after it has ended."""
         self._given = threading.Lock()
-        """Released when it is given a task."""
+        """Released when the thread is given a task."""
         self._busy.acquire()
         self._given.acquire()
 
@@ -145,13 +146,13 @@ class _Thread:
             _thread.start_new_thread(self._start, (task,))
         except RuntimeError as error:
             # "can't start new thread" is raised by C code, so its traceback ends in this frame.
-            # Otherwise a signal handler raised the exception.
+            # If there is another frame, a signal handler raised the exception.
             if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
                 raise
-            _refuse(task)
+            _leave_to_waiter(task)
 
     def give(self, task: Task[Any] | None) -> bool:
-        """Make it run ``task``, or end if that is ``None``; ``False`` if it is busy or ended."""
+        """Give the thread a task, or ``None`` to end it; ``False`` if it is busy or has ended."""
         if self._process != os.getpid() or not self._busy.acquire(blocking=False):
             return False  # after a fork, the child has none of the threads
         self._task = task
@@ -159,7 +160,7 @@ class _Thread:
         return True
 
     def close(self) -> None:
-        """Make it end as soon as it is not busy."""
+        """Have the thread end as soon as it is idle."""
         self._closing = True
         self.give(None)
 
@@ -167,11 +168,11 @@ class _Thread:
         try:
             try:
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            except RuntimeError:  # some subinterpreters refuse daemons
+            except RuntimeError:  # some subinterpreters refuse daemon threads
                 thread = threading.Thread(target=self._run, name=self._name, daemon=False)
             thread.start()
         except BaseException as error:
-            _refuse(task)  # whatever was raised, somebody waits for the task
+            _leave_to_waiter(task)
             if not isinstance(error, RuntimeError):
                 raise
 
@@ -184,31 +185,33 @@ class _Thread:
             if not abandoned:
                 self._busy.release()
             ended.release()
-            # Whoever acquires ``_busy`` decides: it may have been given a task since the release.
+            # If ``_busy`` cannot be acquired, the thread was given another task in the meantime.
             if abandoned or (self._closing and self._busy.acquire(blocking=False)):
                 return
             if not self._wait():
                 return
 
     def _wait(self) -> bool:
-        """Wait for a task; ``False`` if there was none and the thread is to end."""
+        """Wait for a task; ``False`` if there was none and the thread should end."""
         while not self._given.acquire(timeout=_IDLE_TIMEOUT):
-            # Otherwise it is being given a task right now.
+            # If ``_busy`` cannot be acquired, the thread is being given a task right now.
             if self._busy.acquire(blocking=False):  # pragma: no branch  (microseconds)
                 return False
         return True
 
 
-def _refuse(task: Task[Any]) -> None:
+def _leave_to_waiter(task: Task[Any]) -> None:
+    """Have the waiting thread run the task."""
     task.without_thread = True
     task.ended.release()
 
 
 class Waiter:
-    """How the thread of an upload waits: ``heartbeat`` is called at least once a second.
+    """Runs tasks in threads and waits for them. While it waits, it calls ``heartbeat``.
 
-    An exception from ``heartbeat`` ends the wait. Once ``cancelled`` returns ``True``, the tasks
-    of this waiter send nothing any more. No thread is started before the first task.
+    ``heartbeat`` is called about once a second, and its exceptions end the wait. Once ``cancelled``
+    returns ``True``, the tasks of this waiter send nothing any more. No thread is started before
+    the first task. If none can be started, tasks run in the waiting thread.
     """
 
     def __init__(
@@ -224,7 +227,7 @@ class Waiter:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        for thread in self._threads.values():
+        for thread in list(self._threads.values()):  # an abandoned task may be starting another
             thread.close()
 
     def start(self, name: str, function: Callable[[], _T]) -> Task[_T]:
@@ -235,7 +238,7 @@ class Waiter:
 
     def _give(self, name: str, task: Task[Any]) -> None:
         if sys.is_finalizing():  # pragma: no cover  (coverage has ended by then)
-            _refuse(task)  # a thread would wait for the interpreter for ever
+            _leave_to_waiter(task)  # a new thread would block for ever
             return
         thread = self._threads.get(name)
         if thread is not None:
@@ -252,14 +255,14 @@ class Waiter:
     def wait_for(
         self, name: str, function: Callable[[], _T], seconds: float = float("inf")
     ) -> Task[_T]:
-        """Run ``function`` in another thread, and wait at most ``seconds`` until it has ended.
+        """Run ``function`` in another thread, and wait up to ``seconds`` for it to end.
 
-        Afterwards the task is abandoned, also if an exception interrupts this at any point.
+        Afterwards the task is abandoned, even if an exception interrupts this at any point.
         """
         task = Task(function, self.cancelled)
         try:
             self._give(name, task)
-            task.overdue = not self.wait(task, seconds)
+            task.timed_out = not self.wait(task, seconds)
         finally:
             task.abandoned = True
         return task
@@ -276,9 +279,9 @@ class Waiter:
                 task.without_thread = False
                 task.run()
             if ended:
-                task.ended.release()  # for the next wait
+                task.ended.release()  # so that it can be waited for again
         finally:
-            # An assignment, because no signal handler can run between it and the line above.
+            # An assignment, not a call, before which a signal handler could run.
             task.abandoned = True
             if not ended:
                 task.release()
@@ -291,10 +294,12 @@ class Waiter:
         self.acquire(never_released, seconds)
 
     def acquire(self, lock: threading.Lock, seconds: float = float("inf")) -> bool:
-        """Acquire ``lock``; ``False`` if that takes longer than ``seconds``."""
+        """Acquire ``lock``, with the heartbeat; ``False`` if it takes longer than ``seconds``."""
         end = time.monotonic() + seconds
         while not lock.acquire(timeout=min(_WAKE_INTERVAL, max(0.0, end - time.monotonic()))):
-            if not time.monotonic() < end:  # ``not``, so that NaN ends the wait
+            if (
+                not time.monotonic() < end
+            ):  # ``not``, so that a NaN from a retry policy ends the wait
                 return False
             self.heartbeat()
         return True

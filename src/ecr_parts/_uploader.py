@@ -13,7 +13,7 @@ from ecr_parts._batch import BatchUpload
 from ecr_parts._calls import AVAILABLE, Step, UploadCalls, raise_error
 from ecr_parts._chunker import Part
 from ecr_parts._client import EcrClient, Failed, RepositoryClient, check_client, service_name
-from ecr_parts._failures import ClearedTraceback
+from ecr_parts._failures import ClearFrames
 from ecr_parts._layer_upload import upload_layer
 from ecr_parts._limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
 from ecr_parts._models import Blob, Layer, LayerSource, UploadedLayer
@@ -34,20 +34,21 @@ _T = TypeVar("_T")
 
 
 class LayerUploader:
-    """Uploads layers to one repository of Amazon ECR or ECR Public. Threads may share it.
+    """Uploads layers to one repository of Amazon ECR or ECR Public. Can be shared by threads.
 
-    ``client`` is a botocore or boto3 client for ``ecr`` or ``ecr-public``, preferably created with
+    ``client`` is a botocore or boto3 client for ``ecr`` or ``ecr-public``, ideally created with
     ``CLIENT_CONFIG``. ``registry_id`` is the AWS account ID of the registry, if it is not the
     client's default. ``part_size`` (bytes) defaults to what ECR suggests, and ``limits`` to those
     of the service. ``retrying`` is a ``tenacity`` policy, of which only stop, wait and sleep are
     used: this library decides which errors are retried. ``attempt_timeout`` (seconds) limits each
-    attempt of a call, in case a server never finishes its answer; after three such attempts the
-    call fails. Creating an uploader makes no calls.
+    attempt of a call, in case a server never finishes its answer. While three such attempts are
+    still open, the calls of this uploader fail. Creating an uploader makes no calls. Raises
+    ``TypeError`` and ``ValueError`` for bad arguments.
 
     ECR is called from threads of this library while the caller's thread waits. So Ctrl-C, and any
-    exception raised by a signal handler or by ``progress``, leaves every method within about a
-    second, as the same object. Nothing is sent afterwards, unless the client is not botocore's:
-    such a client cannot be stopped during a call.
+    exception raised by a signal handler or by ``progress``, propagates unchanged from every method
+    within about a second. Nothing is sent afterwards, unless the client is not botocore's: such a
+    client cannot be stopped during a call.
     """
 
     __module__ = "ecr_parts"
@@ -73,7 +74,7 @@ class LayerUploader:
             public = service_name(client) == "ecr-public"
             limits = ECR_PUBLIC_LIMITS if public else ECR_LIMITS
         elif not isinstance(limits, Limits):
-            raise TypeError(f"limits must be Limits, not {short_repr(limits)}")
+            raise TypeError(f"limits must be a Limits, not {short_repr(limits)}")
         if part_size is not None:
             limits._check_part_size(part_size)
         check_seconds("attempt_timeout", attempt_timeout)
@@ -110,35 +111,36 @@ class LayerUploader:
 
         ``source`` is a path, bytes, a binary file object (read from its current position) or an
         iterable of bytes. ``digest`` (``"sha256:…"``) is verified by ECR; without it, the digest
-        is computed here. ``size`` (bytes) is useful for a stream: the parts get the right size
-        from the start, it is an error if the stream ends early, and nothing is read past it.
-        ``check_existing`` asks ECR first, and sends nothing if the layer exists; for this, a file
-        without ``digest`` is read twice.
+        is computed locally. ``size`` (bytes) is useful for a stream: the parts get the right size
+        from the start, a stream that ends early raises ``SourceChangedError``, and nothing is read
+        past ``size`` bytes. ``check_existing`` asks ECR first, and sends nothing if the layer
+        exists; for this, a file without ``digest`` is read twice.
 
         ``checkpoint`` is a file that makes the upload resumable. It is written after each part and
         deleted when the layer is complete. The next call with the same content resumes at the byte
-        ECR has, also in another process. ``session`` does the same without a file: pass an
+        ECR has, even in another process. ``session`` does the same without a file: pass an
         ``UploadSession`` from ``initiate``, from JSON or from an error; it is updated in place. The
         digest tells whether the content is the same. If it is not, or if ECR has lost the upload,
         a new upload is started. Both require a source that can be read again.
 
-        ``progress(n)`` is called in this thread with the number of bytes newly confirmed by ECR:
-        first with those that ECR had before, with a negative number when an upload starts over,
-        and with 0 before each attempt and each wait, and at least once a second meanwhile. The
-        numbers add up to the layer's size. An exception from ``progress`` ends the upload.
+        ``progress(n)`` is called in the calling thread with the number of bytes newly confirmed by
+        ECR. When an upload resumes, it is first called with the bytes that ECR has already. ``n``
+        is negative if ECR has lost bytes or if the upload starts over. It is 0 before each attempt
+        and each wait, and about once a second during them. The numbers add up to the layer's size.
+        An exception from ``progress`` ends the upload.
 
         Raises ``EcrPartsError``; ``TypeError`` and ``ValueError`` for bad arguments; and whatever
         ``source`` and ``progress`` raise.
         """
         if digest is not None:
-            check_digest(digest)
+            check_digest("digest", digest)
         if session is not None:
             self._check_session(session)
             if checkpoint is not None:
                 raise ValueError("pass session or checkpoint, not both")
         check_callback("progress", progress)
         layer = Layer(source, digest=digest, size=size, checkpoint=checkpoint, progress=progress)
-        with ClearedTraceback():
+        with ClearFrames():
             return upload_layer(self._calls, layer, check_existing=check_existing, session=session)
 
     def upload_many(
@@ -151,27 +153,28 @@ class LayerUploader:
     ) -> list[UploadedLayer]:
         """Upload layers in parallel. The results are in the order of the layers.
 
-        Each of ``layers`` is a source, or a ``Layer`` if there is more to say. At most
-        ``max_workers`` layers are uploaded at a time; memory grows with that number, not with the
-        number of layers. Paths and buffers are read in threads of this library, the caller's files
-        and iterators one after another in the caller's thread.
+        Each of ``layers`` is a source, or a ``Layer`` with a digest, size, checkpoint or progress
+        of its own. At most ``max_workers`` layers are uploaded at a time; memory grows with that
+        number, not with the number of layers. Paths and buffers are read in threads of this
+        library. The caller's files and iterators are read in the calling thread, one at a time.
 
         If ``layers`` is a sequence, every layer is checked before the first call, and ECR is asked
-        about 100 of them in one call. Any other iterable is read as the workers take its layers,
-        at most one ahead. A file or buffer must not change before the call returns, so do not
-        yield the same buffer with new content.
+        about 100 layers in one call. Any other iterable is consumed lazily, at most one layer ahead
+        of the workers. A file or a buffer must not change before the call returns, so do not yield
+        the same buffer with new content.
 
         Layers with equal digests are sent once. This applies to a ``digest`` that is passed or
         computed beforehand, as it is for paths and buffers with ``check_existing``. The same path
         or buffer in a sequence is always sent once. The content of the caller's files and
         iterators is not known beforehand, so equal ones are each sent.
 
-        ``progress`` is called for all layers together, and that of a ``Layer`` for this layer
-        only, in any thread, one call at a time. The first error stops all layers within about a
-        second and is raised; its ``layer`` is the layer that failed.
+        ``progress`` is called for all layers together, ``Layer.progress`` for its layer only. Both
+        are called in any thread, one call at a time. The first error stops all layers within about
+        a second and is raised. Its attribute ``layer`` is the layer that failed, and is set on
+        exceptions of your own, too.
 
-        Raises what ``upload`` raises, and ``ValueError`` for a stream or a checkpoint that was
-        passed twice.
+        Raises what ``upload`` raises, and ``ValueError`` if a checkpoint is passed twice, or a
+        stream twice in a sequence or in a row.
         """
         return BatchUpload(self._calls, max_workers, check_existing, progress).run(layers)
 
@@ -180,57 +183,66 @@ class LayerUploader:
     ) -> UploadSession:
         """Start an upload, to be continued with ``upload_part`` and ``complete``.
 
-        ``layer_size`` is in bytes. If it is passed, ``part_size`` of the session is large enough
-        for it.
+        If ``layer_size`` (bytes) is passed, ``part_size`` of the session is large enough for the
+        layer. ``layer_digest`` is kept in the session, and ``complete`` accepts no other.
+
+        Raises ``ServiceError`` and ``UnexpectedResponseError``; ``EmptyLayerError`` and
+        ``LayerTooLargeError``; ``TypeError`` and ``ValueError`` for bad arguments.
         """
         if layer_size is not None:
             check_int("layer_size", layer_size, minimum=0)
         self._calls.check_size(layer_size)
         if layer_digest is not None:
-            check_digest(layer_digest)
-        with ClearedTraceback():
+            check_digest("layer_digest", layer_digest)
+        with ClearFrames():
             return _answer(self._calls.start_upload(layer_size, layer_digest))
 
     def upload_part(self, session: UploadSession, blob: Blob) -> None:
         """Send ``blob``, the layer's bytes from ``session.next_byte`` on.
 
-        Afterwards ``session.next_byte`` is where ECR stands. That may be past the blob, inside it,
-        before it or further on: always continue from there. Pass raw bytes: data that is already
-        base64 would be encoded twice.
+        Afterwards, continue from ``session.next_byte``. This is usually the byte after the blob,
+        but may also be inside, before or beyond it. Pass raw bytes: data that is already base64
+        would be encoded twice.
 
         Raises ``ValueError`` if the blob is empty, too large, ends past the layer, or follows a
         part below ECR's minimum; ``UploadLostError`` if this upload can no longer be completed:
-        start a new one.
+        start a new one; ``ServiceError`` and ``UnexpectedResponseError``.
         """
         self._check_session(session)
         part = self._check_part(session, blob)
-        with ClearedTraceback():
+        with ClearFrames():
             self._send_part(session, part, blob)
 
     def complete(self, session: UploadSession, digest: str) -> UploadedLayer:
         """Complete an upload: ECR checks that the bytes it received match ``digest``.
 
-        Raises ``DigestMismatchError`` if they do not, and ``ValueError`` if parts are missing.
+        Raises ``DigestMismatchError`` if they do not, and ``ValueError`` if parts are missing;
+        ``EmptyLayerError``, ``UploadLostError``, ``ServiceError`` and ``UnexpectedResponseError``.
         """
         self._check_session(session)
-        check_digest(digest)
+        check_digest("digest", digest)
         if session.layer_digest not in (None, digest):
             raise ValueError(f"digest must be the session's, {session.layer_digest}, not {digest}")
         size = session.next_byte
         if session.layer_size not in (None, size):
             raise ValueError(
-                f"ECR has {size:,} of the layer's {session.layer_size:,} bytes: send the rest first"
+                f"ECR has {size:,} of the layer's {session.layer_size:,} bytes: send the rest with "
+                "upload_part first"
             )
         self._calls.limits._check_layer(size)
-        with ClearedTraceback():
+        with ClearFrames():
             return self._complete(session, digest, size)
 
     def missing(self, digests: Iterable[str]) -> set[str]:
-        """The ``digests`` that the repository does not have. Archived layers count as missing."""
+        """Return the ``digests`` that the repository does not have. Archived layers are missing.
+
+        There may be any number of them; ECR is asked about 100 in one call. Raises
+        ``ServiceError`` and ``UnexpectedResponseError``.
+        """
         if isinstance(digests, str):
             raise TypeError("digests must be an iterable of str, not a str")
-        wanted = dict.fromkeys(map(check_digest, digests))
-        with ClearedTraceback():
+        wanted = dict.fromkeys(check_digest("digest", digest) for digest in digests)
+        with ClearFrames():
             found = _answer(self._calls.availability(wanted))
         return {
             digest
@@ -246,8 +258,8 @@ class LayerUploader:
             answered = True
         finally:
             if not answered:
-                session._share()  # ECR may still receive what was sent
-        _raise_if_ended(step, session)
+                session._share()  # ECR may still store the part
+        _raise_error_of(step, session)
 
     def _complete(self, session: UploadSession, digest: str, size: int) -> UploadedLayer:
         step = self._calls.complete_upload(session, digest, replayable=True)
@@ -255,7 +267,7 @@ class LayerUploader:
         if step.action in (NextAction.CHECK_COMPLETED, NextAction.CHECK_LOST):
             existing = self._calls.poll_existing_size(digest, size, step.accepted_statuses)
         if existing is None:
-            _raise_if_ended(step, session)
+            _raise_error_of(step, session)
         return UploadedLayer(digest, size, step.existed)
 
     def _check_session(self, session: UploadSession) -> None:
@@ -265,9 +277,8 @@ class LayerUploader:
         if not self._calls.is_in_repository(session):
             client = self._calls.client
             raise ValueError(
-                f"session must be of repository {client.repository_name!r} in registry "
-                f"{client.registry_id!r}, not of {session.repository_name!r} in "
-                f"{session.registry_id!r}"
+                f"session must be of {_location(client.repository_name, client.registry_id)}, not "
+                f"of {_location(session.repository_name, session.registry_id)}"
             )
 
     def _check_part(self, session: UploadSession, blob: Blob) -> Part:
@@ -275,11 +286,13 @@ class LayerUploader:
             raise TypeError(f"blob must be bytes, bytearray or memoryview, not {short_repr(blob)}")
         size, limits = memoryview(blob).nbytes, self._calls.limits
         if not 1 <= size <= limits.max_part:
-            raise ValueError(f"blob must have 1 to {limits.max_part:,} bytes, not {size:,}")
+            raise ValueError(f"blob must be 1 to {limits.max_part:,} bytes long, not {size:,}")
         part = Part(session.next_byte, session.next_byte + size - 1)
         if session.layer_size is not None and part.last_byte >= session.layer_size:
-            raise ValueError(f"{part} ends past the layer's {session.layer_size:,} bytes")
-        if session._is_closed(limits.min_part):
+            raise ValueError(
+                f"{part} ends past the layer's {session.layer_size:,} bytes: pass fewer bytes"
+            )
+        if session._ends_with_small_part(limits.min_part):
             raise ValueError(
                 f"the part before byte {part.first_byte} is below the minimum of "
                 f"{limits.min_part:,} bytes, so it must be the last: start a new upload, and send "
@@ -288,13 +301,18 @@ class LayerUploader:
         return part
 
 
+def _location(repository_name: str, registry_id: str | None) -> str:
+    registry = "the default registry" if registry_id is None else f"registry {registry_id!r}"
+    return f"repository {repository_name!r} in {registry}"
+
+
 def _answer(outcome: _T | Failed) -> _T:
     if isinstance(outcome, Failed):
         raise outcome.error
     return outcome
 
 
-def _raise_if_ended(step: Step, session: UploadSession) -> None:
-    """Raise the error that ended an upload of single calls, which is not started over."""
+def _raise_error_of(step: Step, session: UploadSession) -> None:
+    """Raise the error of a step, if any. Uploads that are continued by the caller never restart."""
     if step.error is not None:
         raise_error(step.error, session)

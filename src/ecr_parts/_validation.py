@@ -1,4 +1,4 @@
-"""Checks of arguments, and how values appear in messages."""
+"""Argument checks, and the formatting of values for messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import reprlib
 from typing_extensions import override
 
 _MAX_NAME_LENGTH = 500  # characters of a name or an ID
-_MAX_INT = 2**63 - 1  # the API's Long, and the longest sequence that Python can have
+_MAX_INT = 2**63 - 1  # the maximum of the API's Long, and ``sys.maxsize`` on 64-bit Python
 
 
 class _ShortRepr(reprlib.Repr):
@@ -17,8 +17,8 @@ class _ShortRepr(reprlib.Repr):
         self.maxstring = self.maxother = 200
 
     @override
-    def repr_int(self, x: int, level: int) -> str:
-        # Python refuses to convert a number of more than 4,300 digits.
+    def repr_int(self, x: int, _level: int) -> str:
+        # ``repr`` raises ValueError for an int of more than 4,300 digits.
         return repr(x) if x.bit_length() < 200 else f"an int of {x.bit_length():,} bits"
 
     def repr_bytes(self, x: bytes | bytearray, _level: int) -> str:
@@ -31,33 +31,33 @@ _short_repr = _ShortRepr()
 
 
 def short_repr(value: object) -> str:
-    """The ``repr`` of ``value``, cut to about 200 characters."""
+    """The ``repr`` of ``value``, printable and at most 300 characters long."""
     return to_printable(_short_repr.repr(value), 300)
 
 
-def to_printable(text: str, max_length: int = _MAX_NAME_LENGTH) -> str:
-    """The first ``max_length`` characters of ``text``, control characters as spaces."""
+def to_printable(text: str, max_length: int = 500) -> str:
+    """The first ``max_length`` characters of ``text``, with spaces for what is not printable."""
     return "".join(char if char.isprintable() else " " for char in text[:max_length])
 
 
 def mask_passwords(text: str) -> str:
     """``text`` without the user names and passwords of the URLs in it."""
-    return re.sub(r"://[^/\s]*@", "://***@", text)
+    return re.sub(r"://[^/?#\s]*@", "://***@", text)
 
 
 def check_int(name: str, value: object, *, minimum: int = 1, maximum: int = _MAX_INT) -> int:
-    """``value`` itself; ``TypeError`` or ``ValueError`` unless it is an ``int`` in range."""
+    """Return ``value``. Raise ``TypeError`` or ``ValueError`` unless it is an ``int`` in range."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, not {short_repr(value)}")
     if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, not {short_repr(value)}")
+        raise ValueError(f"{name} must be at least {minimum:,}, not {short_repr(value)}")
     if value > maximum:
         raise ValueError(f"{name} must be at most {maximum:,}, not {short_repr(value)}")
     return value
 
 
 def check_seconds(name: str, value: object) -> None:
-    """``TypeError`` or ``ValueError`` unless ``value`` is a positive number."""
+    """Raise ``TypeError`` or ``ValueError`` unless ``value`` is a positive number."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number of seconds, not {short_repr(value)}")
     if not value > 0:
@@ -65,40 +65,34 @@ def check_seconds(name: str, value: object) -> None:
 
 
 def check_callback(name: str, value: object) -> None:
-    """``TypeError`` unless ``value`` is callable or ``None``."""
+    """Raise ``TypeError`` unless ``value`` is callable or ``None``."""
     if value is not None and not callable(value):
-        raise TypeError(f"{name} must be callable, not {short_repr(value)}")
+        raise TypeError(f"{name} must be callable or None, not {short_repr(value)}")
 
 
 def is_name(value: str) -> bool:
-    """Whether ``value`` is non-empty, printable and short enough for a log line."""
+    """Whether ``value`` can be a name or an ID: printable, and of 1 to 500 characters."""
     return 0 < len(value) <= _MAX_NAME_LENGTH and value.isprintable()
 
 
 def check_name(name: str, value: object) -> str:
-    """``value`` itself; ``TypeError`` or ``ValueError`` unless it is a ``str`` and ``is_name``."""
+    """Return ``value``. Raise ``TypeError`` or ``ValueError`` unless it can be a name or an ID."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, not {short_repr(value)}")
-    if not value:
-        raise ValueError(f"{name} must not be empty")
     if not is_name(value):
         raise ValueError(
-            f"{name} must be at most {_MAX_NAME_LENGTH:,} printable characters, not "
-            f"{short_repr(value)}"
+            f"{name} must be 1 to {_MAX_NAME_LENGTH} printable characters, not {short_repr(value)}"
         )
     return value
 
 
-def check_digest(digest: object) -> str:
-    """``digest`` itself; ``TypeError`` or ``ValueError`` unless ECR can verify it.
-
-    ECR verifies ``sha256:`` followed by 64 lower-case hex digits, and nothing else.
-    """
-    if not isinstance(digest, str):
-        raise TypeError(f"digest must be a str, not {short_repr(digest)}")
-    if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+def check_digest(name: str, value: object) -> str:
+    """Return ``value``. Raise ``TypeError`` or ``ValueError`` unless it is a SHA-256 digest."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, not {short_repr(value)}")
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", value):
         raise ValueError(
-            f"digest must be 'sha256:' and 64 lower-case hex digits, not {short_repr(digest)}: "
-            "ECR verifies no other kind"
+            f"{name} must be 'sha256:' followed by 64 lower-case hex digits, not "
+            f"{short_repr(value)}: ECR verifies no other kind of digest"
         )
-    return digest
+    return value

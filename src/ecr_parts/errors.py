@@ -1,10 +1,10 @@
-"""The error tree of ecr-parts. Every message says what happened, where, and what to do.
+"""The errors of ecr-parts. Every message says what happened, where, and what to do.
 
-Bad arguments raise plain ``TypeError`` and ``ValueError``. What a source or a ``progress``
-callback raises (``FileNotFoundError``, for example) is passed on unchanged.
+Bad arguments raise plain ``TypeError`` and ``ValueError``. Exceptions raised by a source or by
+``progress``, for example ``FileNotFoundError``, are passed on unchanged.
 """
 
-# No ``from __future__ import annotations`` here, as in ``_models``.
+# No ``from __future__ import annotations`` here; ``_models`` has the reason.
 
 from ecr_parts._models import Layer, SentPart
 from ecr_parts._session import UploadSession
@@ -16,7 +16,8 @@ _MAX_MESSAGE_LENGTH = 4_000  # characters
 class EcrPartsError(Exception):
     """The base class of all errors of this library. All of them can be pickled.
 
-    The message is one line without control characters, whatever ECR or a file name contains.
+    The message is one printable line of at most 4,000 characters, whatever ECR or a file name
+    contains.
     """
 
     __module__ = "ecr_parts"
@@ -25,7 +26,8 @@ class EcrPartsError(Exception):
         super().__init__(to_printable(message, _MAX_MESSAGE_LENGTH))
 
     session: UploadSession | None = None
-    """The upload's state, if one was started: ``upload(session=…)`` resumes it."""
+    """The state of the upload; ``None`` if none was started. If the source can be read again,
+    ``upload(session=…)`` resumes it."""
 
     layer: Layer | None = None
     """From ``upload_many``: the layer that failed."""
@@ -37,15 +39,15 @@ class EcrPartsError(Exception):
 class EmptyLayerError(EcrPartsError, ValueError):
     """The layer has no bytes. ECR rejects empty layers.
 
-    Source: ``EmptyUploadException`` of CompleteLayerUpload. OCI's "empty descriptor" is not
-    affected: its content is the 2 bytes ``{}``.
+    Reference: ``EmptyUploadException`` of CompleteLayerUpload in the API reference. OCI's "empty
+    descriptor" is not affected: its content is the 2 bytes ``{}``.
     """
 
     __module__ = "ecr_parts"
 
 
 class LayerTooLargeError(EcrPartsError, ValueError):
-    """The layer exceeds ECR's limits, or does not fit in parts of the given size."""
+    """The layer is larger than the limits allow, or needs too many parts of ``part_size``."""
 
     __module__ = "ecr_parts"
 
@@ -57,13 +59,13 @@ class DigestMismatchError(EcrPartsError):
 
 
 class SourceChangedError(EcrPartsError):
-    """The source shrank, grew, was replaced, or ended early."""
+    """The source was modified or replaced during the upload, or has not the expected size."""
 
     __module__ = "ecr_parts"
 
 
 class CheckpointError(EcrPartsError):
-    """A checkpoint file cannot be read or written. The file is left unchanged."""
+    """A checkpoint cannot be read, written or deleted, or is another file. It is left unchanged."""
 
     __module__ = "ecr_parts"
 
@@ -75,7 +77,7 @@ class UnexpectedResponseError(EcrPartsError):
 
 
 class ServiceError(EcrPartsError):
-    """ECR refused a call, or could not be reached within the retries."""
+    """ECR refused a call, or did not answer before the retry policy gave up."""
 
     __module__ = "ecr_parts"
 
@@ -94,18 +96,19 @@ class ServiceError(EcrPartsError):
         """The API operation, e.g. ``"UploadLayerPart"``."""
         self.repository_name = repository_name
         self.code = code
-        """ECR's error code, e.g. ``"RepositoryNotFoundException"``, or the name of the
-        client's exception if there was no answer, e.g. ``"ReadTimeoutError"``."""
+        """ECR's error code, e.g. ``"RepositoryNotFoundException"``, or else the name of the
+        client's exception, e.g. ``"ReadTimeoutError"``."""
         self.request_id = request_id
-        """AWS's ID of the refused request, for AWS support."""
+        """AWS's ID of the refused request, for AWS support; ``None`` without an answer."""
         self.attempts = attempts
         """How many times the call was made."""
 
 
 class UploadLostError(ServiceError):
-    """ECR no longer has the upload, or lost bytes of it, and it could not be started over.
+    """ECR no longer has the upload, or has lost bytes of it.
 
-    Either the source cannot be read again, or the upload was lost too many times.
+    ``upload`` starts over in that case. It raises this error if it cannot, because the source
+    cannot be read again, or if the upload was lost too many times.
     """
 
     __module__ = "ecr_parts"

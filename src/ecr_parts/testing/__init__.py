@@ -1,4 +1,4 @@
-"""LocalECR: a strict ECR on loopback, with the faults of a network, for your tests too."""
+"""LocalECR: a strict ECR on loopback for tests, with faults to inject."""
 
 from __future__ import annotations
 

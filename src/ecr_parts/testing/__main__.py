@@ -11,7 +11,7 @@ from ecr_parts.testing._server import LocalECR
 
 
 def main() -> None:
-    """Serve until interrupted."""
+    """Serve until SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(
         prog="python -m ecr_parts.testing",
         description="Serve a LocalECR. Prints its URL, and the environment variables that point "

@@ -1,4 +1,4 @@
-"""What goes wrong between a client and ECR, and when. No I/O, no clock."""
+"""Faults and other answers, and the calls they affect. No I/O, no clock."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Delivery: TypeAlias = Literal[
 ]
 """How an answer reaches the client."""
 
-_REFUSALS = {
+_ERRORS = {
     "throttled": EcrError("ThrottlingException", "Rate exceeded"),
     "server_error": EcrError("ServerException", "Server-side issue, please retry"),
     "access_denied": EcrError(
@@ -82,47 +82,49 @@ class Reply:
 class Response:
     """An answer that replaces ECR's own."""
 
-    answer: Mapping[str, object] | bytes | EcrError
     status: int
+    body: bytes
+
+
+Effect: TypeAlias = Fault | EcrError | Response
+"""What happens to a call: a fault, or another answer."""
 
 
 @dataclass(frozen=True)
 class _Planned:
-    what: Fault | Response
+    effect: Effect
     first_call: int
     last_call: int
 
 
 class Faults:
-    """Which calls of which operations are hit by which faults, or get which answers."""
+    """The faults and answers that are planned for each operation. The first one planned wins."""
 
     def __init__(self) -> None:
         self._calls: Counter[str] = Counter()
         self._planned: dict[str, list[_Planned]] = {}
 
-    def plan(
-        self, operation: str, what: Fault | Response, *, call: int = 1, times: int = 1
-    ) -> None:
-        """Plan ``what`` for ``times`` calls of ``operation``; ``call=1`` is the next one."""
+    def plan(self, operation: str, effect: Effect, *, call: int = 1, times: int = 1) -> None:
+        """Plan ``effect`` for ``times`` calls of ``operation``; ``call=1`` is the next one."""
         if operation not in OPERATIONS:
             raise ValueError(f"operation must be one of {', '.join(OPERATIONS)}, not {operation!r}")
-        if not isinstance(what, Response) and what not in get_args(Fault):
-            raise ValueError(f"fault must be one of {', '.join(get_args(Fault))}, not {what!r}")
-        if what == "stored_in_part" and operation != "UploadLayerPart":
+        if not isinstance(effect, EcrError | Response) and effect not in get_args(Fault):
+            raise ValueError(f"fault must be one of {', '.join(get_args(Fault))}, not {effect!r}")
+        if effect == "stored_in_part" and operation != "UploadLayerPart":
             raise ValueError("stored_in_part is a fault of UploadLayerPart only")
         if call < 1 or times < 1:
-            raise ValueError("call and times must be at least 1")
+            raise ValueError(f"call and times must be at least 1, not {call} and {times}")
         first = self._calls[operation] + call
-        planned = _Planned(what, first, first + times - 1)
+        planned = _Planned(effect, first, first + times - 1)
         self._planned.setdefault(operation, []).append(planned)
 
-    def next(self, operation: str) -> Fault | Response | None:
-        """Count a call: what was planned for it."""
+    def next(self, operation: str) -> Effect | None:
+        """Count a call of ``operation``, and return what was planned for it."""
         self._calls[operation] += 1
         call = self._calls[operation]
         for planned in self._planned.get(operation, ()):
             if planned.first_call <= call <= planned.last_call:
-                return planned.what
+                return planned.effect
         return None
 
 
@@ -130,20 +132,20 @@ def answer(
     registry: Registry,
     operation: str,
     parameters: Mapping[str, object],
-    planned: Fault | Response | None = None,
+    planned: Effect | None = None,
     *,
     public: bool = False,
     error_namespace: str = "",
 ) -> Reply:
-    """Carry out a call in ``registry``, unless the planned fault prevents it; the reply."""
+    """Carry out a call in ``registry``, unless the planned fault prevents it. Return the reply."""
     if planned in ("request_lost", "reset"):
         return Reply(0, b"", planned, planned)
     if planned == "html_503":
         return Reply(503, _HTML, planned)
-    prepared = planned.answer if isinstance(planned, Response) else _REFUSALS.get(planned or "")
-    if isinstance(prepared, EcrError):
-        outcome = prepared.code if isinstance(planned, Response) else planned
-        return Reply(prepared.status, _error_body(prepared, error_namespace), outcome or "")
+    if isinstance(planned, EcrError):
+        return _error_reply(planned, planned.code, error_namespace)
+    if isinstance(planned, str) and planned in _ERRORS:
+        return _error_reply(_ERRORS[planned], planned, error_namespace)
     if planned == "upload_forgotten":
         registry.forget_upload(
             str(parameters.get("repositoryName")), str(parameters.get("uploadId"))
@@ -153,19 +155,18 @@ def answer(
     try:
         answered = registry.call(operation, parameters, public=public)
         reply = Reply(200, json.dumps(answered).encode(), "ok")
-    except EcrError as refusal:
-        reply = Reply(refusal.status, _error_body(refusal, error_namespace), refusal.code)
+    except EcrError as error:
+        reply = _error_reply(error, error.code, error_namespace)
     if planned is None:
         return reply
     if isinstance(planned, Response):
-        body = prepared if isinstance(prepared, bytes) else json.dumps(prepared).encode()
-        return Reply(planned.status, body, "replaced")
+        return Reply(planned.status, planned.body, "replaced")
     return replace(reply, outcome=planned, delivery=_DELIVERIES.get(planned, "whole"))
 
 
-def _error_body(error: EcrError, namespace: str) -> bytes:
+def _error_reply(error: EcrError, outcome: str, namespace: str) -> Reply:
     code = f"{namespace}#{error.code}" if namespace else error.code
-    return json.dumps({"__type": code, **error.body}).encode()
+    return Reply(error.status, json.dumps({"__type": code, **error.body}).encode(), outcome)
 
 
 def _first_half(parameters: Mapping[str, object]) -> dict[str, object]:

@@ -1,14 +1,14 @@
 """ECR's rules for uploads and images, as far as they are known. No I/O, no clock."""
 
-# No ``from __future__ import annotations`` here, as in ``ecr_parts._models``.
+# No ``from __future__ import annotations`` here; ``ecr_parts._models`` has the reason.
 
 import hashlib
 import json
 import re
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, cast
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
 from ecr_parts._limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
 
@@ -39,9 +39,9 @@ _INDEXES = (
 
 @dataclass(frozen=True)
 class Unknowns:
-    """What is not known about ECR's layer uploads outside AWS: a switch for each.
+    """How ECR behaves where that is not documented: a switch for each open question.
 
-    A client should work with every value of each switch.
+    A client should work with every value of each switch. Raises ``ValueError`` for other values.
     """
 
     __module__ = "ecr_parts.testing"
@@ -67,9 +67,15 @@ class Unknowns:
     error_namespace: str = ""
     """The part before the ``#`` in an error's ``__type``; if empty, there is no ``#``."""
 
+    def __post_init__(self) -> None:
+        for field_ in fields(self):
+            choices, value = get_args(field_.type), getattr(self, field_.name)
+            if get_origin(field_.type) is Literal and value not in choices:
+                raise ValueError(f"{field_.name} must be one of {choices}, not {value!r}")
+
 
 class EcrError(Exception):
-    """An error that ECR answers: its code, its message and further members of the answer."""
+    """An error of ECR: its code, its message and further fields of the answer."""
 
     __module__ = "ecr_parts.testing"
 
@@ -186,15 +192,17 @@ class Registry:
         part_size: int | None = None,
         unknowns: Unknowns | None = None,
     ) -> None:
+        if isinstance(repositories, str):
+            raise TypeError("repositories must be an iterable of names, not a str")
         self.repositories: dict[str, Repository] = {name: Repository() for name in repositories}
         for name in self.repositories:
             if not _REPOSITORY_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is not a valid repository name")
         self._limits = limits
-        most = limits.max_part if limits else ECR_LIMITS.max_part
-        self._part_size = part_size or min(_PART_SIZE, most)
+        max_part = limits.max_part if limits else ECR_LIMITS.max_part
+        self._part_size = part_size or min(_PART_SIZE, max_part)
         self._unknowns = unknowns or Unknowns()
-        self._uploads_begun = 0
+        self._uploads_started = 0
         calls = (
             self._check_availability,
             self._get_images,
@@ -209,7 +217,7 @@ class Registry:
     def call(
         self, operation: str, parameters: Mapping[str, object], *, public: bool = False
     ) -> dict[str, object]:
-        """The answer of ECR or ECR Public. ``layerPartBlob`` is ``bytes``. Raises ``EcrError``."""
+        """Carry out a call to ECR or ECR Public, and return its answer. Raises ``EcrError``."""
         if operation not in self._operations or (public and operation == "BatchGetImage"):
             raise EcrError("UnknownOperationException", f"There is no operation {operation}")
         limits = self._limits or (ECR_PUBLIC_LIMITS if public else ECR_LIMITS)
@@ -257,8 +265,8 @@ class Registry:
 
     def _initiate(self, request: _Request) -> dict[str, object]:
         repository = self._repository(request)
-        self._uploads_begun += 1
-        upload_id = str(uuid.UUID(int=self._uploads_begun))
+        self._uploads_started += 1
+        upload_id = str(uuid.UUID(int=self._uploads_started))
         repository.uploads[upload_id] = Upload()
         return {"uploadId": upload_id, "partSize": self._part_size}
 
@@ -306,9 +314,9 @@ class Registry:
     def _complete(self, request: _Request) -> dict[str, object]:
         repository = self._repository(request)
         upload_id, digests = request.text("uploadId"), request.items("layerDigests", str)
-        again = self._unknowns.completed_again
-        if upload_id in repository.completed and again == "LayerAlreadyExistsException":
-            raise EcrError(again, f"The layer of upload '{upload_id}' already exists")
+        code = self._unknowns.completed_again
+        if upload_id in repository.completed and code == "LayerAlreadyExistsException":
+            raise EcrError(code, f"The layer of upload '{upload_id}' already exists")
         upload = self._upload(request)
         if not upload.blobs:
             raise EcrError(

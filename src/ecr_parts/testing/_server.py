@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -23,7 +24,7 @@ from typing_extensions import Self, override
 
 from ecr_parts._limits import Limits
 from ecr_parts._retry import CLIENT_CONFIG
-from ecr_parts.testing._faults import Fault, Faults, Reply, Response, answer
+from ecr_parts.testing._faults import Effect, Fault, Faults, Reply, Response, answer
 from ecr_parts.testing._registry import EcrError, Registry, Unknowns
 
 _TARGETS = {"AmazonEC2ContainerRegistry_V20150921": False, "SpencerFrontendService": True}
@@ -42,8 +43,9 @@ class Call:
 
     operation: str
     first_byte: int | None
-    """The part of an UploadLayerPart, inclusive."""
+    """The first byte of the part, for UploadLayerPart."""
     last_byte: int | None
+    """The last byte of the part, inclusive."""
     outcome: str
     """``"ok"``, the fault that hit the call, the code of ECR's error, or ``"replaced"`` for an
     answer of ``LocalECR.respond``."""
@@ -56,8 +58,8 @@ class LocalECR:
     ...     client = ecr.client()
 
     ``repositories`` exist from the start. ``limits`` and ``part_size`` (bytes) default to ECR's
-    own; small ones make small tests. ``unknowns`` selects its behaviour where that of ECR is not
-    known. ``slow`` is the delay of the fault ``"slow"`` (seconds). ``port`` 0 is any free port.
+    own; small ones keep tests small. ``unknowns`` selects its behaviour where that of ECR is not
+    known. ``slow`` is the delay of the fault ``"slow"`` in seconds. ``port=0`` picks a free port.
     """
 
     __module__ = "ecr_parts.testing"
@@ -75,7 +77,7 @@ class LocalECR:
         self.registry: Registry = Registry(
             repositories, limits=limits, part_size=part_size, unknowns=unknowns
         )
-        """What it stores."""
+        """The content of the registry."""
         self.calls: list[Call] = []
         """All calls so far, in order."""
         self._faults = Faults()
@@ -89,7 +91,7 @@ class LocalECR:
 
     def __repr__(self) -> str:
         state = "not running" if self._server is None else f"at {self.endpoint_url}"
-        return f"<LocalECR {state}, repositories {', '.join(self.registry.repositories)}>"
+        return f"<LocalECR {state}, repositories: {', '.join(self.registry.repositories) or None}>"
 
     def start(self) -> None:
         """Start to listen on 127.0.0.1."""
@@ -160,7 +162,11 @@ class LocalECR:
         }
 
     def fail(self, operation: str, fault: Fault, *, call: int = 1, times: int = 1) -> None:
-        """Let ``fault`` hit ``times`` calls of ``operation``; ``call=1`` is the next one."""
+        """Inject ``fault`` into ``times`` calls of ``operation``; ``call=1`` is the next one.
+
+        If several are planned for a call, the first one planned wins. Raises ``ValueError`` for
+        unknown operations and faults.
+        """
         with self._lock:
             self._faults.plan(operation, fault, call=call, times=times)
 
@@ -175,11 +181,20 @@ class LocalECR:
     ) -> None:
         """Answer ``times`` calls of ``operation`` with ``answer``; ``call=1`` is the next one.
 
-        ``answer`` is a JSON object, the body as it is, or an ``EcrError``. An ``EcrError`` has a
-        status of its own and the call is not carried out; otherwise it is, before it is answered.
+        ``answer`` is a JSON object, a raw body with the HTTP ``status``, or an ``EcrError``. With
+        an ``EcrError``, the call is not carried out. Otherwise it is, and its answer is replaced.
         """
+        effect: Effect
+        if isinstance(answer, EcrError):
+            effect = answer
+        elif isinstance(answer, bytes):
+            effect = Response(status, answer)
+        elif isinstance(answer, Mapping):
+            effect = Response(status, json.dumps(dict(answer)).encode())
+        else:
+            raise TypeError(f"answer must be a mapping, bytes or an EcrError, not {answer!r}")
         with self._lock:
-            self._faults.plan(operation, Response(answer, status), call=call, times=times)
+            self._faults.plan(operation, effect, call=call, times=times)
 
     def calls_of(self, operation: str) -> list[Call]:
         """The calls of ``operation`` so far, in order."""
@@ -193,12 +208,12 @@ class LocalECR:
                 raise KeyError(f"repository {repository!r} has no layer {digest}")
             return b"".join(layers[digest].blobs)
 
-    def _next_planned(self, operation: str) -> Fault | Response | None:
+    def _next_planned(self, operation: str) -> Effect | None:
         with self._lock:
             return self._faults.next(operation)
 
     def _keep_fragment(self, body: bytes) -> None:
-        """Store what arrived of a request whose connection broke, if that is switched on."""
+        """Store what arrived before a connection broke, if ``broken_part`` is ``"fragment"``."""
         if self._unknowns.broken_part == "fragment":
             with self._lock, suppress(EcrError):  # it may be another call, or at the wrong byte
                 self.registry.call("UploadLayerPart", _fragment(body))
@@ -207,7 +222,7 @@ class LocalECR:
         self,
         operation: str,
         parameters: dict[str, object],
-        planned: Fault | Response | None,
+        planned: Effect | None,
         public: bool,
     ) -> Reply:
         with self._lock:
@@ -258,6 +273,8 @@ class _Server(ThreadingHTTPServer):
     @override
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore clients that closed their connection."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)  # prints the traceback
 
     def break_connections(self) -> None:
         for connection in list(self._connections):
@@ -278,6 +295,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.close()
 
     def do_POST(self) -> None:
+        # Web pages whose host name resolves to 127.0.0.1 must not reach it from a browser.
+        if not _LOOPBACK.fullmatch(self.headers.get("Host", "")):
+            return self._refuse(400, "LocalECR serves this machine only: Host must be loopback")
         length = self.headers.get("Content-Length", "")
         if not length:
             return self._refuse(411, "A request needs Content-Length and must not be chunked")
@@ -289,10 +309,8 @@ class _Handler(BaseHTTPRequestHandler):
         ecr = self.server.ecr
         service, _, operation = self.headers.get("X-Amz-Target", "").partition(".")
         planned = ecr._next_planned(operation)
+        # A reset comes in the middle of the body.
         body = self.rfile.read(length // 2 if planned == "reset" else length)
-        # Web pages whose host name resolves to 127.0.0.1 must not reach it from a browser.
-        if not _LOOPBACK.fullmatch(self.headers.get("Host", "")):
-            return self._refuse(400, "LocalECR serves this machine only: Host must be loopback")
         if len(body) < length:
             ecr._keep_fragment(body)
             planned, body = "reset", b"{}"
@@ -304,7 +322,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(ecr._answer(operation, parameters, planned, public))
 
     def _refuse(self, status: int, message: str) -> None:
-        """Refuse what no SDK sends, and close the connection, whose body has not been read."""
+        """Refuse a request that no SDK sends. Its body may be unread, so close the connection."""
         self.close_connection = True
         body = {"__type": "InvalidParameterException", "message": message}
         self._send(Reply(status, json.dumps(body).encode(), "refused"))

@@ -1,4 +1,7 @@
-"""The fixture ``local_ecr``: ``pytest_plugins = ["ecr_parts.testing.pytest_plugin"]``."""
+"""The fixture ``local_ecr``. Enable it in a test module or in ``conftest.py``:
+
+pytest_plugins = ["ecr_parts.testing.pytest_plugin"]
+"""
 
 from __future__ import annotations
 
