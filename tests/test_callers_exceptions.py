@@ -100,7 +100,7 @@ def slow_ecr() -> Iterator[LocalECR]:
 
 @pytest.fixture
 def slow_uploader(slow_ecr: LocalECR) -> LayerUploader:
-    """Waits 600 seconds for a slow answer, and before it retries a call."""
+    """Waits 600 seconds before it retries a call."""
     retrying = default_retrying().copy(wait=tenacity.wait_fixed(600))
     return LayerUploader(slow_ecr.client(), "demo", limits=SMALL_LIMITS, retrying=retrying)
 
@@ -409,7 +409,7 @@ def test_signal_handler_can_end_an_upload_that_waits(
     slow_ecr: LocalECR,
     slow_uploader: LayerUploader,
 ) -> None:
-    """Without the signal, each upload would wait for 10 minutes or without end."""
+    """Without the signal, each upload would wait for minutes, or for ever."""
     slow_ecr.fail("UploadLayerPart", fault, call=2, times=FOREVER)
     error = exception_type("time is up")
     with ending_new_threads():

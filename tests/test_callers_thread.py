@@ -370,9 +370,6 @@ def test_each_call_runs_in_its_own_copy_of_the_callers_context(ecr: LocalECR) ->
 def test_client_can_be_a_bridge_to_asyncio(ecr: LocalECR) -> None:
     """``serve`` runs on after a failed call, though its frame is in the traceback of the error."""
     botocore_client = ecr.client()
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
     queue: asyncio.Queue[Any] = asyncio.Queue()
 
     async def serve() -> None:
@@ -392,17 +389,19 @@ def test_client_can_be_a_bridge_to_asyncio(ecr: LocalECR) -> None:
 
             return call
 
-    serving = asyncio.run_coroutine_threadsafe(serve(), loop)
     ecr.fail("UploadLayerPart", "throttled", call=2)
     uploader = LayerUploader(
         Bridge(), "demo", limits=SMALL_LIMITS, retrying=NO_WAIT, attempt_timeout=9
     )
-    assert uploader.upload(BLOB).digest == DIGEST
-    loop.call_soon_threadsafe(queue.put_nowait, None)
-    serving.result()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_until_complete, args=[serve()])
+    thread.start()
+    try:
+        assert uploader.upload(BLOB).digest == DIGEST
+    finally:
+        loop.call_soon_threadsafe(queue.put_nowait, None)
+        thread.join()
+        loop.close()
 
 
 def test_http_status_that_is_not_a_number_is_not_retried(mocker: MockerFixture) -> None:

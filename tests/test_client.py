@@ -48,6 +48,7 @@ class InProcessECR:
         self.registry = Registry(["demo"], limits=SMALL_LIMITS, part_size=8)
         self.faults = Faults()
         self.calls = 0
+        self.headers: Any = {"Content-Type": "application/x-amz-json-1.1", "x-amzn-RequestId": "1"}
         self.client: Any = LocalECR().client(endpoint_url="http://ecr.invalid")
         self.client.meta.events.register("before-send.ecr", self._answer)
         self.uploader = LayerUploader(self.client, "demo", limits=SMALL_LIMITS, retrying=NO_WAIT)
@@ -65,9 +66,8 @@ class InProcessECR:
         if "layerPartBlob" in parameters:
             parameters["layerPartBlob"] = base64.b64decode(parameters["layerPartBlob"])
         reply = answer(self.registry, operation, parameters, self.faults.next(operation))
-        headers: Any = {"Content-Type": "application/x-amz-json-1.1", "x-amzn-RequestId": "1"}
         raw = HTTPResponse(io.BytesIO(reply.body), preload_content=False)
-        return AWSResponse(request.url, reply.status, headers, raw)
+        return AWSResponse(request.url, reply.status, self.headers, raw)
 
 
 def client_error(code: str, **fields: Any) -> ClientError:
@@ -306,6 +306,13 @@ def test_starts_over_if_skipped_bytes_differ_from_source(
     layer = uploader.upload(BLOB, digest=DIGEST, checkpoint=checkpoint, progress=progress)
     assert sent
     assert ecr.layer("demo", layer.digest) == BLOB
+
+
+def test_recovers_from_null_answer_without_request_id() -> None:
+    ecr = InProcessECR()
+    del ecr.headers["x-amzn-RequestId"]
+    ecr.respond("InitiateLayerUpload", b"null", 200, times=2)
+    assert ecr.uploader.upload(BLOB).digest == DIGEST
 
 
 # Clients that are not botocore's: their methods may return or raise anything.

@@ -12,6 +12,7 @@ from helpers import NO_WAIT, SMALL_LIMITS, random_bytes
 
 from ecr_parts import LayerUploader, ServiceError, UnexpectedResponseError
 from ecr_parts._failures import last_valid_byte
+from ecr_parts._validation import mask_passwords
 from ecr_parts.testing import EcrError, LocalECR
 
 BLOB = random_bytes(45)
@@ -150,3 +151,21 @@ def test_masks_password_in_endpoint_url(ecr: LocalECR, caplog: pytest.LogCapture
     shown = "".join(traceback.format_exception(raised.value)) + caplog.text
     assert "secret" not in shown
     assert "***@127.0.0.1" in caplog.text
+
+
+def test_keeps_kms_error_after_long_message(uploader: LayerUploader, ecr: LocalECR) -> None:
+    error = EcrError("KmsException", "K" * 5_000, kmsError="KeyDisabled")
+    ecr.respond("InitiateLayerUpload", error)
+    with pytest.raises(ServiceError, match="kmsError: KeyDisabled"):
+        uploader.upload(b"layer")
+
+
+@pytest.mark.parametrize(
+    ("url", "masked"),
+    [
+        ("http://user:password@proxy:3128/", "http://***@proxy:3128/"),
+        ("https://host/path?next=a@b", "https://host/path?next=a@b"),
+    ],
+)
+def test_masks_only_user_info_of_urls(url: str, masked: str) -> None:
+    assert mask_passwords(f"cannot reach {url}") == f"cannot reach {masked}"

@@ -41,7 +41,7 @@ from ecr_parts import (
     UploadedLayer,
     UploadLostError,
 )
-from ecr_parts.testing import Call, Fault, LocalECR, Unknowns
+from ecr_parts.testing import Call, EcrError, Fault, LocalECR, Unknowns
 
 BLOB = random_bytes(45)  # six parts of 8 bytes, the last of 5
 DIGEST = digest_of(BLOB)
@@ -501,3 +501,28 @@ def test_exception_from_source_ends_upload(ecr: LocalECR, uploader: LayerUploade
         uploader.upload(items())
 
     assert ecr.calls_of("CompleteLayerUpload") == []
+
+
+def test_counts_restarts_of_each_call_from_zero(ecr: LocalECR, uploader: LayerUploader) -> None:
+    ecr.fail("UploadLayerPart", "upload_forgotten", call=2, times=100)
+    with pytest.raises(UploadLostError) as raised:
+        uploader.upload(BLOB)
+    session = raised.value.session
+    assert len(ecr.calls_of("InitiateLayerUpload")) == 4
+
+    with LocalECR(limits=SMALL_LIMITS, part_size=8) as second:
+        other = LayerUploader(second.client(), "demo", limits=SMALL_LIMITS, retrying=NO_WAIT)
+        second.fail("UploadLayerPart", "upload_forgotten", call=2)
+        assert not other.upload(b"other" + BLOB, session=session).existed
+        assert len(second.calls_of("InitiateLayerUpload")) == 2
+
+
+def test_starts_over_after_small_fragment_although_parts_were_sent_repeatedly(
+    ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    nothing_stored = EcrError("InvalidLayerPartException", "first byte", lastValidByteReceived=-1)
+    small_fragment = EcrError("InvalidLayerPartException", "first byte", lastValidByteReceived=2)
+    ecr.respond("UploadLayerPart", nothing_stored, times=5)
+    ecr.respond("UploadLayerPart", small_fragment, call=6)
+    assert uploader.upload(BLOB).digest == DIGEST
+    assert len(ecr.calls_of("InitiateLayerUpload")) == 2

@@ -812,3 +812,26 @@ def test_answers_aws_cli_as_in_its_manual(
         "layerSize": 20,
         "mediaType": "application/vnd.docker.image.rootfs.diff.tar",
     }
+
+
+def test_request_of_another_host_does_not_use_up_a_fault(ecr: LocalECR) -> None:
+    ecr.fail("InitiateLayerUpload", "throttled")
+    host, _, port = ecr.endpoint_url.removeprefix("http://").partition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=10)
+    headers = {"Host": "example.com", "X-Amz-Target": INITIATE}
+    connection.request("POST", "/", DEMO, headers)
+    assert connection.getresponse().status == 400
+    connection.close()
+    client: Any = ecr.client()
+    with pytest.raises(ClientError, match="Throttling"):
+        client.initiate_layer_upload(repositoryName="demo")
+
+
+def test_rejects_unknown_value_of_unknowns() -> None:
+    with pytest.raises(ValueError, match="missing_layers must be one of"):
+        Unknowns(missing_layers="typo")  # type: ignore[arg-type]  # the point of the test
+
+
+def test_rejects_single_repository_name() -> None:
+    with pytest.raises(TypeError, match="iterable of names"):
+        LocalECR("demo")

@@ -81,3 +81,26 @@ def test_failed_upload_releases_source_without_garbage_collection(
         fail(uploader, source)
     del source
     assert reference() is None
+
+
+class Buffer(bytearray):
+    """A buffer that can be referenced weakly."""
+
+
+@pytest.mark.usefixtures("without_gc")
+@pytest.mark.parametrize("check_existing", [True, False])
+def test_batch_releases_buffers_of_an_iterator_once_sent(
+    check_existing: bool, uploader: LayerUploader
+) -> None:
+    references: list[weakref.ref[Buffer]] = []
+
+    def buffers() -> Iterator[Buffer]:
+        for seed in [*range(6), 0, 1]:
+            alive = sum(reference() is not None for reference in references)
+            assert alive <= 4  # two workers, one ahead, and the one that was just yielded
+            buffer = Buffer(random_bytes(20, seed))
+            references.append(weakref.ref(buffer))
+            yield buffer
+
+    results = uploader.upload_many(buffers(), max_workers=2, check_existing=check_existing)
+    assert len(results) == 8

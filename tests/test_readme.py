@@ -235,7 +235,7 @@ def lambda_function(text: str, workspace: Workspace) -> None:
         """The context of an invocation that runs out of time after one part."""
 
         def get_remaining_time_in_millis(self) -> int:
-            return 900_000 if count_parts() == parts_before else 120_000
+            return 900_000 if count_parts() == parts_before else 5_000
 
     event = {"repository": "team/app", "path": "layer.tar.gz", "digest": DIGEST}
     invocations = 0

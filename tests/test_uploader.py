@@ -475,5 +475,5 @@ def test_wraps_error_for_missing_credentials(
 
 def test_rejects_part_size_zero_from_ecr(ecr: LocalECR, uploader: LayerUploader) -> None:
     ecr.respond("InitiateLayerUpload", {"uploadId": "u-1", "partSize": 0})
-    with pytest.raises(UnexpectedResponseError, match="partSize positive, not .* and 0"):
+    with pytest.raises(UnexpectedResponseError, match=r"partSize positive, not .* and 0"):
         uploader.upload(BLOB)
