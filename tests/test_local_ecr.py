@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -689,6 +690,33 @@ def test_rejects_invalid_arguments_of_respond(ecr: LocalECR) -> None:
     for counts in ({"call": 0}, {"times": 0}):
         with pytest.raises(ValueError, match="must be at least 1"):
             ecr.respond("UploadLayerPart", {}, **counts)
+    with pytest.raises(TypeError, match="must be a mapping, bytes or an EcrError, not 'text'"):
+        ecr.respond("UploadLayerPart", "text")  # type: ignore[arg-type]  # the point of the test
+
+
+def test_prints_traceback_of_error_in_the_server(
+    ecr: LocalECR, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ecr.respond("InitiateLayerUpload", EcrError("Code", "message", not_json=object()))
+    client: Any = ecr.client(config=Config(retries={"total_max_attempts": 1}))
+    with pytest.raises(ConnectionClosedError):
+        client.initiate_layer_upload(repositoryName="demo")
+    ecr.stop()
+    assert "not JSON serializable" in capfd.readouterr().err
+
+
+def test_ignores_client_that_closes_its_connection(capfd: pytest.CaptureFixture[str]) -> None:
+    with LocalECR(slow=0.1) as ecr:
+        ecr.fail("InitiateLayerUpload", "slow")
+        host, _, port = ecr.endpoint_url.removeprefix("http://").partition(":")
+        request = f"POST / HTTP/1.1\r\nHost: {host}\r\nX-Amz-Target: {INITIATE}\r\n"
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(f"{request}Content-Length: {len(DEMO)}\r\n\r\n".encode() + DEMO)
+            while not ecr.calls:
+                pass
+            # Closing with this option resets the connection.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert capfd.readouterr().err == ""
 
 
 # Starting and stopping

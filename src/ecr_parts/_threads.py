@@ -297,9 +297,8 @@ class Waiter:
         """Acquire ``lock``, with the heartbeat; ``False`` if it takes longer than ``seconds``."""
         end = time.monotonic() + seconds
         while not lock.acquire(timeout=min(_WAKE_INTERVAL, max(0.0, end - time.monotonic()))):
-            if (
-                not time.monotonic() < end
-            ):  # ``not``, so that a NaN from a retry policy ends the wait
+            # ``not``, so that a NaN from a retry policy ends the wait.
+            if not time.monotonic() < end:
                 return False
             self.heartbeat()
         return True
