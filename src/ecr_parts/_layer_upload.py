@@ -113,7 +113,7 @@ class _LayerUpload:
             while True:
                 step = self._send_parts(session, pipeline)
                 if step is None:
-                    step = self._complete(session, pipeline)
+                    step = self._complete_layer(session, pipeline)
                 layer = self._finish_or_start_over(session, step)
                 if layer is not None:
                     return layer
@@ -257,7 +257,7 @@ class _LayerUpload:
 
     # Completing the upload, and recovering from a lost one
 
-    def _complete(self, session: UploadSession, pipeline: Pipeline) -> Step:
+    def _complete_layer(self, session: UploadSession, pipeline: Pipeline) -> Step:
         if self._source.background_readable:
             self._raise_if(self._run_in_thread(self._source.error_if_changed))
         else:

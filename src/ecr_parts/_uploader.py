@@ -231,7 +231,7 @@ class LayerUploader:
             )
         self._calls.limits._check_layer(size)
         with ClearFrames():
-            return self._complete(session, digest, size)
+            return self._complete_and_check(session, digest, size)
 
     def missing(self, digests: Iterable[str]) -> set[str]:
         """Return the ``digests`` that the repository does not have. Archived layers are missing.
@@ -261,7 +261,7 @@ class LayerUploader:
                 session._share()  # ECR may still store the part
         _raise_error_of(step, session)
 
-    def _complete(self, session: UploadSession, digest: str, size: int) -> UploadedLayer:
+    def _complete_and_check(self, session: UploadSession, digest: str, size: int) -> UploadedLayer:
         step = self._calls.complete_upload(session, digest, replayable=True)
         existing = None
         if step.action in (NextAction.CHECK_COMPLETED, NextAction.CHECK_LOST):
