@@ -42,7 +42,7 @@ def interrupt_when(condition: Callable[[], bool], error: BaseException) -> Itera
 
 
 @contextlib.contextmanager
-def ending_new_threads(seconds: float = 10) -> Iterator[None]:
+def joining_new_threads(seconds: float = 10) -> Iterator[None]:
     """Wait at the end until the library's threads that were started in the block have ended.
 
     Threads of earlier single calls, which end after 5 seconds without a task, are not waited for.

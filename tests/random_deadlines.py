@@ -11,7 +11,7 @@ import signal
 import sys
 
 from helpers import NO_WAIT, SMALL_LIMITS, digest_of, random_bytes
-from interrupts import DeadlineError, ending_new_threads
+from interrupts import DeadlineError, joining_new_threads
 
 from ecr_parts import LayerUploader
 from ecr_parts.testing import LocalECR
@@ -32,7 +32,7 @@ def main(uploads: int) -> None:
 
     signal.signal(signal.SIGALRM, raise_deadline)
     sys.unraisablehook = count_dropped
-    with LocalECR(limits=SMALL_LIMITS, part_size=8) as ecr, ending_new_threads():
+    with LocalECR(limits=SMALL_LIMITS, part_size=8) as ecr, joining_new_threads():
         uploader = LayerUploader(ecr.client(), "demo", limits=SMALL_LIMITS, retrying=NO_WAIT)
         for number in range(uploads):
             raised.clear()

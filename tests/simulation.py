@@ -174,7 +174,7 @@ class Outcome:
     layer: UploadedLayer | None = None
     error: EcrPartsError | None = None
     failed_calls: int = 0
-    """How many calls failed for another reason than the part's place."""
+    """How many calls failed, not counting parts refused for a wrong offset."""
 
 
 class Simulation:
@@ -225,7 +225,7 @@ class Simulation:
         )
 
     def run(self) -> Outcome:
-        """Upload until the process is no longer ended."""
+        """Run processes until one is not killed."""
         runs = 0
         while True:
             runs += 1

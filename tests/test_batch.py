@@ -543,3 +543,15 @@ def test_copied_layer_keeps_its_source() -> None:
     layer = Layer(BLOBS[0], progress=print)
     assert copy.copy(layer) is layer
     assert copy.deepcopy([layer])[0].source == BLOBS[0]
+
+
+def test_rejects_file_whose_lines_would_become_layers(
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    path = tmp_path / "layer"
+    path.write_bytes(b"a\nb\n")
+    with path.open("rb") as file, pytest.raises(TypeError, match="pass a list"):
+        uploader.upload_many(file)
+    with pytest.raises(TypeError, match="pass a list"):
+        uploader.upload_many(5)  # type: ignore[arg-type]  # checks the error for wrong types
+    assert ecr.calls == []

@@ -20,7 +20,7 @@ import pytest
 import tenacity
 from botocore.client import BaseClient
 from helpers import NO_WAIT, SMALL_LIMITS, digest_of, random_bytes, write_layer
-from interrupts import DeadlineError, ending_new_threads, interrupt_when
+from interrupts import DeadlineError, interrupt_when, joining_new_threads
 from pytest_mock import MockerFixture
 
 import ecr_parts
@@ -107,7 +107,7 @@ def slow_uploader(slow_ecr: LocalECR) -> LayerUploader:
 
 @pytest.fixture
 def frequent_wakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waiting threads wake every 50 ms instead of every second, so that the test takes less."""
+    """Waiting threads wake every 50 ms instead of every second, which makes the test faster."""
     monkeypatch.setattr("ecr_parts._threads._WAKE_INTERVAL", 0.05)
 
 
@@ -183,7 +183,7 @@ def test_passes_on_what_a_seekable_file_raises(
 
 
 def test_passes_on_layer_error_raised_while_a_file_is_inspected(uploader: LayerUploader) -> None:
-    """``LayerTooLargeError`` is a ``ValueError``, with which files say that they cannot seek."""
+    """``LayerTooLargeError`` is a ``ValueError``, which files raise if they cannot seek."""
     error = LayerTooLargeError("of another upload")
 
     class File(io.BytesIO):
@@ -194,7 +194,7 @@ def test_passes_on_layer_error_raised_while_a_file_is_inspected(uploader: LayerU
         uploader.upload(File(BLOB))
 
 
-def test_does_not_start_over_when_the_source_itself_loses_an_upload(
+def test_upload_lost_error_of_source_is_not_taken_for_own(
     ecr: LocalECR, uploader: LayerUploader
 ) -> None:
     """Regression: half a layer was completed when a source uploads to a second region."""
@@ -292,7 +292,7 @@ def test_handles_falsy_exceptions_as_errors(ecr: LocalECR) -> None:
         uploader.upload_many([BLOB], progress=lambda _newly_confirmed: raise_error())
 
 
-def test_calls_progress_no_more_after_it_has_raised(uploader: LayerUploader) -> None:
+def test_does_not_call_progress_again_after_it_raised(uploader: LayerUploader) -> None:
     calls = 0
     second_call = threading.Barrier(2)
 
@@ -412,7 +412,7 @@ def test_signal_handler_can_end_an_upload_that_waits(
     """Without the signal, each upload would wait for minutes, or for ever."""
     slow_ecr.fail("UploadLayerPart", fault, call=2, times=FOREVER)
     error = exception_type("time is up")
-    with ending_new_threads():
+    with joining_new_threads():
         with raises_same(error), interrupt_when(lambda: has_failed_call(slow_ecr), error):
             if many:
                 slow_uploader.upload_many([BLOB, BLOB[:40], iter([BLOB[:30]])])
@@ -435,7 +435,7 @@ def test_passes_on_try_again_of_a_signal_handler(
 def test_passes_on_runtime_error_raised_while_a_thread_is_started(
     uploader: LayerUploader, mocker: MockerFixture
 ) -> None:
-    """A signal handler may raise the error with which Python says that it starts no thread."""
+    """A signal handler may raise the same error as Python if it cannot start a thread."""
     error = RuntimeError("can't start new thread")
     mocker.patch("_thread.start_new_thread", side_effect=error)
     with raises_same(error):

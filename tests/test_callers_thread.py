@@ -29,7 +29,7 @@ from helpers import (
     stop_after,
     write_layer,
 )
-from interrupts import ending_new_threads, interrupt_when
+from interrupts import interrupt_when, joining_new_threads
 from pytest_mock import MockerFixture
 from typing_extensions import Self
 
@@ -50,7 +50,7 @@ def test_attempt_timeout_bounds_answers_without_an_end(operation: str, ecr: Loca
     new_uploader = partial(
         LayerUploader, ecr.client(), "demo", limits=SMALL_LIMITS, retrying=NO_WAIT
     )
-    with ending_new_threads():
+    with joining_new_threads():
         ecr.fail(operation, "answer_drips", times=2)
         layer = new_uploader(attempt_timeout=0.4).upload(BLOB)
         assert ecr.layer("demo", layer.digest) == BLOB
@@ -129,7 +129,7 @@ class PausingServer:
 def test_abandoned_call_stops_sending_its_body(local_ecr: LocalECR) -> None:
     size = 15 * 1024**2  # bytes: more than the kernel buffers
     session = UploadSession(repository_name="demo", upload_id="upload", part_size=size)
-    with PausingServer() as server, ending_new_threads():
+    with PausingServer() as server, joining_new_threads():
         uploader = LayerUploader(local_ecr.client(endpoint_url=server.url), "demo")
         with (
             pytest.raises(KeyboardInterrupt),
@@ -155,7 +155,7 @@ def test_call_abandoned_while_connecting_has_no_effect(
 
     mocker.patch("socket.getaddrinfo", slow_getaddrinfo)
     unconnected = LayerUploader(ecr.client(), "demo", limits=SMALL_LIMITS)
-    with ending_new_threads():
+    with joining_new_threads():
         with (
             pytest.raises(KeyboardInterrupt),
             interrupt_when(connecting.is_set, KeyboardInterrupt()),
@@ -170,7 +170,7 @@ def test_call_abandoned_while_connecting_has_no_effect(
 def test_sends_complete_once_if_interrupted_meanwhile() -> None:
     """botocore's own retries would send it again after the timeout."""
     config = Config(proxies={}, read_timeout=0.5, retries={"mode": "legacy"})
-    with LocalECR(limits=SMALL_LIMITS, part_size=8, slow=600) as ecr, ending_new_threads():
+    with LocalECR(limits=SMALL_LIMITS, part_size=8, slow=600) as ecr, joining_new_threads():
         uploader = LayerUploader(ecr.client(config=config), "demo", limits=SMALL_LIMITS)
         ecr.fail("CompleteLayerUpload", "slow", times=FOREVER)
         session = uploader.initiate()
@@ -193,7 +193,7 @@ def test_interrupted_upload_leaves_no_part_in_memory(
     gc.disable()
     try:
         ecr.fail("UploadLayerPart", "throttled")
-        with ending_new_threads(), contextlib.suppress(StopUploadError):
+        with joining_new_threads(), contextlib.suppress(StopUploadError):
             if many:
                 uploader.upload_many([BLOB], progress=stop_after(1))
             else:

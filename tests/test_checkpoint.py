@@ -162,7 +162,7 @@ def test_rejects_file_of_layer_as_checkpoint(
     path, link = write_layer(BLOB, tmp_path), tmp_path / "link"
     link.symlink_to(path)
     for checkpoint in (path, link):
-        with pytest.raises(ValueError, match="checkpoint must be another file than the layer"):
+        with pytest.raises(ValueError, match="checkpoint must not be the layer's own file"):
             uploader.upload(path, checkpoint=checkpoint)
     assert path.read_bytes() == BLOB
     assert ecr.calls == []
@@ -192,9 +192,7 @@ def test_rejects_damaged_or_newer_checkpoint(
     content: bytes, ecr: LocalECR, uploader: LayerUploader, checkpoint: Path
 ) -> None:
     checkpoint.write_bytes(content)
-    with pytest.raises(
-        CheckpointError, match=r"layer\.checkpoint' is not a valid checkpoint.*delete"
-    ):
+    with pytest.raises(CheckpointError, match=r"layer\.checkpoint' cannot be used.*delete"):
         uploader.upload(BLOB, checkpoint=checkpoint)
     assert checkpoint.read_bytes() == content
     assert ecr.calls == []
@@ -218,7 +216,7 @@ def test_does_not_read_named_pipe_or_large_file(uploader: LayerUploader, tmp_pat
     large_file.write_text(" " * 100_000 + uploader.initiate().to_json())
     for checkpoint, message in (
         (pipe, "is not a regular file"),
-        (large_file, "is not a valid checkpoint"),
+        (large_file, "cannot be used"),
     ):
         with pytest.raises(CheckpointError, match=message):
             uploader.upload(BLOB, checkpoint=checkpoint)

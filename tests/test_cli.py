@@ -163,10 +163,10 @@ def test_succeeds_if_stderr_is_closed_or_full(redirection: str, ecr: LocalECR, p
 
 
 def test_rejects_closed_stdout_or_stdin(ecr: LocalECR, path: Path) -> None:
-    for redirection, file in ((">&-", path), ("<&-", "-")):
+    for name, redirection, file in (("output", ">&-", path), ("input", "<&-", "-")):
         status, stdout, stderr = run_in_shell(ecr, redirection, file, "demo")
         assert (status, stdout) == (1, "")
-        assert stderr == "error: standard output or standard input is closed: open it\n"
+        assert stderr.startswith(f"error: standard {name} is closed: ")
     assert ecr.calls == []
 
 
@@ -187,7 +187,7 @@ def test_invalid_command_line_exits_with_status_2(ecr: LocalECR) -> None:
         (["-", "demo", "--digest", "sha256:1"], "error: digest must be 'sha256:' followed by 64 "),
         (
             ["-", "demo", "--checkpoint", "c"],
-            "error: session and checkpoint require ",
+            "error: --checkpoint requires a regular file",
         ),
         (["-", ""], "error: repository_name must be 1 to 500 printable characters, not ''\n"),
         (
@@ -202,7 +202,7 @@ def test_invalid_command_line_exits_with_status_2(ecr: LocalECR) -> None:
         ([__file__, "none", "--checkpoint", "c"], "the client's region\n"),
         (
             [__file__, "demo", "--checkpoint", __file__],
-            "checkpoint must be another file",
+            "checkpoint must not be the layer's own file",
         ),
         (
             [__file__, "demo", "--checkpoint", os.devnull],
@@ -249,12 +249,12 @@ def test_error_tells_where_checkpoint_resumes(
 
     ecr.fail("BatchCheckLayerAvailability", "expired_token")  # fails before anything is resumed
     status, _, stderr = run_in_process(ecr, *arguments)
-    assert stderr.endswith("at byte 5,242,880 if the checkpoint is of this layer\n")
+    assert stderr.endswith("at byte 5,242,880 if the checkpoint belongs to this layer\n")
 
     checkpoint.write_text("{")
     status, _, stderr = run_in_process(ecr, *arguments)
     assert status == 1
-    assert stderr.endswith("Use another file, or delete this one to start over\n")
+    assert stderr.endswith("Pass another file, or delete this one to start over\n")
     assert checkpoint.read_text() == "{"
 
 
@@ -329,7 +329,7 @@ def test_resumes_after_ctrl_c(ecr: LocalECR, path: Path, tmp_path: Path) -> None
     assert not checkpoint.exists()
 
 
-def test_ctrl_c_before_first_part_is_confirmed(ecr: LocalECR, path: Path) -> None:
+def test_ctrl_c_before_first_part_says_nothing_is_confirmed(ecr: LocalECR, path: Path) -> None:
     ecr.fail("BatchCheckLayerAvailability", "throttled", times=4)
     with start(ecr, path, "demo") as process:
         assert process.stderr is not None
@@ -341,7 +341,7 @@ def test_ctrl_c_before_first_part_is_confirmed(ecr: LocalECR, path: Path) -> Non
     assert last_line == "interrupted. ECR has confirmed nothing yet: run it again"
 
 
-def test_ctrl_c_remains_ignored_if_it_was(ecr: LocalECR, path: Path) -> None:
+def test_ctrl_c_remains_ignored_if_it_was_ignored_before(ecr: LocalECR, path: Path) -> None:
     ecr.fail("UploadLayerPart", "throttled", call=2)
     with subprocess.Popen(
         ["bash", "-c", 'trap "" INT; exec "$0" "$@"', *command(path, "demo")],

@@ -255,7 +255,7 @@ def test_finds_layer_completed_by_call_with_unusable_outcome(outcome: Any, ecr: 
     assert uploader.upload(iter([BLOB])) == UploadedLayer(DIGEST, 45, existed=False)
 
 
-def test_archived_layer_is_no_evidence_after_refused_complete(
+def test_starts_over_after_refused_complete_although_archived_layer_exists(
     uploader: LayerUploader, ecr: LocalECR
 ) -> None:
     uploader.upload(BLOB)

@@ -86,7 +86,7 @@ def test_does_not_retry_exception_of_the_client_itself(mocker: Any) -> None:
     client = mocker.Mock()
     client.initiate_layer_upload.side_effect = RuntimeError("refreshed, but still expired")
     with pytest.raises(
-        ServiceError, match=r"still expired\. This is an error of the client, not of ECR\. Check"
+        ServiceError, match=r"still expired\. This is an error of the client, not of ECR: check"
     ) as raised:
         LayerUploader(client, "demo").upload(BLOB, check_existing=False)
     assert raised.value.code == "RuntimeError"

@@ -124,7 +124,7 @@ def test_read_timeout_counts_as_lost_answer() -> None:
         assert [sent.attempts for sent in layer.parts] == [1, 2, 1, 1, 1, 1]
 
 
-def test_does_not_resend_part_whose_answer_was_lost(ecr: LocalECR, uploader: LayerUploader) -> None:
+def test_refusal_of_resent_part_counts_as_success(ecr: LocalECR, uploader: LayerUploader) -> None:
     """The refusal of the second attempt reports that ECR has the part."""
     ecr.fail("UploadLayerPart", "answer_lost", call=2)
 
@@ -227,7 +227,7 @@ def test_rewinds_when_ecr_loses_confirmed_part(
     assert [sent.part.first_byte for sent in layer.parts] == FIRST_BYTES
 
 
-def test_stream_cannot_rewind(ecr: LocalECR, uploader: LayerUploader) -> None:
+def test_stream_is_lost_if_ecr_loses_confirmed_part(ecr: LocalECR, uploader: LayerUploader) -> None:
     progress = lose_bytes_once(ecr, parts_sent=3, size_left=8)
 
     with pytest.raises(UploadLostError, match=r"bytes 24-31, attempt 1: ECR .* up to byte 7: "):
@@ -390,7 +390,7 @@ def test_finds_layer_completed_by_unanswered_call(
         assert ecr.layer("demo", DIGEST) == BLOB
 
 
-def test_layer_completed_by_unanswered_call_did_not_exist() -> None:
+def test_existed_is_false_if_own_unanswered_call_completed_layer() -> None:
     unknowns = Unknowns(completed_again="LayerAlreadyExistsException")
     with LocalECR(limits=SMALL_LIMITS, part_size=8, unknowns=unknowns) as ecr:
         ecr.fail("CompleteLayerUpload", "answer_lost")
@@ -406,7 +406,7 @@ def test_finds_completed_layer_after_last_retry(ecr: LocalECR, uploader: LayerUp
     assert uploader.upload(BLOB, check_existing=False).digest == DIGEST
 
 
-def test_raises_first_error_if_availability_is_unknown(
+def test_raises_error_of_complete_if_availability_check_fails(
     ecr: LocalECR, uploader: LayerUploader
 ) -> None:
     ecr.fail("CompleteLayerUpload", "html_503", times=100)
@@ -418,7 +418,7 @@ def test_raises_first_error_if_availability_is_unknown(
     assert raised.value.operation == "CompleteLayerUpload"
 
 
-def test_archived_layer_does_not_excuse_refused_completion(
+def test_raises_refusal_of_complete_although_archived_layer_exists(
     ecr: LocalECR, uploader: LayerUploader
 ) -> None:
     uploader.upload(BLOB)
@@ -429,7 +429,7 @@ def test_archived_layer_does_not_excuse_refused_completion(
         uploader.upload(BLOB)
 
 
-def test_wrong_digest_is_a_mismatch(ecr: LocalECR, uploader: LayerUploader) -> None:
+def test_wrong_digest_raises_digest_mismatch_error(ecr: LocalECR, uploader: LayerUploader) -> None:
     with pytest.raises(DigestMismatchError, match="None of the provided layer digests") as raised:
         uploader.upload(BLOB, digest=digest_of(b"other"))
 
@@ -487,7 +487,7 @@ def test_never_completes_iterable_that_continues_past_its_size(
     kind: str, ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
 ) -> None:
     """What follows the layer in a file object is not read: it may belong to someone else."""
-    with pytest.raises(SourceChangedError, match="44 bytes"):
+    with pytest.raises(SourceChangedError, match="size=44"):
         uploader.upload(STREAMS[kind](BLOB, tmp_path, random.Random(0)), size=44)
     assert ecr.calls_of("CompleteLayerUpload") == []
 

@@ -302,7 +302,7 @@ def error_namespace(service: Service) -> object:
 
 UNKNOWN: dict[str, tuple[str, Callable[[Service], object]]] = {
     "nothing_stored": (
-        "lastValidByteReceived of a refused part if nothing of the layer is stored",
+        "the value of lastValidByteReceived in a refusal if nothing of the layer is stored",
         nothing_stored,
     ),
     "completed_again": (
@@ -322,7 +322,7 @@ UNKNOWN: dict[str, tuple[str, Callable[[Service], object]]] = {
         broken_part,
     ),
     "last_byte_received": (
-        "whether lastByteReceived counts in the layer or in the part",
+        "whether lastByteReceived is an offset in the layer or in the part",
         last_byte_received,
     ),
     "largest_part": (

@@ -593,7 +593,7 @@ def test_stores_no_fragment_of_other_calls() -> None:
         assert not ecr.registry.repositories["demo"].uploads
 
 
-def test_counts_faults_from_now_on(ecr: LocalECR) -> None:
+def test_fail_counts_calls_from_the_next_one(ecr: LocalECR) -> None:
     call = Caller(ecr.client())
     call.initiate()
     ecr.fail("InitiateLayerUpload", "throttled", call=2, times=2)
@@ -673,7 +673,7 @@ def test_ecr_error_has_its_own_status(ecr: LocalECR) -> None:
         assert document == {"__type": code, "message": "message"}
 
 
-def test_respond_counts_calls_of_operation_from_now_on(ecr: LocalECR) -> None:
+def test_respond_counts_calls_from_the_next_one(ecr: LocalECR) -> None:
     call = Caller(ecr.client())
     call.initiate()
     ecr.respond("InitiateLayerUpload", {"uploadId": "u-1"}, call=2, times=2)
@@ -842,7 +842,7 @@ def test_answers_aws_cli_as_in_its_manual(
     }
 
 
-def test_request_of_another_host_does_not_use_up_a_fault(ecr: LocalECR) -> None:
+def test_request_for_another_host_does_not_use_up_fault(ecr: LocalECR) -> None:
     ecr.fail("InitiateLayerUpload", "throttled")
     host, _, port = ecr.endpoint_url.removeprefix("http://").partition(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=10)

@@ -1,4 +1,4 @@
-"""What failed uploads leave in memory. Peak memory is measured in the benchmark."""
+"""What uploads leave in memory. Peak memory is measured in the benchmark."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_uploads_to_moto_server(retries: Any, moto_url: str, tmp_path: Path) -> 
     assert uploader.upload(BLOB).existed
     assert uploader.missing([DIGEST, digest_of(b"other")]) == {digest_of(b"other")}
 
-    # With an outdated copy of a session, moto refuses the part and reports where it stands.
+    # With an outdated session, moto refuses the part and reports the last byte that it has.
     session = uploader.initiate()
     outdated = session.to_json()
     uploader.upload_part(session, BLOB[: 10 * MIB])

@@ -142,8 +142,8 @@ def quickstart(text: str, workspace: Workspace) -> None:
     output = run_on_terminal(partial(start, stdin=subprocess.DEVNULL))
     # The README has the last version of a line that is redrawn, such as a progress bar.
     last_versions = [line.rpartition("\r\x1b[K")[2] for line in output.split("\r\n")]
-    shown = [without_variables(line) for line in last_versions]
-    documented = [without_variables(line) for line in text_of(quickstart_output).split("\n")]
+    shown = [mask_varying_values(line) for line in last_versions]
+    documented = [mask_varying_values(line) for line in text_of(quickstart_output).split("\n")]
     assert len(shown) == len(documented)
     for i, line in enumerate(documented):
         start_of_line, ellipsis, _ = line.partition("…")
@@ -152,7 +152,7 @@ def quickstart(text: str, workspace: Workspace) -> None:
     assert shown == documented
 
 
-def without_variables(line: str) -> str:
+def mask_varying_values(line: str) -> str:
     """``line`` with ``*`` in place of the digest, the port, the layer's size and the seconds."""
     for pattern in (r"[0-9a-f]{64}", r"(?<=127\.0\.0\.1:)\d+", r"47,\d{3},\d{3}", r"\d+(?= s$)"):
         line = re.sub(pattern, "*", line)
@@ -403,26 +403,26 @@ def test_each_block_has_one_check_and_each_check_one_block() -> None:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.run.__name__)
-def test_block(check: Check, workspace: Workspace) -> None:
+def test_block_works_as_documented(check: Check, workspace: Workspace) -> None:
     check.run(text_of(check.run), workspace)
 
 
 # Tables
 
 
-def test_errors_are_complete() -> None:
+def test_every_public_error_is_documented() -> None:
     public_errors = {name for name in ecr_parts.__all__ if name.endswith("Error")}
     assert public_errors - {EcrPartsError.__name__} <= ALL_NAMES
 
 
-def test_faults_are_complete() -> None:
+def test_every_fault_is_documented() -> None:
     faults = list(get_args(Fault))
     paragraphs_and_items = re.split(r"\n\n|\n(?=- )", README)
     (list_of_faults,) = [text for text in paragraphs_and_items if f'`"{faults[0]}"`' in text]
     assert set(re.findall(r'`"(\w+)"`', list_of_faults)) == set(faults)
 
 
-def test_unknowns_are_complete() -> None:
+def test_every_unknown_is_documented() -> None:
     switches = list(UNKNOWN)
     (table,) = [table for table in TABLES if switches[0] in names_in_first_column(table)]
     assert names_in_first_column(table) == switches

@@ -61,7 +61,7 @@ def part_outcomes(ecr: LocalECR) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", REPLAYABLE)
-def test_resumes_at_byte_ecr_has(
+def test_resumes_after_last_byte_ecr_has(
     kind: str, ecr: LocalECR, uploader: LayerUploader, checkpoint: Path, tmp_path: Path
 ) -> None:
     source = REPLAYABLE[kind](BLOB, tmp_path, random.Random(0))
@@ -418,7 +418,7 @@ def test_rejects_session_with_checkpoint_or_of_other_repository(
     session = uploader.initiate()
     with pytest.raises(ValueError, match="pass session or checkpoint, not both"):
         uploader.upload(BLOB, session=session, checkpoint=checkpoint)
-    with pytest.raises(ValueError, match="session must be of repository"):
+    with pytest.raises(ValueError, match="session must be for repository"):
         LayerUploader(ecr.client(), "other").upload(BLOB, session=session)
 
 
@@ -426,7 +426,7 @@ def test_rejects_session_with_checkpoint_or_of_other_repository(
 
 
 @pytest.mark.parametrize("missing_layers", ["failures", "layers", "failures alone"])
-def test_finds_out_whether_layer_exists(missing_layers: Any) -> None:
+def test_detects_missing_layer_however_ecr_lists_it(missing_layers: Any) -> None:
     unknowns = Unknowns(missing_layers=missing_layers)
     with LocalECR(limits=SMALL_LIMITS, part_size=8, unknowns=unknowns) as ecr:
         uploader = LayerUploader(ecr.client(), "demo", limits=SMALL_LIMITS, retrying=NO_WAIT)

@@ -114,7 +114,7 @@ def test_no_byte_is_outside_layer_of_unknown_size() -> None:
     assert position(PART, 10**15, layer_size=None, min_part=1) is Position.PAST_LAST_BYTE
 
 
-def test_session_can_be_resumed_by_its_starter() -> None:
+def test_resuming_own_session_allows_skipping_forward() -> None:
     session = make_session()
     assert session._exclusive
     session._resume(100)
@@ -134,7 +134,7 @@ def test_rejects_impossible_part_and_changes_nothing() -> None:
     assert session.to_json() == before
 
 
-def test_is_closed_after_part_below_minimum() -> None:
+def test_knows_whether_last_part_is_below_minimum() -> None:
     session = make_session()
     assert not session._ends_with_small_part(MIN_PART)
 
@@ -253,7 +253,7 @@ def session_json(*, without: str = "", **members: object) -> str:
 
 
 def test_json_uses_names_of_the_api() -> None:
-    session = make_session(registry_id="012345678910", layer_digest="sha256:00")
+    session = make_session(registry_id="012345678910", layer_digest="sha256:" + 64 * "0")
 
     document = json.loads(session.to_json())
     assert document == {
@@ -263,7 +263,7 @@ def test_json_uses_names_of_the_api() -> None:
         "uploadId": "u-1",
         "partSize": 100,
         "lastByteReceived": 99,
-        "layerDigest": "sha256:00",
+        "layerDigest": "sha256:" + 64 * "0",
         "layerSize": 1_000,
         "partsReceived": 1,
         "lastPartSize": 100,

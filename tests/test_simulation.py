@@ -35,12 +35,12 @@ def test_completes_every_layer_over_http_or_raises_service_error(tmp_path: Path)
 
 
 @pytest.mark.soak
-def test_two_thousand_uploads_over_http(tmp_path: Path) -> None:
+def test_completes_2_000_uploads_over_http_or_raises_service_error(tmp_path: Path) -> None:
     for seed in range(2_000):
         check(simulate_over_http(seed, tmp_path))
 
 
 @pytest.mark.soak
-def test_hundred_thousand_uploads(tmp_path: Path) -> None:
+def test_completes_100_000_uploads_or_raises_service_error(tmp_path: Path) -> None:
     for seed in range(1_000, 101_000):
         check(simulate(seed, tmp_path))

@@ -76,7 +76,7 @@ def test_rejects_session_of_other_repository(ecr: LocalECR, uploader: LayerUploa
         lambda: uploader.upload_part(session, BLOB[:8]),
         lambda: uploader.complete(session, DIGEST),
     ):
-        with pytest.raises(ValueError, match="session must be of repository"):
+        with pytest.raises(ValueError, match="session must be for repository"):
             call()
 
 

@@ -17,12 +17,12 @@ from ecr_parts._calls import MAX_DIGESTS, UploadCalls
 from ecr_parts._checkpoint import Checkpoint
 from ecr_parts._client import Failed
 from ecr_parts._digest import hash_source
-from ecr_parts._failures import ClearFrames
-from ecr_parts._layer_upload import upload_layer
+from ecr_parts._failures import ClearOwnFrames
+from ecr_parts._layer_upload import NOT_RESUMABLE, upload_layer
 from ecr_parts._models import Layer, LayerSource, UploadedLayer
 from ecr_parts._sources import check_source, is_background_readable, open_source
 from ecr_parts._threads import Abandoned, Task, Waiter
-from ecr_parts._validation import check_callback, check_digest, check_int
+from ecr_parts._validation import check_callback, check_digest, check_int, short_repr
 
 _T = TypeVar("_T")
 _STOP_TIMEOUT = 1.5  # seconds: workers wake once a second
@@ -47,10 +47,9 @@ class _Item:
 
 
 class _Stop:
-    """Whether the batch should stop. Shared by its threads, which must not refer to the batch."""
+    """Whether the batch should stop. A task that outlives the batch keeps only this in memory."""
 
-    def __init__(self) -> None:
-        self.requested = False
+    requested = False
 
     def is_requested(self) -> bool:
         return self.requested
@@ -113,10 +112,13 @@ class BatchUpload:
 
     def run(self, layers: Iterable[LayerSource | Layer]) -> list[UploadedLayer]:
         """Upload all layers."""
-        if isinstance(layers, str | bytes | bytearray | memoryview | Layer):
-            raise TypeError(f"layers must be an iterable of layers, not {type(layers).__name__}")
+        single = isinstance(layers, str | bytes | bytearray | memoryview | Layer)
+        if single or hasattr(layers, "read") or not isinstance(layers, Iterable):
+            raise TypeError(
+                f"layers must be an iterable of layers, not {short_repr(layers)}: pass a list"
+            )
         stopped: Abandoned | None = None
-        with ClearFrames(), self._waiter:
+        with ClearOwnFrames(), self._waiter:
             try:
                 if isinstance(layers, Sequence):
                     self._upload_list([_to_layer(given) for given in layers])
@@ -132,14 +134,14 @@ class BatchUpload:
         if stopped is not None:
             error, self._error = self._error, None
             try:
-                with ClearFrames():
+                with ClearOwnFrames():
                     raise stopped if error is None else error
             finally:
                 del error, stopped  # they refer to this frame: a cycle
         return [self._results[index] for index in range(len(self._results))]
 
     def _upload_list(self, layers: list[Layer]) -> None:
-        """Upload layers of a list: check all before the first call, and ask for 100 in one call."""
+        """Upload layers of a list: check all before the first call, and look up 100 in one call."""
         first_with_source: dict[object, int] = {}
         items: list[_Item] = []
         same_source: list[tuple[_Item, int]] = []
@@ -163,7 +165,7 @@ class BatchUpload:
                     self._submit(item, self._hash, max_waiting=len(items))
             self._finish_queue()
             self._ask_which_exist(items)
-        items = [item for item in items if not self._is_repeat(item)]
+        items = [item for item in items if not self._handle_repeat(item)]
         # Those for workers first, because the caller's thread may be busy afterwards.
         for item in sorted(items, key=lambda item: not item.background_readable):
             self._submit(item, self._send, max_waiting=len(items))
@@ -198,20 +200,19 @@ class BatchUpload:
             checkpoint = Checkpoint(layer.checkpoint)
             path = str(checkpoint.path)
             if path in self._checkpoints:
-                raise ValueError(f"the checkpoint {path!r} was passed twice: use one for each")
+                raise ValueError(
+                    f"the checkpoint {path!r} was passed twice: use one for each layer"
+                )
             self._checkpoints.add(path)
             if not item.background_readable and not hasattr(layer.source, "seek"):
-                raise ValueError(
-                    "checkpoint requires a source that can be read again: pass a path, bytes or a "
-                    "seekable file"
-                )
+                raise ValueError(NOT_RESUMABLE)
             self._waiter.run("disk", checkpoint.load)  # raises if it cannot be read or written
         return item
 
     # The queue and its workers
 
     def _submit(self, item: _Item, function: Callable[[_Item], None], *, max_waiting: int) -> None:
-        """Queue ``function`` for a worker until at most ``max_waiting`` wait, or call it here."""
+        """Queue ``function`` and wait until at most ``max_waiting`` are queued; or call it here."""
         if item.background_readable:
             self._queue.append((item, function))
             self._wait_until(lambda: len(self._queue) <= max_waiting)
@@ -245,7 +246,7 @@ class BatchUpload:
                 self._waiter.wait(task)  # runs it in this thread
 
     def _work(self, number: int) -> None:
-        """Run as a worker: take calls from the queue until it is empty or workers are too many."""
+        """Take calls from the queue, until it is empty or there are too many workers."""
         try:
             while len(self._working) <= self._worker_slots and not self._stop.requested:
                 try:
@@ -299,8 +300,8 @@ class BatchUpload:
         for item in items:
             item.existence_checked = item.digest is not None
 
-    def _is_repeat(self, item: _Item) -> bool:
-        """Whether an earlier layer has the same digest. It is sent for both."""
+    def _handle_repeat(self, item: _Item) -> bool:
+        """If an earlier layer has the same digest, use its result and return ``True``."""
         if item.digest is None:
             return False
         first = self._first_with_digest.setdefault(item.digest, item.index)
@@ -315,7 +316,7 @@ class BatchUpload:
     def _hash_and_send(self, item: _Item) -> None:
         if item.background_readable and item.digest is None and self._check_existing:
             self._hash(item)
-        if not self._is_repeat(item):
+        if not self._handle_repeat(item):
             self._send(item)
 
     def _send(self, item: _Item) -> None:

@@ -1,4 +1,4 @@
-"""The calls of an upload. Each applies ECR's answer to the session and returns the next action."""
+"""The calls of an upload. ECR's answers are applied to the session and give the next action."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ecr_parts.errors import (
 
 _log = logging.getLogger("ecr_parts")
 AVAILABLE = frozenset({"AVAILABLE"})
-# An archived layer must be uploaded again, but it proves that a Complete succeeded.
+# An archived layer must be uploaded again, but it proves that a CompleteLayerUpload succeeded.
 COMPLETED = frozenset({"AVAILABLE", "ARCHIVED"})
 MAX_DIGESTS = 100  # in one call of BatchCheckLayerAvailability (API reference)
 _MAX_POLLS = 4  # availability checks after a completion, because ECR may lag
@@ -62,8 +62,8 @@ class Step:
 class UploadCalls:
     """Starts uploads, sends parts, completes uploads, and asks which layers exist.
 
-    Failed calls are returned, not raised. An exception that leaves these methods is a check of the
-    arguments, or was raised by someone else's code.
+    Failed calls are returned, not raised. An exception that leaves these methods reports an invalid
+    argument, or was raised by someone else's code.
     """
 
     client: RepositoryClient
@@ -175,7 +175,7 @@ class UploadCalls:
             outcome.error,
             outcome.attempts,
             AVAILABLE if rejected else COMPLETED,
-            # The upload may be gone because botocore's own retry made this call succeed before.
+            # The upload may be gone because this call succeeded before botocore's own retry.
             existed=event is not Event.UPLOAD_NOT_FOUND and not outcome.in_doubt,
         )
 
@@ -207,9 +207,10 @@ class UploadCalls:
     def poll_existing_size(
         self, digest: str, size: int | None, statuses: frozenset[str] = AVAILABLE
     ) -> int | None:
-        """The size, in bytes, of a layer that may have just been completed; ``None`` if missing.
+        """The size, in bytes, of a layer that may have just been completed.
 
-        Asks up to four times, because ECR may lag. Of the retry policy, only the waits are used.
+        ``None`` if ECR does not list it, or cannot be asked. Asks up to four times, because ECR may
+        lag. Of the retry policy, only the waits are used.
         """
         backoff = Backoff(self.client.retrying, self.client.waiter, self.existing_sizes)
         while True:

@@ -60,8 +60,7 @@ class Checkpoint:
             return UploadSession.from_json(text)
         except ValueError as error:
             raise self._error(
-                "is not a valid checkpoint",
-                f"{error}. Use another file, or delete this one to start over",
+                "cannot be used", f"{error}. Pass another file, or delete this one to start over"
             ) from error
 
     def _read(self) -> bytes | None:
@@ -115,7 +114,7 @@ class Checkpoint:
 
     def _error(self, problem: str, detail: object) -> CheckpointError:
         if isinstance(detail, OSError):  # without the name of the temporary file
-            detail = f"{detail.strerror}. Check the directory, its permissions and its free space"
+            detail = f"{detail.strerror}. Check the permissions and the free space of its directory"
         return CheckpointError(f"the checkpoint {short_repr(str(self.path))} {problem}: {detail}")
 
 

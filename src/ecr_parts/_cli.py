@@ -59,12 +59,12 @@ class _Terminal(logging.Handler):
         self._interrupted = True
         raise KeyboardInterrupt
 
-    def progress(self, newly: int) -> None:
+    def progress(self, newly_confirmed: int) -> None:
         """The ``progress`` callback of the upload."""
-        self.confirmed += newly
+        self.confirmed += newly_confirmed
         if self._interrupted:  # Python ignores a KeyboardInterrupt that is raised in ``__del__``
             raise KeyboardInterrupt
-        if newly or time.monotonic() - self._drawn > _REDRAW_INTERVAL:
+        if newly_confirmed or time.monotonic() - self._drawn > _REDRAW_INTERVAL:
             self._draw()
 
     @override
@@ -170,13 +170,20 @@ def _options() -> argparse.Namespace:
 
 def _upload(options: argparse.Namespace, terminal: _Terminal) -> None:
     stdin = options.file == "-"
-    if sys.stdout is None or (stdin and sys.stdin is None):
-        raise ValueError("standard output or standard input is closed: open it")
-    uploader = LayerUploader(_client(options), options.repository, registry_id=options.registry_id)
+    if sys.stdout is None:
+        raise ValueError("standard output is closed: redirect it to a file or to /dev/null")
+    if stdin and sys.stdin is None:
+        raise ValueError("standard input is closed: pass a file, or pipe the layer in")
     status = os.stat(sys.stdin.fileno() if stdin else options.file)
+    if options.checkpoint is not None and not stat.S_ISREG(status.st_mode):
+        raise ValueError(
+            "--checkpoint requires a regular file: a pipe cannot be resumed. Save the layer to a "
+            "file first"
+        )
+    uploader = LayerUploader(_client(options), options.repository, registry_id=options.registry_id)
     if stat.S_ISREG(status.st_mode):
-        read = os.lseek(sys.stdin.fileno(), 0, os.SEEK_CUR) if stdin else 0
-        terminal.size = status.st_size - read
+        offset = os.lseek(sys.stdin.fileno(), 0, os.SEEK_CUR) if stdin else 0
+        terminal.size = status.st_size - offset
     layer = uploader.upload(
         sys.stdin.buffer if stdin else options.file,
         digest=options.digest,
@@ -212,7 +219,7 @@ def _how_to_resume(options: argparse.Namespace, confirmed: int, *, own: bool) ->
         with suppress(CheckpointError):  # another error is being reported
             saved = Checkpoint(options.checkpoint).load()
     if saved is not None:
-        condition = "" if own else " if the checkpoint is of this layer"
+        condition = "" if own else " if the checkpoint belongs to this layer"
         return f"Run the same command again to resume at byte {saved.next_byte:,}{condition}"
     if confirmed and options.file == "-":
         return "Run the command again to start over: standard input cannot be resumed"

@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError
 
 from ecr_parts import _request
 from ecr_parts._chunker import Part
-from ecr_parts._failures import Failure, WrongDigestError, clear_frames, last_valid_byte
+from ecr_parts._failures import Failure, WrongDigestError, clear_client_frames, last_valid_byte
 from ecr_parts._models import Blob
 from ecr_parts._retry import Backoff, BadAnswerError, describe_error, error_code
 from ecr_parts._threads import Task, Waiter
@@ -65,7 +65,9 @@ class EcrApi(Protocol):
 
 
 EcrClient: TypeAlias = EcrApi | botocore.client.BaseClient
-"""A botocore or boto3 client for ``ecr`` or ``ecr-public``, or any object with these methods."""
+"""A botocore or boto3 client for ``ecr`` or ``ecr-public``, or any object with the methods
+``batch_check_layer_availability``, ``initiate_layer_upload``, ``upload_layer_part`` and
+``complete_layer_upload``."""
 
 
 class Availability(NamedTuple):
@@ -295,7 +297,7 @@ class RepositoryClient:
             try:
                 return parse(_check_answer(method(**parameters)))
             except Exception as error:  # noqa: BLE001  (a client may raise anything)
-                clear_frames(error, handled)
+                clear_client_frames(error, handled)
                 return _parse_error(error, parse_refusal)
 
         task = self.waiter.wait_for("call", run, self.attempt_timeout)
@@ -366,7 +368,7 @@ def _layer_size(layer: Answer) -> int | None:
 
 
 def _with_layers(answer: Answer) -> Answer:
-    """An availability answer with ``layers``, of which ECR may leave out an empty list."""
+    """An availability answer that always has ``layers``, which ECR may omit if it is empty."""
     return {"layers": [], **answer} if "failures" in answer else answer
 
 

@@ -31,7 +31,7 @@ from ecr_parts.errors import (
 
 
 class WrongDigestError(Exception):
-    """ECR reported another digest than that of the layer."""
+    """The bytes that ECR received do not have the digest of the layer."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Failure:
         if self.code in _REMEDIES:
             return _REMEDIES[self.code]
         if not isinstance(self.error, (ClientError, BotoCoreError)) and not self.transient:
-            return f"This is an error of the client, not of ECR. {_CREDENTIALS}"
+            return "This is an error of the client, not of ECR: check its credentials and handlers"
         if self.code == "SSLError" and not self.transient:
             return "Check the client's endpoint, and the certificates in verify or AWS_CA_BUNDLE"
         if self.code == "HTTPClientError":
@@ -194,8 +194,8 @@ def last_valid_byte(response: Mapping[str, object]) -> int:
     """The last byte that ECR has, from ``InvalidLayerPartException``; -1 if it has none.
 
     It is unknown which ``lastValidByteReceived`` means that nothing is stored. -1, 0 and a missing
-    value are taken for it, unless the message names the byte that ECR expects ("First byte of the
-    layer part is 10485760 instead of 20971520", as in public reports).
+    value are taken to mean that, unless the message names the byte that ECR expects ("First byte
+    of the layer part is 10485760 instead of 20971520", as in public reports).
     """
     last_byte = response.get("lastValidByteReceived")
     if last_byte is not None and (checked := _check_byte(last_byte)) > 0:
@@ -210,7 +210,7 @@ def _check_byte(value: object) -> int:
     return value
 
 
-def clear_frames(error: BaseException, handled: BaseException | None) -> None:
+def clear_client_frames(error: BaseException, handled: BaseException | None) -> None:
     """Clear the local variables of the frames in the traceback of ``error``.
 
     They hold several copies of the part. urllib3 and botocore store exceptions in local variables
@@ -246,7 +246,7 @@ def _package_of(frame: FrameType) -> str:
 _CLIENT_PACKAGES = frozenset({"botocore", "http", "urllib3"})
 
 
-class ClearFrames:
+class ClearOwnFrames:
     """A context manager that clears the frames of this library in an exception's traceback.
 
     Their local variables refer to the caller's source and to parts, and some to the exception

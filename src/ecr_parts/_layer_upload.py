@@ -30,6 +30,10 @@ from ecr_parts.errors import (
 _log = logging.getLogger("ecr_parts")
 _T = TypeVar("_T")
 _MAX_RESTARTS = 3  # of one call of ``upload``
+NOT_RESUMABLE = (
+    "checkpoint and session require a source that can be read again: pass the path of a regular "
+    "file, bytes or a seekable file"
+)
 
 
 def upload_layer(
@@ -42,7 +46,7 @@ def upload_layer(
 ) -> UploadedLayer:
     """Upload one layer. Once ``cancelled`` returns ``True``, nothing more is sent.
 
-    Errors of this library carry the session and the parts.
+    Errors of this library carry the session, if there is one, and the parts.
     """
     checkpoint = None if layer.checkpoint is None else Checkpoint(layer.checkpoint)
     path = layer.source if is_path(layer.source) else None
@@ -53,7 +57,7 @@ def upload_layer(
             and path is not None
             and waiter.run("disk", partial(checkpoint.is_at, path))
         ):
-            raise ValueError(f"checkpoint must be another file than the layer, {os.fspath(path)!r}")
+            raise ValueError(f"checkpoint must not be the layer's own file, {os.fspath(path)!r}")
         upload = _LayerUpload(calls.with_waiter(waiter), source, layer, session, checkpoint)
         return upload.run(check_existing)
 
@@ -87,17 +91,14 @@ class _LayerUpload:
         """Run the upload to its end."""
         resumable = self._session is not None or self._checkpoint is not None
         if resumable and not self._source.replayable:
-            raise ValueError(
-                "session and checkpoint require a source that can be read again: pass a path, "
-                "bytes or a seekable file"
-            )
+            raise ValueError(NOT_RESUMABLE)
         self._check_not_empty()
         stored = self._load_session()
         if self._digest is None and self._source.replayable and (check_existing or resumable):
             self._hash_source()
         if stored is not None and not self._can_resume(stored):
             _log.info(
-                "not resuming: the session is of another layer or repository, or no part can "
+                "not resuming: the session is for another layer or repository, or no part can "
                 "follow its last one"
             )
             stored = None
@@ -233,7 +234,7 @@ class _LayerUpload:
                 LayerTooLargeError(
                     f"the layer continues past byte {part.first_byte - 1}, and ECR accepts at most "
                     f"{self._limits.max_parts:,} parts and {self._limits.max_layer:,} bytes: pass "
-                    "the stream's size, or split the layer into several"
+                    "the size of a stream, or split the layer into several"
                 )
             )
 

@@ -59,7 +59,7 @@ class UploadedLayer:
     size: int
     """Bytes."""
     existed: bool
-    """Whether the layer existed already, so that this call did not complete it."""
+    """Whether ECR had the layer already, or got it with another layer of ``upload_many``."""
     parts: tuple[SentPart, ...] = field(default=(), repr=False, compare=False)
     """The parts sent by this call."""
 

@@ -15,7 +15,7 @@ _SENT = "background-color:#3987e5"
 def parts_bar(caption: str, sent: range, unsent: range) -> str:
     """A bar of the parts that ECR has, and of those still to be sent.
 
-    Each range has the first bytes of its parts; its ``stop`` is one past the last byte of all.
+    Each range has the first bytes of its parts. Its ``stop`` is one past the last byte of them.
     """
     parts_per_cell = -(-(len(sent) + len(unsent)) // _MAX_CELLS)
     end = max(sent.stop, unsent.stop)

@@ -50,10 +50,10 @@ class Pipeline:
 
     def __exit__(self, *_error: object) -> None:
         self._abandon(self._preparing)
-        self._abandon(self._hashing)  # which the task before may have started
+        self._abandon(self._hashing)  # which the preparing task may have started
 
     def _abandon(self, task: Task[Any] | None) -> None:
-        """Wait for a task that uses the source, which is closed next, unless a disk hangs."""
+        """Abandon a task, and wait briefly for it to end, because the source is closed next."""
         if task is not None and task.running:
             task.abandoned = True
             Waiter().wait(task, _CLOSE_TIMEOUT)
@@ -67,7 +67,7 @@ class Pipeline:
         self._prepare_next()
 
     def next_part(self) -> PreparedPart | SourceChangedError | None:
-        """The next part of the plan; ``None`` at the end.
+        """The next part of the plan; ``None`` at the end, or the error if the source ended early.
 
         Starts to prepare the part after it. A stream's last part may be shorter than planned.
         """

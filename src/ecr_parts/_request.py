@@ -113,7 +113,7 @@ class _StoppableBody:
         self._body = b""
 
 
-def stop_abandoned_calls(client: object) -> None:
+def make_calls_stoppable(client: object) -> None:
     """Make ``client`` send nothing more for a call that was abandoned.
 
     Without this, botocore's own retries would send it again seconds later. Clients that are not

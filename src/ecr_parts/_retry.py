@@ -61,7 +61,7 @@ multiply those of this library."""
 
 
 def default_retrying() -> tenacity.Retrying:
-    """The default retry policy: up to ten attempts per call, with waits of up to two minutes.
+    """The default retry policy: up to ten attempts per call, over about two minutes at most.
 
     The waits are random: up to half a second at first, up to 30 seconds in the end, and a minute
     in total on average. Change it with ``default_retrying().copy(wait=…, stop=…, sleep=…)``. It can
@@ -128,7 +128,7 @@ class Backoff:
 
 
 class BadAnswerError(Exception):
-    """ECR's answer is invalid, or lacks a field, as after botocore has parsed an HTML page."""
+    """ECR's answer is invalid, or lacks a field, for example because it is an HTML page."""
 
     def __init__(self, message: str, *, transient: bool) -> None:
         super().__init__(message)

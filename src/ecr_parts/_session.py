@@ -21,13 +21,14 @@
 #
 # The action also depends on the kind of upload, one column of the table each:
 #
-# - *replayable*: started by this call, from a source that can be read again from its first byte.
-#   The parts that ECR has are known, and every byte can be sent again.
-# - *stream*: started by this call, from a source whose first bytes can no longer be read. It cannot
-#   rewind. Bytes that ECR has not confirmed are held, so it can always continue.
-# - *resumed*: loaded from JSON or from a checkpoint, or shared through a checkpoint. ECR may have
-#   more bytes than the session knows, and parts that this call did not send. Always replayable.
-#   Two events count as *resumed* in other uploads too; see ``_counts_as_resumed``.
+# - *replayable*: all parts were sent with this session, from a source that can be read again from
+#   its first byte. The parts that ECR has are known, and every byte can be sent again.
+# - *stream*: all parts were sent with this session, from a source whose first bytes can no longer
+#   be read. It cannot rewind. Bytes that ECR has not confirmed are held, so it can always continue.
+# - *resumed*: any other session. It was loaded from JSON or from a checkpoint, passed to a second
+#   call, or interrupted. ECR may have more bytes than it knows. Always replayable.
+#
+# Two events choose the column differently; see ``_counts_as_resumed``.
 #
 # An upload that can no longer be completed is *lost*. Before a lost upload is started over, ECR is
 # asked whether the layer exists (``CHECK_LOST``): someone else may have uploaded it, or the answer
@@ -50,7 +51,7 @@ from typing_extensions import Self
 
 from ecr_parts._chunker import Part
 from ecr_parts._notebook import parts_bar
-from ecr_parts._validation import check_int, check_name, short_repr
+from ecr_parts._validation import check_digest, check_int, check_name, short_repr
 
 _JSON_VERSION = 1
 _MAX_STALLS = 5  # consecutive answers without progress
@@ -156,7 +157,7 @@ def position(part: Part, last_byte: int, *, layer_size: int | None, min_part: in
     return Position.INSIDE if fragment.size >= min_part else Position.INSIDE_TOO_SMALL
 
 
-_NOT_A_SESSION = "this is not the JSON of an upload session: pass the output of to_json"
+_NOT_A_SESSION = "this is not the JSON of an upload session"
 _JSON_NAMES = {
     "repositoryName": "repository_name",
     "registryId": "registry_id",
@@ -194,9 +195,9 @@ class UploadSession:
     """Bytes; ``None`` if unknown."""
 
     _exclusive: bool = field(default=False, init=False, repr=False, compare=False)
-    """Whether all parts of the upload were sent with this session."""
+    """Whether it is certain that all parts of the upload were sent with this session."""
     _content_verified: bool = field(default=False, init=False, repr=False, compare=False)
-    """Whether every byte of this upload came from the source being uploaded."""
+    """Whether it is certain that all bytes of the upload came from the source being uploaded."""
     _parts_received: int | None = field(default=None, init=False, repr=False, compare=False)
     """The number of parts ECR has; ``None`` if unknown."""
     _last_part_size: int | None = field(default=None, init=False, repr=False, compare=False)
@@ -216,9 +217,10 @@ class UploadSession:
         """Raise ``TypeError`` or ``ValueError`` for invalid values."""
         check_name("repository_name", self.repository_name)
         check_name("upload_id", self.upload_id)
-        for name, value in (("registry_id", self.registry_id), ("layer_digest", self.layer_digest)):
-            if value is not None:
-                check_name(name, value)
+        if self.registry_id is not None:
+            check_name("registry_id", self.registry_id)
+        if self.layer_digest is not None:
+            check_digest("layer_digest", self.layer_digest)
         check_int("part_size", self.part_size)
         check_int("last_byte_received", self.last_byte_received, minimum=-1)
         if self.layer_size is not None:
@@ -250,12 +252,12 @@ class UploadSession:
         self._content_verified = True
 
     def _share(self) -> None:
-        """Expect that ECR has parts of this upload that were not sent with this session."""
+        """From now on, ECR may have parts that this session does not know."""
         self._exclusive = False
 
-    def _resume(self, part_size: int) -> None:
-        """Continue the upload in a new call, with parts of ``part_size`` bytes."""
-        self._count_parts(part_size)
+    def _resume(self, assumed_part_size: int) -> None:
+        """Continue the upload in a new call. An unknown number of parts is estimated."""
+        self._count_parts(assumed_part_size)
         self._exclusive = False
         self._content_verified = False  # the caller may have passed another content's digest
         self._stalls = 0
@@ -266,9 +268,9 @@ class UploadSession:
     ) -> tuple[Position | Event, NextAction]:
         """Process ECR's answer to ``part``: it has the layer up to ``last_byte``.
 
-        Moves there if the upload continues from there. ``min_part`` is ECR's minimum in bytes;
-        that of a test server may be the session's part size. Raises ``ValueError`` for a part that
-        does not start at ``next_byte`` or that ends past the layer.
+        Moves there if the upload continues from there. ``min_part`` is ECR's minimum in bytes. If
+        the session's parts are smaller, as with a test server, their size is the minimum. Raises
+        ``ValueError`` for a part that does not start at ``next_byte`` or that ends past the layer.
         """
         if part.first_byte != self.next_byte:
             raise ValueError(
@@ -327,6 +329,7 @@ class UploadSession:
         return row.replayable if replayable else row.stream
 
     def _counts_as_resumed(self, event: Position | Event) -> bool:
+        """Whether the next action is that of a resumed upload."""
         if event is Event.CONTENT_DIFFERS:
             return not self._content_verified
         if event is Event.PARTS_REJECTED and self._rewinds:
@@ -365,15 +368,15 @@ class UploadSession:
         if version != _JSON_VERSION or not isinstance(version, int) or isinstance(version, bool):
             raise ValueError(
                 f"this upload session has version {short_repr(version)}, but this release of "
-                f"ecr-parts reads version {_JSON_VERSION}: use the release that wrote it"
+                f"ecr-parts reads version {_JSON_VERSION}"
             )
         try:
             session = cls(**{name: document[key] for key, name in _JSON_NAMES.items()})
             session._load_parts(document.get("partsReceived"), document.get("lastPartSize"))
         except KeyError as error:
-            raise ValueError(f"the JSON of this upload session has no {error}") from error
+            raise ValueError(f"this upload session has no {error}") from error
         except (TypeError, ValueError) as error:
-            raise ValueError(f"the JSON of this upload session is damaged: {error}") from error
+            raise ValueError(f"this upload session is damaged: {error}") from error
         return session
 
     def _load_parts(self, parts_received: int | None, last_part_size: int | None) -> None:

@@ -63,8 +63,8 @@ class Source(ABC):
         if self.size is None or end >= self.size:
             return None
         return SourceChangedError(
-            f"{self.name} ended after {end:,} of {self.size:,} bytes. Upload it again once it is "
-            "complete"
+            f"{self.name} ended after {end:,} of {self.size:,} bytes: upload it again once it is "
+            "complete, or pass the right size"
         )
 
     def can_reread_from(self, _first_byte: int) -> bool:
@@ -286,8 +286,8 @@ class _Stream(Source):
         if self._expected_size is None or not self._surplus.nbytes:
             return None
         return SourceChangedError(
-            f"the source continues past its size of {self._expected_size:,} bytes: pass the right "
-            "size, or none"
+            f"the source has more bytes than size={self._expected_size}: pass the right size, or "
+            "none"
         )
 
     @override

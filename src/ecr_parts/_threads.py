@@ -38,7 +38,7 @@ _running = threading.local()
 
 
 class Abandoned(BaseException):
-    """Raised in the thread of a task that nobody waits for any more."""
+    """Raised in the thread of a task that was abandoned or cancelled."""
 
 
 class Task(Generic[_T]):
@@ -54,7 +54,7 @@ class Task(Generic[_T]):
         self.without_thread = False
         """Whether no thread could be started, so that the waiting thread must run the task."""
         self.ended = threading.Lock()
-        """Held until the function has ended."""
+        """Held until the function has ended, or must be run by the waiting thread."""
         self.ended.acquire()
         self._cancelled = cancelled
         self._process = os.getpid()
@@ -91,16 +91,16 @@ class Task(Generic[_T]):
 
     @property
     def running(self) -> bool:
-        """Whether the function has yet to end; ``False`` in a forked child."""
+        """Whether a thread runs the function, or will; ``False`` in a forked child."""
         return self.ended.locked() and self._process == os.getpid()
 
     @property
     def stopped(self) -> bool:
-        """Whether nobody waits for the result any more."""
+        """Whether the task must send nothing more: it was abandoned or cancelled."""
         return self.abandoned or self._cancelled()
 
     def check(self) -> None:
-        """Raise ``Abandoned`` if nobody waits for the task any more."""
+        """Raise ``Abandoned`` if the task must send nothing more."""
         if self.stopped:
             raise Abandoned
 
@@ -133,7 +133,7 @@ class _Thread:
         self._task: Task[Any] | None = None
         self._closing = False
         self._busy = threading.Lock()
-        """Held while the thread runs a task, and after it has ended."""
+        """Held while the thread runs a task, and after the thread itself has ended."""
         self._given = threading.Lock()
         """Released when the thread is given a task."""
         self._busy.acquire()

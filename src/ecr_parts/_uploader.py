@@ -13,7 +13,7 @@ from ecr_parts._batch import BatchUpload
 from ecr_parts._calls import AVAILABLE, Step, UploadCalls, raise_error
 from ecr_parts._chunker import Part
 from ecr_parts._client import EcrClient, Failed, RepositoryClient, check_client, service_name
-from ecr_parts._failures import ClearFrames
+from ecr_parts._failures import ClearOwnFrames
 from ecr_parts._layer_upload import upload_layer
 from ecr_parts._limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
 from ecr_parts._models import Blob, Layer, LayerSource, UploadedLayer
@@ -78,7 +78,7 @@ class LayerUploader:
         if part_size is not None:
             limits._check_part_size(part_size)
         check_seconds("attempt_timeout", attempt_timeout)
-        _request.stop_abandoned_calls(client)
+        _request.make_calls_stoppable(client)
         repository_client = RepositoryClient(
             client,
             repository_name,
@@ -121,13 +121,15 @@ class LayerUploader:
         ECR has, even in another process. ``session`` does the same without a file: pass an
         ``UploadSession`` from ``initiate``, from JSON or from an error; it is updated in place. The
         digest tells whether the content is the same. If it is not, or if ECR has lost the upload,
-        a new upload is started. Both require a source that can be read again.
+        a new upload is started. ``checkpoint`` and ``session`` require a source that can be read
+        again.
 
         ``progress(n)`` is called in the calling thread with the number of bytes newly confirmed by
         ECR. When an upload resumes, it is first called with the bytes that ECR has already. ``n``
-        is negative if ECR has lost bytes or if the upload starts over. It is 0 before each attempt
-        and each wait, and about once a second during them. The numbers add up to the layer's size.
-        An exception from ``progress`` ends the upload.
+        is negative if ECR has lost bytes or if the upload starts over. ``progress(0)`` is called
+        while the source is hashed, before each attempt and each wait, and about once a second
+        during them. The numbers add up to the layer's size. An exception from ``progress`` ends the
+        upload.
 
         Raises ``EcrPartsError``; ``TypeError`` and ``ValueError`` for bad arguments; and whatever
         ``source`` and ``progress`` raise.
@@ -140,7 +142,7 @@ class LayerUploader:
                 raise ValueError("pass session or checkpoint, not both")
         check_callback("progress", progress)
         layer = Layer(source, digest=digest, size=size, checkpoint=checkpoint, progress=progress)
-        with ClearFrames():
+        with ClearOwnFrames():
             return upload_layer(self._calls, layer, check_existing=check_existing, session=session)
 
     def upload_many(
@@ -159,22 +161,23 @@ class LayerUploader:
         library. The caller's files and iterators are read in the calling thread, one at a time.
 
         If ``layers`` is a sequence, every layer is checked before the first call, and ECR is asked
-        about 100 layers in one call. Any other iterable is consumed lazily, at most one layer ahead
-        of the workers. A file or a buffer must not change before the call returns, so do not yield
-        the same buffer with new content.
+        for the layers in batches of 100. Any other iterable is consumed lazily, at most one layer
+        ahead of the workers. A file or a buffer must not change before the call returns, so do not
+        yield the same buffer with new content.
 
-        Layers with equal digests are sent once. This applies to a ``digest`` that is passed or
+        Layers with equal digests are sent once; the later results have ``existed=True`` and no
+        ``parts``. This applies to a ``digest`` that is passed or
         computed beforehand, as it is for paths and buffers with ``check_existing``. The same path
         or buffer in a sequence is always sent once. The content of the caller's files and
         iterators is not known beforehand, so equal ones are each sent.
 
         ``progress`` is called for all layers together, ``Layer.progress`` for its layer only. Both
         are called in any thread, one call at a time. The first error stops all layers within about
-        a second and is raised. Its attribute ``layer`` is the layer that failed, and is set on
-        exceptions of your own, too.
+        a second and is raised. Its attribute ``layer``, which is also set on your own exceptions,
+        is the layer that failed; ``None`` if the call was for several layers.
 
-        Raises what ``upload`` raises, and ``ValueError`` if a checkpoint is passed twice, or a
-        stream twice in a sequence or in a row.
+        Raises what ``upload`` raises, and ``ValueError`` if a checkpoint is passed twice, or if a
+        stream is passed twice in a sequence, or twice in succession in another iterable.
         """
         return BatchUpload(self._calls, max_workers, check_existing, progress).run(layers)
 
@@ -194,7 +197,7 @@ class LayerUploader:
         self._calls.check_size(layer_size)
         if layer_digest is not None:
             check_digest("layer_digest", layer_digest)
-        with ClearFrames():
+        with ClearOwnFrames():
             return _answer(self._calls.start_upload(layer_size, layer_digest))
 
     def upload_part(self, session: UploadSession, blob: Blob) -> None:
@@ -210,7 +213,7 @@ class LayerUploader:
         """
         self._check_session(session)
         part = self._check_part(session, blob)
-        with ClearFrames():
+        with ClearOwnFrames():
             self._send_part(session, part, blob)
 
     def complete(self, session: UploadSession, digest: str) -> UploadedLayer:
@@ -230,19 +233,19 @@ class LayerUploader:
                 "upload_part first"
             )
         self._calls.limits._check_layer(size)
-        with ClearFrames():
+        with ClearOwnFrames():
             return self._complete_and_check(session, digest, size)
 
     def missing(self, digests: Iterable[str]) -> set[str]:
-        """Return the ``digests`` that the repository does not have. Archived layers are missing.
+        """Return those ``digests`` that the repository does not have or has archived.
 
-        There may be any number of them; ECR is asked about 100 in one call. Raises
-        ``ServiceError`` and ``UnexpectedResponseError``.
+        There may be any number of them; ECR is asked in batches of 100. Raises ``ServiceError`` and
+        ``UnexpectedResponseError``; ``TypeError`` and ``ValueError`` for bad digests.
         """
         if isinstance(digests, str):
-            raise TypeError("digests must be an iterable of str, not a str")
+            raise TypeError("digests must be an iterable of digests, not a single str: pass a list")
         wanted = dict.fromkeys(check_digest("digest", digest) for digest in digests)
-        with ClearFrames():
+        with ClearOwnFrames():
             found = _answer(self._calls.availability(wanted))
         return {
             digest
@@ -277,8 +280,8 @@ class LayerUploader:
         if not self._calls.is_in_repository(session):
             client = self._calls.client
             raise ValueError(
-                f"session must be of {_location(client.repository_name, client.registry_id)}, not "
-                f"of {_location(session.repository_name, session.registry_id)}"
+                f"session must be for {_location(client.repository_name, client.registry_id)}, not "
+                f"for {_location(session.repository_name, session.registry_id)}"
             )
 
     def _check_part(self, session: UploadSession, blob: Blob) -> Part:
@@ -295,7 +298,8 @@ class LayerUploader:
         if session._ends_with_small_part(limits.min_part):
             raise ValueError(
                 f"the part before byte {part.first_byte} is below the minimum of "
-                f"{limits.min_part:,} bytes, so it must be the last: start a new upload, and send "
+                f"{min(limits.min_part, session.part_size):,} bytes, so it must be the last: start "
+                "a new upload, and send "
                 f"parts of session.part_size, {session.part_size:,} bytes"
             )
         return part

@@ -26,11 +26,11 @@ class EcrPartsError(Exception):
         super().__init__(to_printable(message, _MAX_MESSAGE_LENGTH))
 
     session: UploadSession | None = None
-    """The state of the upload; ``None`` if none was started. If the source can be read again,
+    """The state of the upload; ``None`` before it was started. If the source can be read again,
     ``upload(session=…)`` resumes it."""
 
     layer: Layer | None = None
-    """From ``upload_many``: the layer that failed."""
+    """From ``upload_many``: the layer that failed; ``None`` if the call was for several layers."""
 
     parts: tuple[SentPart, ...] = ()
     """The parts that ECR confirmed before the error."""
@@ -59,13 +59,13 @@ class DigestMismatchError(EcrPartsError):
 
 
 class SourceChangedError(EcrPartsError):
-    """The source was modified or replaced during the upload, or has not the expected size."""
+    """The source was modified or replaced during the upload, or does not have the expected size."""
 
     __module__ = "ecr_parts"
 
 
 class CheckpointError(EcrPartsError):
-    """A checkpoint cannot be read, written or deleted, or is another file. It is left unchanged."""
+    """A checkpoint cannot be read, written or deleted, or is not valid. It is left unchanged."""
 
     __module__ = "ecr_parts"
 
@@ -77,7 +77,7 @@ class UnexpectedResponseError(EcrPartsError):
 
 
 class ServiceError(EcrPartsError):
-    """ECR refused a call, or did not answer before the retry policy gave up."""
+    """ECR refused a call, or the client could not make it within the retries."""
 
     __module__ = "ecr_parts"
 

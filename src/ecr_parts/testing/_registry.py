@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
 from ecr_parts._limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
+from ecr_parts._validation import check_int
 
 REGISTRY_ID = "012345678910"
 """The account that owns the registry, as in the examples of the AWS documentation."""
@@ -72,6 +73,9 @@ class Unknowns:
             choices, value = get_args(field_.type), getattr(self, field_.name)
             if get_origin(field_.type) is Literal and value not in choices:
                 raise ValueError(f"{field_.name} must be one of {choices}, not {value!r}")
+        check_int("availability_lag", self.availability_lag, minimum=0)
+        if self.largest_part is not None:
+            check_int("largest_part", self.largest_part)
 
 
 class EcrError(Exception):
@@ -480,6 +484,4 @@ def _failure(digest: str, code: str, reason: str) -> dict[str, object]:
 
 
 def _invalid(name: str, reason: str) -> EcrError:
-    return EcrError(
-        "InvalidParameterException", f"Invalid parameter at '{name}' failed to satisfy: {reason}"
-    )
+    return EcrError("InvalidParameterException", f"Invalid parameter at '{name}': {reason}")

@@ -27,7 +27,7 @@ from ecr_parts._retry import CLIENT_CONFIG
 from ecr_parts.testing._faults import Effect, Fault, Faults, Reply, Response, answer
 from ecr_parts.testing._registry import EcrError, Registry, Unknowns
 
-_TARGETS = {"AmazonEC2ContainerRegistry_V20150921": False, "SpencerFrontendService": True}
+_IS_PUBLIC = {"AmazonEC2ContainerRegistry_V20150921": False, "SpencerFrontendService": True}
 _REGION = "us-east-1"
 _DRIPS_EVERY = 0.05  # seconds
 _LARGEST_REQUEST = 1024**3  # bytes
@@ -79,7 +79,7 @@ class LocalECR:
         )
         """The content of the registry."""
         self.calls: list[Call] = []
-        """All calls so far, in order."""
+        """All calls so far, in order, except malformed requests."""
         self._faults = Faults()
         self._unknowns = unknowns or Unknowns()
         self._slow = slow
@@ -316,7 +316,7 @@ class _Handler(BaseHTTPRequestHandler):
             planned, body = "reset", b"{}"
         try:
             parameters = _parameters(body)
-            public = _TARGETS[service]
+            public = _IS_PUBLIC[service]
         except (KeyError, RecursionError, TypeError, ValueError) as error:
             return self._send(Reply(400, _NOT_A_REQUEST, repr(error)))
         return self._send(ecr._answer(operation, parameters, planned, public))
