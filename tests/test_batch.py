@@ -555,3 +555,29 @@ def test_rejects_file_whose_lines_would_become_layers(
     with pytest.raises(TypeError, match="pass a list"):
         uploader.upload_many(5)  # type: ignore[arg-type]  # checks the error for wrong types
     assert ecr.calls == []
+
+
+def test_error_of_repeated_stream_names_its_layer(uploader: LayerUploader) -> None:
+    stream = io.BytesIO(b"stream")
+    for layers in ([stream, stream], iter([stream, stream])):
+        with pytest.raises(ValueError, match="passed twice") as raised:
+            uploader.upload_many(layers)
+        assert raised.value.layer.source is stream  # type: ignore[attr-defined]  # set by us
+
+
+def test_exception_raised_again_names_the_layer_of_the_last_call(uploader: LayerUploader) -> None:
+    error = ValueError("raised twice")
+
+    def progress(_newly_confirmed: int) -> None:
+        raise error
+
+    for source in (b"first", b"second"):
+        with pytest.raises(ValueError, match="raised twice"):
+            uploader.upload_many([source], progress=progress, check_existing=False)
+        assert error.layer.source == source  # type: ignore[attr-defined]  # set by us
+
+
+def test_pickled_layer_names_no_private_module() -> None:
+    for layer in (Layer("path"), Layer(b"bytes", digest=digest_of(b"bytes"))):
+        assert b"_models" not in pickle.dumps(layer)
+        assert pickle.loads(pickle.dumps(layer)).digest == layer.digest

@@ -272,3 +272,12 @@ def test_reports_checkpoint_that_cannot_be_deleted(
     mocker.patch.object(Path, "unlink", side_effect=PermissionError(13, "Permission denied"))
     with pytest.raises(CheckpointError, match="cannot be deleted"):
         uploader.upload(BLOB, checkpoint=checkpoint)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="directories are flushed on POSIX systems only")
+def test_flushes_file_and_directory_after_each_part(
+    uploader: LayerUploader, checkpoint: Path, mocker: Any
+) -> None:
+    flush = mocker.spy(os, "fsync")
+    uploader.upload(BLOB, checkpoint=checkpoint)
+    assert flush.call_count == 2 * 7  # at the start and after each of six parts

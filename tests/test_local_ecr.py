@@ -6,6 +6,7 @@ import base64
 import http.client
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -863,3 +864,30 @@ def test_rejects_unknown_value_of_unknowns() -> None:
 def test_rejects_single_repository_name() -> None:
     with pytest.raises(TypeError, match="iterable of names"):
         LocalECR("demo")
+
+
+@pytest.mark.parametrize(
+    ("switches", "error"),
+    [
+        ({"availability_lag": "3"}, TypeError),
+        ({"availability_lag": -1}, ValueError),
+        ({"largest_part": "x"}, TypeError),
+        ({"nothing_stored": False}, ValueError),
+        ({"error_namespace": 5}, TypeError),
+    ],
+    ids=str,
+)
+def test_rejects_invalid_unknowns(switches: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=next(iter(switches))):
+        Unknowns(**switches)
+
+
+def test_ecr_error_can_be_pickled() -> None:
+    error = EcrError("KmsException", "message", kmsError="KeyDisabled")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (copy.code, copy.body, str(copy)) == (error.code, error.body, "message")
+
+
+def test_fail_points_to_respond_for_errors(ecr: LocalECR) -> None:
+    with pytest.raises(TypeError, match="respond"):
+        ecr.fail("InitiateLayerUpload", EcrError("Code", "message"))  # type: ignore[arg-type]  # wrong on purpose

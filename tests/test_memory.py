@@ -9,9 +9,9 @@ import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
-from helpers import digest_of, random_bytes
+from helpers import digest_of, random_bytes, wait_for_threads
 
-from ecr_parts import EcrPartsError, LayerUploader
+from ecr_parts import EcrPartsError, LayerUploader, ServiceError
 from ecr_parts.testing import LocalECR
 
 
@@ -104,3 +104,33 @@ def test_batch_releases_buffers_of_an_iterator_once_sent(
 
     results = uploader.upload_many(buffers(), max_workers=2, check_existing=check_existing)
     assert len(results) == 8
+
+
+def test_batch_keeps_few_equal_buffers_while_the_first_is_sent(uploader: LayerUploader) -> None:
+    references: list[weakref.ref[Buffer]] = []
+
+    def equal_buffers() -> Iterator[Buffer]:
+        for _ in range(10):
+            assert sum(reference() is not None for reference in references) <= 4
+            buffer = Buffer(random_bytes(45))
+            references.append(weakref.ref(buffer))
+            yield buffer
+
+    results = uploader.upload_many(equal_buffers(), max_workers=2)
+    assert [result.existed for result in results] == [False] + 9 * [True]
+
+
+@pytest.mark.usefixtures("without_gc")
+def test_batch_releases_sources_of_all_workers_that_failed(
+    ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    ecr.fail("UploadLayerPart", "access_denied", times=100)
+    references: list[weakref.ref[Buffer]] = []
+    for _ in range(5):
+        buffers = [Buffer(random_bytes(45, seed)) for seed in range(4)]
+        references += map(weakref.ref, buffers)
+        with pytest.raises(ServiceError):
+            uploader.upload_many(buffers, check_existing=False)
+        del buffers
+    wait_for_threads()
+    assert [reference() for reference in references] == 20 * [None]

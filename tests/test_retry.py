@@ -160,3 +160,19 @@ def test_custom_policy_sees_function_and_error_of_each_failed_attempt() -> None:
         with pytest.raises(ServiceError, match="AccessDenied"):
             uploader.initiate()
         assert seen == []  # a permanent error is not passed to the policy
+
+
+def test_does_not_retry_exceptions_of_event_handlers_and_of_the_endpoint(ecr: LocalECR) -> None:
+    client: Any = ecr.client()
+    uploader = LayerUploader(client, "demo", limits=SMALL_LIMITS, retrying=NO_WAIT)
+    events = client.meta.events
+    for event, answer in (("before-send.ecr", object()), ("needs-retry.ecr", "later")):
+
+        def handle(answer: object = answer, **_event: object) -> object:
+            return answer
+
+        events.register_first(event, handle, unique_id="test")
+        with pytest.raises(ServiceError) as raised:
+            uploader.initiate()
+        assert raised.value.attempts == 1
+        events.unregister(event, unique_id="test")

@@ -379,3 +379,49 @@ def test_error_for_json_of_later_version_names_both_versions() -> None:
 def test_rejects_invalid_fields(field: str, value: object, error: type[Exception]) -> None:
     with pytest.raises(error, match=field):
         make_session(started_here=False, **{field: value})
+
+
+def test_part_count_of_hand_made_session_is_estimated() -> None:
+    for last_byte_received, count in ((-1, 0), (0, 1), (249, 3)):
+        session = UploadSession(
+            repository_name="r", upload_id="u", part_size=100, last_byte_received=last_byte_received
+        )
+        assert session._count_parts(100) == count
+
+
+def test_shared_session_may_skip_forward() -> None:
+    session = make_session()
+    session._start("u-2", 100)
+    session._share()
+    assert receive(session, Part(0, 99), 199) is NextAction.SKIP_FORWARD
+    assert session._count_parts(1) == 2
+
+
+def test_skipped_bytes_are_not_known_to_be_of_this_source() -> None:
+    session = make_session()
+    session._start("u-2", 100)
+    assert session._after(Event.CONTENT_DIFFERS, replayable=True) is NextAction.FAIL
+    session._share()
+    assert session._after(Event.CONTENT_DIFFERS, replayable=True) is NextAction.FAIL
+    receive(session, Part(0, 99), 199)
+    assert session._after(Event.CONTENT_DIFFERS, replayable=True) is NextAction.CHECK_LOST
+
+
+def test_resumed_session_has_all_its_stalls_and_rewinds() -> None:
+    session = make_session()
+    session._start("u-2", 100)
+    for _ in range(5):
+        receive(session, Part(0, 99), -1)
+    session._resume(100)
+    for _ in range(5):
+        assert receive(session, Part(0, 99), -1) is NextAction.SEND_AGAIN
+    assert receive(session, Part(0, 99), -1) is Event.NO_PROGRESS
+
+
+def test_rewind_reduces_count_of_parts() -> None:
+    session = make_session()
+    session._start("u-2", 100)
+    for first_byte in (0, 100, 200):
+        receive(session, Part(first_byte, first_byte + 99), first_byte + 99)
+    receive(session, Part(300, 399), 149)
+    assert session._count_parts(1) == 2

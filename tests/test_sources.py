@@ -558,3 +558,18 @@ def test_running_digest_adds_each_byte_once(rereads: list[tuple[int, int]], step
             running.feed(first_byte, BLOB[first_byte : first_byte + size])
             next_byte = max(next_byte, min(100, first_byte + size))
     assert running.digest() == digest_of(BLOB)
+
+
+class NotSeekableError(io.UnsupportedOperation):
+    pass
+
+
+class FailingTell(io.BytesIO):
+    def tell(self) -> int:
+        raise NotSeekableError
+
+
+def test_reads_file_as_stream_if_it_raises_subclass_of_unsupported_operation() -> None:
+    with open_source(FailingTell(b"bytes")) as source:
+        assert not source.replayable
+        assert source.read(0, 100) == b"bytes"

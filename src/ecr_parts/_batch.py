@@ -23,10 +23,12 @@ from ecr_parts._models import Layer, LayerSource, UploadedLayer
 from ecr_parts._sources import check_source, is_background_readable, open_source
 from ecr_parts._threads import Abandoned, Task, Waiter
 from ecr_parts._validation import check_callback, check_digest, check_int, short_repr
+from ecr_parts.errors import EcrPartsError
 
 _T = TypeVar("_T")
 _STOP_TIMEOUT = 1.5  # seconds: workers wake once a second
 _POLL_INTERVAL = 1.0  # seconds between checks for workers without a thread
+_REPEAT_INTERVAL = 0.05  # seconds between checks whether an equal layer was sent
 
 
 @dataclass(eq=False)
@@ -106,8 +108,6 @@ class BatchUpload:
         """By digest: the sizes in bytes of layers that existed before."""
         self._first_with_digest: dict[str, int] = {}
         """By digest: the index of the first layer, which is sent for all with this digest."""
-        self._repeats: list[tuple[_Item, int]] = []
-        """Layers that are not sent, each with the index of the layer that is sent for it."""
         self._results: dict[int, UploadedLayer] = {}
 
     def run(self, layers: Iterable[LayerSource | Layer]) -> list[UploadedLayer]:
@@ -153,7 +153,7 @@ class BatchUpload:
             elif item.background_readable:
                 same_source.append((item, first))
             else:
-                raise ValueError("the same stream was passed twice: pass each stream once")
+                self._recording_error(item.layer, _raise_repeated_stream)
         for i in range(0, len(items), MAX_DIGESTS):
             self._upload_block(items[i : i + MAX_DIGESTS])
         self._copy_results(same_source)
@@ -165,11 +165,14 @@ class BatchUpload:
                     self._submit(item, self._hash, max_waiting=len(items))
             self._finish_queue()
             self._ask_which_exist(items)
-        items = [item for item in items if not self._handle_repeat(item)]
+        firsts = {item.index: self._first_of(item) for item in items}
+        repeats = [(item, firsts[item.index]) for item in items if firsts[item.index] != item.index]
+        items = [item for item in items if firsts[item.index] == item.index]
         # Those for workers first, because the caller's thread may be busy afterwards.
         for item in sorted(items, key=lambda item: not item.background_readable):
             self._submit(item, self._send, max_waiting=len(items))
         self._finish_queue()
+        self._copy_results(repeats)
 
     def _upload_iterator(self, layers: Iterable[LayerSource | Layer]) -> None:
         """Upload layers of an iterator, at most one ahead of the workers."""
@@ -178,7 +181,7 @@ class BatchUpload:
             item = self._inspect(index, _to_layer(given))
             stream = not item.background_readable
             if stream and last is not None and item.layer.source is last.layer.source:
-                raise ValueError("the same stream was passed twice: pass each stream once")
+                self._recording_error(item.layer, _raise_repeated_stream)
             last = item
             self._submit(item, self._hash_and_send, max_waiting=0)
         self._finish_queue()
@@ -224,8 +227,6 @@ class BatchUpload:
 
     def _finish_queue(self) -> None:
         self._wait_until(lambda: not self._queue and not self._working)
-        repeats, self._repeats = self._repeats, []
-        self._copy_results(repeats)
 
     def _wait_until(self, condition: Callable[[], bool]) -> None:
         while True:
@@ -255,7 +256,8 @@ class BatchUpload:
                     return
                 self._starting.discard(number)
                 self._signal_change()
-                self._recording_error(item.layer, partial(function, item))
+                with ClearOwnFrames():
+                    self._recording_error(item.layer, partial(function, item))
         finally:
             self._starting.discard(number)
             self._working.discard(number)
@@ -300,24 +302,25 @@ class BatchUpload:
         for item in items:
             item.existence_checked = item.digest is not None
 
-    def _handle_repeat(self, item: _Item) -> bool:
-        """If an earlier layer has the same digest, use its result and return ``True``."""
+    def _first_of(self, item: _Item) -> int:
+        """The index of the first layer with the digest of ``item``, which may be its own."""
         if item.digest is None:
-            return False
-        first = self._first_with_digest.setdefault(item.digest, item.index)
-        if first == item.index:
-            return False
-        if first in self._results:
-            self._copy_results([(item, first)])
-        else:
-            self._repeats.append((item, first))
-        return True
+            return item.index
+        return self._first_with_digest.setdefault(item.digest, item.index)
 
     def _hash_and_send(self, item: _Item) -> None:
         if item.background_readable and item.digest is None and self._check_existing:
             self._hash(item)
-        if not self._handle_repeat(item):
+        first = self._first_of(item)
+        if first == item.index:
             self._send(item)
+            return
+        # The first may still be sent. Waiting for it here keeps no more sources than workers.
+        waiter = Waiter(self._stop.check)
+        while first not in self._results:
+            waiter.heartbeat()
+            waiter.sleep(_REPEAT_INTERVAL)
+        self._copy_result(item, first)
 
     def _send(self, item: _Item) -> None:
         size = self._existing_sizes.get(item.digest or "")
@@ -377,11 +380,20 @@ class BatchUpload:
         except BaseException as error:
             if not self._stop.requested and not isinstance(error, Abandoned):
                 self._error = error
-                with suppress(Exception):  # an exception may not allow attributes
-                    if isinstance(error, Exception) and getattr(error, "layer", None) is None:
+                if isinstance(error, Exception) and not _names_layer(error):
+                    with suppress(AttributeError, TypeError):  # not every exception can have it
                         error.layer = layer  # type: ignore[attr-defined]  # an error of any type
             self._stop.requested = True
             raise
+
+
+def _names_layer(error: Exception) -> bool:
+    """Whether ``error`` has its layer. Another type of error may have that of an earlier batch."""
+    return isinstance(error, EcrPartsError) and error.layer is not None
+
+
+def _raise_repeated_stream() -> None:
+    raise ValueError("the same stream was passed twice: pass each stream once")
 
 
 def _to_layer(given: LayerSource | Layer) -> Layer:

@@ -259,5 +259,10 @@ class ClearOwnFrames:
     def __exit__(self, _type: object, _error: object, tb: TracebackType | None) -> None:
         for frame, _ in traceback.walk_tb(tb):
             if _package_of(frame) == "ecr_parts":
-                with suppress(RuntimeError):  # the frame is still running
+                try:
                     frame.clear()
+                except RuntimeError as error:
+                    # The frame is still running. If the traceback has a further frame, a signal
+                    # handler raised the exception.
+                    if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                        raise

@@ -8,7 +8,7 @@ import io
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias, TypeGuard
+from typing import Any, Protocol, TypeAlias, TypeGuard
 
 from typing_extensions import Self
 
@@ -86,13 +86,22 @@ class Layer:
     progress: Callable[[int], object] | None = field(default=None, kw_only=True)
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
-        source: object
-        if is_path(self.source):
-            source = os.fspath(self.source)
-        else:
-            source = _OmittedSource(short_repr(self.source))
+        path = os.fspath(self.source) if is_path(self.source) else None
+        description = short_repr(self.source)
         checkpoint = os.fspath(self.checkpoint) if is_path(self.checkpoint) else None
-        return _unpickle_layer, (source, self.digest, self.size, checkpoint)
+        return self._unpickle, (path, description, self.digest, self.size, checkpoint)
+
+    @classmethod
+    def _unpickle(
+        cls,
+        path: str | None,
+        description: str,
+        digest: str | None,
+        size: int | None,
+        checkpoint: str | None,
+    ) -> Self:
+        source: Any = _OmittedSource(description) if path is None else path
+        return cls(source, digest=digest, size=size, checkpoint=checkpoint)
 
     # Copies share the source, which ``__reduce__`` would omit.
 
@@ -111,9 +120,3 @@ class _OmittedSource:
 
     def __repr__(self) -> str:
         return f"<a source that was not pickled: {self.description}>"
-
-
-def _unpickle_layer(
-    source: LayerSource, digest: str | None, size: int | None, checkpoint: str | None
-) -> Layer:
-    return Layer(source, digest=digest, size=size, checkpoint=checkpoint)

@@ -51,6 +51,7 @@ class Pipeline:
     def __exit__(self, *_error: object) -> None:
         self._abandon(self._preparing)
         self._abandon(self._hashing)  # which the preparing task may have started
+        self._preparing = self._hashing = None  # the frames of their errors refer to this object
 
     def _abandon(self, task: Task[Any] | None) -> None:
         """Abandon a task, and wait briefly for it to end, because the source is closed next."""

@@ -186,12 +186,15 @@ def _is_invalid_request(error: BaseException) -> bool:
 
 def _raised_in_parsing(error: BaseException) -> bool:
     """Whether botocore failed to parse an answer, which may raise any kind of exception."""
-    modules = [
-        frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)
+    where = [
+        (frame.f_globals.get("__name__"), frame.f_code.co_name)
+        for frame, _ in traceback.walk_tb(error.__traceback__)
     ]
-    # Some answers, such as "null", are parsed and then fail in the endpoint. Other exceptions,
-    # such as those of event handlers, pass through the endpoint but are not raised there.
-    return "botocore.parsers" in modules or modules[-1:] == ["botocore.endpoint"]
+    # "null" is parsed, and fails in the function that called the parser. Exceptions of event
+    # handlers pass through that function, but are not raised there.
+    return any(module == "botocore.parsers" for module, _ in where) or (
+        where[-1:] == [("botocore.endpoint", "_do_get_response")]
+    )
 
 
 def _member(mapping: object, name: str) -> object:

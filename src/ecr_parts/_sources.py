@@ -25,9 +25,6 @@ _READ_ADVICE: dict[type, str] = {
     object: "read() of the source must return bytes, not {}",
 }
 _ITERABLE_ADVICE: dict[type, str] = {object: "the iterable must yield bytes, not {}"}
-_NOT_SEEKABLE_ERRORS = frozenset(
-    {AttributeError, NotImplementedError, ValueError, io.UnsupportedOperation}
-)
 
 
 class _Seekable(Readable, Protocol):
@@ -364,9 +361,11 @@ def _size_if_seekable(file: _Seekable) -> int | None:
         start = file.tell()
         file.seek(0, os.SEEK_END)
     except (AttributeError, NotImplementedError, OSError, ValueError) as error:
-        # Exactly these types: an exception of a subclass may come from a signal handler.
+        # Otherwise exactly these types: one of a subclass may come from a signal handler.
         is_illegal_seek = type(error) is OSError and error.errno == errno.ESPIPE
-        if type(error) in _NOT_SEEKABLE_ERRORS or is_illegal_seek:
+        if isinstance(error, io.UnsupportedOperation) or is_illegal_seek:
+            return None
+        if type(error) in (AttributeError, NotImplementedError, ValueError):
             return None
         raise
     size = max(0, file.tell() - start)

@@ -71,13 +71,14 @@ class Task(Generic[_T]):
             self.check()
             self._result = self._context.run(self._function)
         except BaseException as error:  # noqa: BLE001  (raised again by ``result``)
-            # Drop this frame from the traceback. It refers to the task, and the cycle would keep
-            # the part that was sent in memory until the garbage collector runs.
-            self.error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+            self.error = _without_first_frame(error)
         finally:
             _running.task = previous
             del self._function
             self.release()
+            # Frames in the error's traceback refer to this frame. If it referred to the task, the
+            # cycle would keep a part in memory until the garbage collector runs.
+            del self
 
     def result(self) -> _T:
         """Return what the function returned, or raise what it raised, and drop it."""
@@ -113,6 +114,12 @@ class Task(Generic[_T]):
         releases, self._releases = self._releases, []
         for release in releases:
             release()
+
+
+def _without_first_frame(error: BaseException) -> BaseException:
+    """``error`` without the frame of ``Task.run``, and ``Abandoned`` without any frame."""
+    trace = None if isinstance(error, Abandoned) else error.__traceback__
+    return error.with_traceback(trace and trace.tb_next)
 
 
 def current_task() -> Task[Any] | None:

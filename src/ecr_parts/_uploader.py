@@ -160,7 +160,8 @@ class LayerUploader:
         number, not with the number of layers. Paths and buffers are read in threads of this
         library. The caller's files and iterators are read in the calling thread, one at a time.
 
-        If ``layers`` is a sequence, every layer is checked before the first call, and ECR is asked
+        If ``layers`` is a sequence, every layer is checked before the first call, as far as this is
+        possible without reading it, and ECR is asked
         for the layers in batches of 100. Any other iterable is consumed lazily, at most one layer
         ahead of the workers. A file or a buffer must not change before the call returns, so do not
         yield the same buffer with new content.
@@ -173,8 +174,8 @@ class LayerUploader:
 
         ``progress`` is called for all layers together, ``Layer.progress`` for its layer only. Both
         are called in any thread, one call at a time. The first error stops all layers within about
-        a second and is raised. Its attribute ``layer``, which is also set on your own exceptions,
-        is the layer that failed; ``None`` if the call was for several layers.
+        a second and is raised. If it is an error of one layer, its attribute ``layer`` is that
+        layer, also for exceptions of your own.
 
         Raises what ``upload`` raises, and ``ValueError`` if a checkpoint is passed twice, or if a
         stream is passed twice in a sequence, or twice in succession in another iterable.
@@ -242,8 +243,10 @@ class LayerUploader:
         There may be any number of them; ECR is asked in batches of 100. Raises ``ServiceError`` and
         ``UnexpectedResponseError``; ``TypeError`` and ``ValueError`` for bad digests.
         """
-        if isinstance(digests, str):
-            raise TypeError("digests must be an iterable of digests, not a single str: pass a list")
+        if isinstance(digests, str) or not isinstance(digests, Iterable):
+            raise TypeError(
+                f"digests must be an iterable of digests, not {short_repr(digests)}: pass a list"
+            )
         wanted = dict.fromkeys(check_digest("digest", digest) for digest in digests)
         with ClearOwnFrames():
             found = _answer(self._calls.availability(wanted))

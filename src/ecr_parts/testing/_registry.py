@@ -8,6 +8,7 @@ import re
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
 from ecr_parts._limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
@@ -42,7 +43,8 @@ _INDEXES = (
 class Unknowns:
     """How ECR behaves where that is not documented: a switch for each open question.
 
-    A client should work with every value of each switch. Raises ``ValueError`` for other values.
+    A client should work with every value of each switch. Raises ``TypeError`` and ``ValueError``
+    for other values.
     """
 
     __module__ = "ecr_parts.testing"
@@ -71,8 +73,11 @@ class Unknowns:
     def __post_init__(self) -> None:
         for field_ in fields(self):
             choices, value = get_args(field_.type), getattr(self, field_.name)
-            if get_origin(field_.type) is Literal and value not in choices:
+            known = any(value == choice and type(value) is type(choice) for choice in choices)
+            if get_origin(field_.type) is Literal and not known:
                 raise ValueError(f"{field_.name} must be one of {choices}, not {value!r}")
+        if not isinstance(self.error_namespace, str):
+            raise TypeError(f"error_namespace must be a str, not {self.error_namespace!r}")
         check_int("availability_lag", self.availability_lag, minimum=0)
         if self.largest_part is not None:
             check_int("largest_part", self.largest_part)
@@ -88,6 +93,9 @@ class EcrError(Exception):
         self.code = code
         self.status = 500 if code == "ServerException" else 400
         self.body: dict[str, object] = {"message": message, **fields}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), self.code, **cast("dict[str, Any]", self.body)), ()
 
 
 @dataclass

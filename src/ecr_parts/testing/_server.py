@@ -167,6 +167,8 @@ class LocalECR:
         If several are planned for a call, the first one planned wins. Raises ``ValueError`` for
         unknown operations and faults.
         """
+        if not isinstance(fault, str):
+            raise TypeError(f"fault must be a str, not {fault!r}: use respond() for answers")
         with self._lock:
             self._faults.plan(operation, fault, call=call, times=times)
 
