@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import linecache
+import sys
 import threading
+from types import FrameType
+from typing import Any
 
 import pytest
+from interrupts import joining_new_threads
 
+from ecr_parts import _threads
 from ecr_parts._threads import Abandoned, Waiter, current_task
 
 
@@ -36,3 +42,37 @@ def test_thread_runs_one_task_after_another() -> None:
         threads = {waiter.run("repeated", threading.get_ident) for _ in range(20)}
         assert len(threads) == 1
         assert threading.get_ident() not in threads
+
+
+class InterruptError(BaseException):
+    """Raised between two lines of the library, as by a signal handler."""
+
+
+def raise_before(line: str) -> Any:
+    """A trace function that raises ``InterruptError`` before ``line`` of ``_threads`` runs."""
+
+    def trace(frame: FrameType, event: str, _argument: object) -> Any:
+        path = frame.f_code.co_filename
+        if path != _threads.__file__:
+            return None
+        if event == "line" and linecache.getline(path, frame.f_lineno).strip() == line:
+            raise InterruptError
+        return trace
+
+    return trace
+
+
+def test_thread_ends_even_if_giving_it_a_task_was_interrupted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ecr_parts._threads._IDLE_TIMEOUT", 0.05)
+    with joining_new_threads():
+        trace_before = sys.gettrace()
+        with Waiter() as waiter:
+            waiter.run("interrupted", lambda: None)
+            sys.settrace(raise_before("self._given.release()"))
+            try:
+                with pytest.raises(InterruptError):
+                    waiter.run("interrupted", lambda: None)
+            finally:
+                sys.settrace(trace_before)

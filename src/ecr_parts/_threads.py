@@ -201,8 +201,9 @@ class _Thread:
     def _wait(self) -> bool:
         """Wait for a task; ``False`` if there was none and the thread should end."""
         while not self._given.acquire(timeout=_IDLE_TIMEOUT):
-            # If ``_busy`` cannot be acquired, the thread is being given a task right now.
-            if self._busy.acquire(blocking=False):  # pragma: no branch  (microseconds)
+            # If ``_busy`` cannot be acquired, the thread is being given a task right now, or a
+            # signal handler interrupted that. Then it ends once it is closed.
+            if self._busy.acquire(blocking=False) or self._closing:  # pragma: no branch  (rare)
                 return False
         return True
 
