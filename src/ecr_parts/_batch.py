@@ -98,7 +98,7 @@ class BatchUpload:
         self._starting: set[int] = set()
         """Those of ``_working`` that have not taken anything from the queue yet."""
         self._tasks: dict[int, Task[None]] = {}
-        """By number: the tasks of all workers so far."""
+        """By number: the task of the latest worker with that number."""
         self._queue_changed = threading.Lock()
         """Released when a worker takes something from the queue, or ends."""
         self._queue_changed.acquire()
@@ -315,7 +315,7 @@ class BatchUpload:
         if first == item.index:
             self._send(item)
             return
-        # The first may still be sent. Waiting for it here keeps no more sources than workers.
+        # The first may still be uploading. Waiting here keeps no more sources than workers.
         waiter = Waiter(self._stop.check)
         while first not in self._results:
             waiter.heartbeat()

@@ -88,7 +88,7 @@ class UploadCalls:
     def start_upload(
         self, layer_size: int | None, layer_digest: str | None
     ) -> UploadSession | Failed:
-        """Start an upload: its session."""
+        """Start an upload, and return its session."""
         outcome = self.client.initiate_layer_upload()
         if isinstance(outcome, Failed):
             return outcome

@@ -278,7 +278,7 @@ class RepositoryClient:
         parse: Callable[[Answer], _T],
         parse_refusal: Callable[[ClientError], _T | None],
     ) -> tuple[_T] | Failure:
-        """Make one attempt in another thread: the parsed answer in a tuple, or why it failed."""
+        """Make one attempt in another thread; return ``(answer,)``, or why it failed."""
         for task in tuple(self._timed_out):
             if not task.running:
                 self._timed_out.discard(task)
@@ -368,7 +368,7 @@ def _layer_size(layer: Answer) -> int | None:
 
 
 def _with_layers(answer: Answer) -> Answer:
-    """An availability answer that always has ``layers``, which ECR may omit if it is empty."""
+    """Add an empty ``layers``, which ECR may omit, to an answer that has ``failures``."""
     return {"layers": [], **answer} if "failures" in answer else answer
 
 

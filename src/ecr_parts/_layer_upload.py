@@ -184,7 +184,7 @@ class _LayerUpload:
     # Sending the parts
 
     def _send_parts(self, session: UploadSession, pipeline: Pipeline) -> Step | None:
-        """Send what ECR does not have: the step that ended this, or ``None`` if ECR has all."""
+        """Send what ECR lacks; return the step that ended this, or ``None`` if ECR has all."""
         pipeline.start(self._plan(session), session.upload_id)
         while (prepared := pipeline.next_part()) is not None:
             if isinstance(prepared, SourceChangedError):

@@ -141,7 +141,7 @@ def accept_encoded_blobs(client: object) -> bool:
         return False
     name = f"{model.service_id.hyphenize()}.UploadLayerPart"
     events = client.meta.events
-    # Each event needs its own ID: botocore ignores one that is registered for any event.
+    # Each event needs its own ID: botocore ignores a handler whose ID is already registered.
     events.register_last(f"before-parameter-build.{name}", _take_blob, unique_id=f"{_KEY}.take")
     events.register(f"before-call.{name}", _insert_body, unique_id=f"{_KEY}.insert")
     events.register(f"before-sign.{name}", _add_hash, unique_id=f"{_KEY}.hash")

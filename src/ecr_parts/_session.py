@@ -25,8 +25,8 @@
 #   its first byte. The parts that ECR has are known, and every byte can be sent again.
 # - *stream*: all parts were sent with this session, from a source whose first bytes can no longer
 #   be read. It cannot rewind. Bytes that ECR has not confirmed are held, so it can always continue.
-# - *resumed*: any other session. It was loaded from JSON or from a checkpoint, passed to a second
-#   call, or interrupted. ECR may have more bytes than it knows. Always replayable.
+# - *resumed*: any other session. It was loaded from JSON, kept in a checkpoint, passed to
+#   ``upload``, or interrupted. ECR may have more bytes than the session says. Always replayable.
 #
 # Two events choose the column differently; see ``_counts_as_resumed``.
 #

@@ -6,8 +6,9 @@ botocore, such an exception would be wrapped, mistaken for a network failure, an
 are two rules:
 
 1. The calls to ECR run as a ``Task`` in another thread, and so does access to the disk, except
-   for opening and hashing a file. A task stores what its function returns or raises, so the
-   caller's thread needs no ``except``, which might catch an exception of a signal handler.
+   for opening and hashing a file, and for reading the caller's file objects. A task stores what
+   its function returns or raises, so the caller's thread needs no ``except``, which might catch
+   an exception of a signal handler.
 2. The caller's thread waits only in ``Lock.acquire(timeout=…)``. An exception raised inside an
    ``Event``, ``Condition``, ``Future`` or ``Queue`` can leave its inner lock acquired, or turn
    into ``RuntimeError: release unlocked lock``. ``Thread.start`` waits for an ``Event``, so each

@@ -41,9 +41,9 @@ class LayerUploader:
     client's default. ``part_size`` (bytes) defaults to what ECR suggests, and ``limits`` to those
     of the service. ``retrying`` is a ``tenacity`` policy, of which only stop, wait and sleep are
     used: this library decides which errors are retried. ``attempt_timeout`` (seconds) limits each
-    attempt of a call, in case a server never finishes its answer. While three such attempts are
-    still open, the calls of this uploader fail. Creating an uploader makes no calls. Raises
-    ``TypeError`` and ``ValueError`` for bad arguments.
+    attempt of a call, in case a server never finishes its answer. While three attempts that
+    exceeded it are still open, the calls of this uploader fail. Creating an uploader makes no
+    calls. Raises ``TypeError`` and ``ValueError`` for bad arguments.
 
     ECR is called from threads of this library while the caller's thread waits. So Ctrl-C, and any
     exception raised by a signal handler or by ``progress``, propagates unchanged from every method
@@ -161,10 +161,10 @@ class LayerUploader:
         library. The caller's files and iterators are read in the calling thread, one at a time.
 
         If ``layers`` is a sequence, every layer is checked before the first call, as far as this is
-        possible without reading it, and ECR is asked
-        for the layers in batches of 100. Any other iterable is consumed lazily, at most one layer
-        ahead of the workers. A file or a buffer must not change before the call returns, so do not
-        yield the same buffer with new content.
+        possible without reading it, and ECR is asked in batches of 100 which layers exist. Any
+        other iterable is consumed lazily, at most one layer ahead of the workers. A file or a
+        buffer must not change before the call returns, so do not yield the same buffer with new
+        content.
 
         Layers with equal digests are sent once; the later results have ``existed=True`` and no
         ``parts``. This applies to a ``digest`` that is passed or
