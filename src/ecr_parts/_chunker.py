@@ -93,9 +93,10 @@ class Chunker(Sequence[Part]):
     def after(self, last_byte_received: int) -> Iterator[Part]:
         """The parts to send once ECR has every byte up to ``last_byte_received`` (-1: none).
 
-        They start right after that byte, even if it is in the middle of a part of this sequence,
-        because the rest of that part could be smaller than ECR's minimum. There are none after
-        the layer's last byte. Raises ``ValueError`` for a byte outside the layer.
+        After that byte, the layer is divided into parts of ``part_size`` bytes. If the byte is
+        in the middle of a part of this sequence, the rest of that part is not sent by itself,
+        because it could be smaller than ECR's minimum. No part follows the layer's last byte.
+        Raises ``ValueError`` for a byte outside the layer.
         """
         last_byte = self.layer_size - 1
         check_int("last_byte_received", last_byte_received, minimum=-1, maximum=last_byte)

@@ -85,7 +85,7 @@ class Limits:
         """The size of the next part, in bytes: more than ``part_size`` if the rest would not fit.
 
         A stream of unknown size may be as large as a layer can be. So its parts grow once 10/21
-        of the parts are used: at ECR, 2,000 parts of 10 MiB and 2,200 of 15 MiB just exceed the
+        of ``max_parts`` are used: at ECR, 2,000 parts of 10 MiB and 2,200 of 15 MiB just exceed the
         maximum layer. 15 MiB is 3/4 of the maximum part and has 20 MiB in base64, so it is allowed
         whether ECR counts raw or encoded bytes.
         """

@@ -45,7 +45,7 @@ class Source(ABC):
     replayable: bool
     """Whether the whole layer can be read more than once."""
     background_readable: bool
-    """Whether a thread of this library may read it: a regular file or a buffer."""
+    """Whether a thread of this library may read it: a buffer, or the path of a regular file."""
 
     @abstractmethod
     def read(self, first_byte: int, size: int) -> Blob:
@@ -361,7 +361,7 @@ def _size_if_seekable(file: _Seekable) -> int | None:
         start = file.tell()
         file.seek(0, os.SEEK_END)
     except (AttributeError, NotImplementedError, OSError, ValueError) as error:
-        # Otherwise exactly these types: one of a subclass may come from a signal handler.
+        # UnsupportedOperation, or exactly these types: a subclass may come from a signal handler.
         is_illegal_seek = type(error) is OSError and error.errno == errno.ESPIPE
         if isinstance(error, io.UnsupportedOperation) or is_illegal_seek:
             return None

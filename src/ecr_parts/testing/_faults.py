@@ -29,8 +29,9 @@ Fault: TypeAlias = Literal[
 """What can happen to a call.
 
 The call is not carried out: with ``request_lost`` the connection closes before ECR has the request,
-and with ``reset`` in the middle of its body. ``throttled``, ``server_error``, ``access_denied`` and
-``expired_token`` are errors of ECR; ``html_503`` is a page of a proxy in front of it.
+and with ``reset`` in the middle of its body (``Unknowns.broken_part`` tells what is stored).
+``throttled``, ``server_error``, ``access_denied`` and ``expired_token`` are errors of ECR;
+``html_503`` is a page of a proxy in front of it.
 
 The call is carried out, but its answer is lost (``answer_lost``), ends early (``answer_cut``), is
 not text (``answer_garbled``), comes byte by byte without an end (``answer_drips``) or comes late

@@ -43,7 +43,7 @@ class Call:
 
     operation: str
     first_byte: int | None
-    """The first byte of the part, for UploadLayerPart."""
+    """The first byte of the part, for UploadLayerPart; ``None`` if its request was cut off."""
     last_byte: int | None
     """The last byte of the part, inclusive."""
     outcome: str
