@@ -59,7 +59,7 @@ def kill_during_part(first_byte: int, process: subprocess.Popen[bytes], ecr: Loc
     while not any(call.first_byte == first_byte for call in ecr.calls_of("UploadLayerPart")):
         if process.poll() is not None:
             sys.exit("the upload ended before it could be killed")
-        time.sleep(0.01)
+        time.sleep(0.01)  # until the local ECR has received the part
     process.kill()
     process.wait()
     newline = "\n" if sys.stderr.isatty() else ""  # ends the line of the progress bar

@@ -435,7 +435,7 @@ def test_rejects_invalid_layer_before_first_call(
 def test_rejects_progress_that_is_not_callable(ecr: LocalECR, uploader: LayerUploader) -> None:
     for upload in (
         lambda: uploader.upload(BLOBS[0], progress=5),  # type: ignore[arg-type]  # wrong on purpose
-        lambda: uploader.upload_many(BLOBS, progress=5),  # type: ignore[arg-type]  # likewise
+        lambda: uploader.upload_many(BLOBS, progress=5),  # type: ignore[arg-type]  # wrong on purpose
     ):
         with pytest.raises(TypeError, match="progress must be callable or None, not 5"):
             upload()

@@ -115,7 +115,7 @@ def test_recovers_from_connection_broken_within_request(
 def test_read_timeout_counts_as_lost_answer() -> None:
     with LocalECR(limits=SMALL_LIMITS, part_size=8, slow=60) as ecr:
         ecr.fail("UploadLayerPart", "slow", call=2)
-        # The other calls need milliseconds, so this leaves room for a loaded machine.
+        # The other calls need milliseconds. This is enough for them on a loaded machine, too.
         client = ecr.client(config=CLIENT_CONFIG.merge(Config(proxies={}, read_timeout=0.5)))
 
         layer = LayerUploader(client, "demo", limits=SMALL_LIMITS, retrying=NO_WAIT).upload(BLOB)

@@ -19,10 +19,11 @@ PACKAGE = Path(ecr_parts.__file__).parent
 # Each module imports only from modules listed before it.
 MODULES = [
     "_validation", "_threads", "_notebook", "_chunker", "_session", "_models", "errors",
-    "_limits", "_sources", "_digest", "_checkpoint", "_retry", "_failures", "_request",
-    "_client", "_calls", "_pipeline", "_layer_upload", "_batch", "_uploader", "__init__",
-    "_cli", "__main__", "testing._registry", "testing._faults", "testing._server",
-    "testing.__init__", "testing.pytest_plugin", "testing.__main__",
+    "_limits", "_chunks", "_sources", "_digest", "_checkpoint", "_retry", "_failures",
+    "_request", "_client", "_calls", "_pipeline", "_layer_upload", "_workers", "_batch",
+    "_uploader", "__init__", "_cli", "__main__", "testing._parameters", "testing._registry",
+    "testing._faults", "testing._server", "testing.__init__", "testing.pytest_plugin",
+    "testing.__main__",
 ]  # fmt: skip
 
 

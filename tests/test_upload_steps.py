@@ -107,7 +107,7 @@ def test_initiate_rejects_size_outside_limits(uploader: LayerUploader) -> None:
 
 def test_initiate_rejects_size_that_is_not_an_int(uploader: LayerUploader) -> None:
     with pytest.raises(TypeError, match=r"layer_size must be an int, not 5\.5"):
-        uploader.initiate(layer_size=5.5)  # type: ignore[arg-type]  # checks the error for it
+        uploader.initiate(layer_size=5.5)  # type: ignore[arg-type]  # wrong on purpose
 
 
 # upload_part

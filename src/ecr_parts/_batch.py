@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
 from typing import TypeVar
 
 from ecr_parts._calls import MAX_DIGESTS, UploadCalls
@@ -19,15 +16,14 @@ from ecr_parts._client import Failed
 from ecr_parts._digest import hash_source
 from ecr_parts._failures import ClearOwnFrames
 from ecr_parts._layer_upload import NOT_RESUMABLE, upload_layer
-from ecr_parts._models import Layer, LayerSource, UploadedLayer
+from ecr_parts._models import Layer, LayerSource, UploadedLayer, is_path
 from ecr_parts._sources import check_source, is_background_readable, open_source
-from ecr_parts._threads import Abandoned, Task, Waiter
+from ecr_parts._threads import Abandoned, Waiter
 from ecr_parts._validation import check_callback, check_digest, check_int, short_repr
+from ecr_parts._workers import Stop, Workers
 from ecr_parts.errors import EcrPartsError
 
 _T = TypeVar("_T")
-_STOP_TIMEOUT = 1.5  # seconds: workers wake once a second
-_POLL_INTERVAL = 1.0  # seconds between checks for workers without a thread
 _REPEAT_INTERVAL = 0.05  # seconds between checks whether an equal layer was sent
 
 
@@ -48,26 +44,12 @@ class _Item:
     """Whether ECR was asked if the layer exists, together with others."""
 
 
-class _Stop:
-    """Whether the batch should stop. A task that outlives the batch keeps only this in memory."""
-
-    requested = False
-
-    def is_requested(self) -> bool:
-        return self.requested
-
-    def check(self) -> None:
-        """Raise ``Abandoned`` once a stop is requested."""
-        if self.requested:
-            raise Abandoned
-
-
 class BatchUpload:
     """One call of ``upload_many``.
 
-    Layers that can be read in the background are uploaded by workers, which are threads of this
-    library. The others are uploaded in the caller's thread, which counts as a worker while it does
-    so. The caller's thread also fetches the layers, queues those for workers, and starts workers.
+    Layers that can be read in the background are uploaded by workers. The others are uploaded in
+    the caller's thread, which counts as a worker while it does so. The caller's thread also fetches
+    the layers and submits them.
 
     The first error, in whichever thread, requests a stop. Then no thread sends anything new, and
     each ends with ``Abandoned`` when it wakes.
@@ -82,26 +64,14 @@ class BatchUpload:
     ) -> None:
         check_int("max_workers", max_workers)
         check_callback("progress", progress)
-        self._stop = _Stop()
+        self._stop = Stop()
         self._waiter = Waiter(self._stop.check, self._stop.is_requested)
+        self._workers = Workers(max_workers, self._waiter, self._stop)
         self._calls = calls.with_waiter(self._waiter)
         self._check_existing = check_existing
         self._progress = progress
         self._progress_lock = threading.Lock()
         self._error: BaseException | None = None
-        # The queue and its workers. Each operation on these deques, sets and dicts is atomic.
-        self._worker_slots = max_workers
-        """The number of workers that may run: one less while the caller's thread uploads."""
-        self._queue: deque[tuple[_Item, Callable[[_Item], None]]] = deque()
-        self._working: set[int] = set()
-        """The numbers of the workers that run."""
-        self._starting: set[int] = set()
-        """Those of ``_working`` that have not taken anything from the queue yet."""
-        self._tasks: dict[int, Task[None]] = {}
-        """By number: the task of the latest worker with that number."""
-        self._queue_changed = threading.Lock()
-        """Released when a worker takes something from the queue, or ends."""
-        self._queue_changed.acquire()
         # What is known about the layers. Indexes, because items hold the sources.
         self._checkpoints: set[str] = set()
         self._existing_sizes: dict[str, int] = {}
@@ -127,8 +97,7 @@ class BatchUpload:
             except Abandoned as abandoned:
                 stopped = abandoned  # raised below: ``from`` would change the user's exception
             finally:
-                self._stop.requested = True
-                self._wait_for_workers()
+                self._workers.stop()
                 if stopped is None:
                     self._error = None  # if there is one, its frames refer to this object
         if stopped is not None:
@@ -163,7 +132,7 @@ class BatchUpload:
             for item in items:
                 if item.background_readable and item.digest is None:
                     self._submit(item, self._hash, max_waiting=len(items))
-            self._finish_queue()
+            self._workers.finish()
             self._ask_which_exist(items)
         firsts = {item.index: self._first_of(item) for item in items}
         repeats = [(item, firsts[item.index]) for item in items if firsts[item.index] != item.index]
@@ -171,7 +140,7 @@ class BatchUpload:
         # Those for workers first, because the caller's thread may be busy afterwards.
         for item in sorted(items, key=lambda item: not item.background_readable):
             self._submit(item, self._send, max_waiting=len(items))
-        self._finish_queue()
+        self._workers.finish()
         self._copy_results(repeats)
 
     def _upload_iterator(self, layers: Iterable[LayerSource | Layer]) -> None:
@@ -184,7 +153,7 @@ class BatchUpload:
                 self._recording_error(item.layer, _raise_repeated_stream)
             last = item
             self._submit(item, self._hash_and_send, max_waiting=0)
-        self._finish_queue()
+        self._workers.finish()
 
     def _inspect(self, index: int, layer: Layer) -> _Item:
         return self._recording_error(layer, partial(self._checked_item, index, layer))
@@ -212,70 +181,13 @@ class BatchUpload:
             self._waiter.run("disk", checkpoint.load)  # raises if it cannot be read or written
         return item
 
-    # The queue and its workers
-
     def _submit(self, item: _Item, function: Callable[[_Item], None], *, max_waiting: int) -> None:
-        """Queue ``function`` and wait until at most ``max_waiting`` are queued; or call it here."""
+        """Have a worker call ``function``, or call it here if the source may only be read here."""
+        call = partial(self._recording_error, item.layer, partial(function, item))
         if item.background_readable:
-            self._queue.append((item, function))
-            self._wait_until(lambda: len(self._queue) <= max_waiting)
+            self._workers.submit(call, max_waiting=max_waiting)
         else:
-            self._worker_slots -= 1
-            self._wait_until(lambda: len(self._working) <= self._worker_slots)
-            self._recording_error(item.layer, partial(function, item))
-            self._worker_slots += 1
-
-    def _finish_queue(self) -> None:
-        self._wait_until(lambda: not self._queue and not self._working)
-
-    def _wait_until(self, condition: Callable[[], bool]) -> None:
-        while True:
-            self._stop.check()
-            self._start_workers()
-            if condition():
-                return
-            self._waiter.acquire(self._queue_changed, _POLL_INTERVAL)
-
-    def _start_workers(self) -> None:
-        while len(self._queue) > len(self._starting) and len(self._working) < self._worker_slots:
-            number = next(n for n in count() if n not in self._working)
-            self._working.add(number)
-            self._starting.add(number)
-            self._tasks[number] = self._waiter.start(f"layer {number}", partial(self._work, number))
-        for task in list(self._tasks.values()):
-            if task.without_thread:
-                self._waiter.wait(task)  # runs it in this thread
-
-    def _work(self, number: int) -> None:
-        """Take calls from the queue, until it is empty or there are too many workers."""
-        try:
-            while len(self._working) <= self._worker_slots and not self._stop.requested:
-                try:
-                    item, function = self._queue.popleft()
-                except IndexError:
-                    return
-                self._starting.discard(number)
-                self._signal_change()
-                with ClearOwnFrames():
-                    self._recording_error(item.layer, partial(function, item))
-        finally:
-            self._starting.discard(number)
-            self._working.discard(number)
-            self._signal_change()
-
-    def _signal_change(self) -> None:
-        with suppress(RuntimeError):  # it is released already
-            self._queue_changed.release()
-
-    def _wait_for_workers(self) -> None:
-        """Wait until the workers have ended. One that does not end is abandoned."""
-        waiter = Waiter()
-        end = time.monotonic() + _STOP_TIMEOUT
-        for worker in self._tasks.values():
-            if worker.running:
-                waiter.wait(worker, max(0.0, end - time.monotonic()))
-            worker.error = None  # it was recorded, and its frames refer to this object
-        self._tasks = {}
+            self._workers.call_here(call)
 
     # What is done for each layer, by a worker or in the caller's thread
 
@@ -412,7 +324,7 @@ def _create_item(index: int, layer: Layer) -> _Item:
     if background_readable:
         with open_source(layer.source, layer.size) as source:
             size = source.size
-        if isinstance(layer.source, str | os.PathLike):
+        if is_path(layer.source):
             status = os.stat(layer.source)
             identity = (status.st_dev, status.st_ino)
     return _Item(index, layer, background_readable, identity, size, layer.digest)

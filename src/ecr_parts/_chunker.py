@@ -112,7 +112,7 @@ class Chunker(Sequence[Part]):
                 f"{self.layer_size:,} bytes in {len(self):,} parts of {self.part_size:,} bytes, "
                 f"the last of {self[-1].size:,}"
             )
-        return parts_bar(caption, range(0), self._first_bytes)
+        return parts_bar(caption, 0, self.layer_size, self.part_size)
 
     @property
     def _first_bytes(self) -> range:

@@ -36,7 +36,7 @@ class WrongDigestError(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an attempt failed. Created in the thread of the attempt, from any exception."""
+    """Why an attempt failed."""
 
     error: Exception
     code: str
@@ -263,6 +263,7 @@ class ClearOwnFrames:
                     frame.clear()
                 except RuntimeError as error:
                     # The frame is still running. If the traceback has a further frame, a signal
-                    # handler raised the exception, at an instant that no test can choose.
-                    if error.__traceback__ and error.__traceback__.tb_next:  # pragma: no cover
+                    # handler raised the exception.
+                    further = error.__traceback__ and error.__traceback__.tb_next
+                    if further:  # pragma: no cover  (no test can interrupt ``clear``)
                         raise

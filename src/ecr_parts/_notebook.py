@@ -12,13 +12,10 @@ _CELL = f"display:inline-block;box-sizing:border-box;height:18px;border:{_LINE};
 _SENT = "background-color:#3987e5"
 
 
-def parts_bar(caption: str, sent: range, unsent: range) -> str:
-    """A bar of the parts that ECR has, and of those still to be sent.
-
-    Each range has the first bytes of its parts. Its ``stop`` is one past the last byte of them.
-    """
+def parts_bar(caption: str, next_byte: int, end: int, part_size: int) -> str:
+    """A bar of parts: those before ``next_byte``, which ECR has, and those from it to ``end``."""
+    sent, unsent = range(0, next_byte, part_size), range(next_byte, end, part_size)
     parts_per_cell = -(-(len(sent) + len(unsent)) // _MAX_CELLS)
-    end = max(sent.stop, unsent.stop)
     cells = _cells(sent, parts_per_cell, end, _SENT) + _cells(unsent, parts_per_cell, end, "")
     return f'<div><div>{escape(caption)}</div><div style="{_BAR}">{cells}</div></div>'
 

@@ -70,7 +70,7 @@ class EncodedBlob(bytes):
     def __ne__(self, other: object) -> bool:
         return not self == other
 
-    __hash__ = None  # type: ignore[assignment]  # mutable
+    __hash__ = None  # type: ignore[assignment]  # mypy expects a method; it is mutable
 
     @override
     def __repr__(self) -> str:

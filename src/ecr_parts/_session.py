@@ -157,7 +157,6 @@ def position(part: Part, last_byte: int, *, layer_size: int | None, min_part: in
     return Position.INSIDE if fragment.size >= min_part else Position.INSIDE_TOO_SMALL
 
 
-_NOT_A_SESSION = "this is not the JSON of an upload session"
 _JSON_NAMES = {
     "repositoryName": "repository_name",
     "registryId": "registry_id",
@@ -167,7 +166,6 @@ _JSON_NAMES = {
     "layerDigest": "layer_digest",
     "layerSize": "layer_size",
 }
-_JSON_NAMES_OF_PARTS = {"partsReceived": "_parts_received", "lastPartSize": "_last_part_size"}
 
 
 @dataclass(kw_only=True)
@@ -348,8 +346,8 @@ class UploadSession:
 
     def to_json(self) -> str:
         """The session as one line of JSON, for ``from_json``."""
-        names = _JSON_NAMES | _JSON_NAMES_OF_PARTS
-        fields = {key: getattr(self, name) for key, name in names.items()}
+        fields = {key: getattr(self, name) for key, name in _JSON_NAMES.items()}
+        fields |= {"partsReceived": self._parts_received, "lastPartSize": self._last_part_size}
         return json.dumps({"version": _JSON_VERSION, **fields})
 
     @classmethod
@@ -360,11 +358,9 @@ class UploadSession:
         """
         try:
             document = json.loads(text)
-        except (RecursionError, TypeError, ValueError) as error:
-            raise ValueError(_NOT_A_SESSION) from error
-        if not isinstance(document, dict) or "version" not in document:
-            raise ValueError(_NOT_A_SESSION)
-        version = document["version"]
+            version = document["version"]
+        except (KeyError, RecursionError, TypeError, ValueError) as error:
+            raise ValueError("this is not the JSON of an upload session") from error
         if version != _JSON_VERSION or not isinstance(version, int) or isinstance(version, bool):
             raise ValueError(
                 f"this upload session has version {short_repr(version)}, but this release of "
@@ -396,11 +392,7 @@ class UploadSession:
             f"{self.repository_name}, upload {self.upload_id}: "
             f"ECR has {self.next_byte:,} of {total} bytes"
         )
-        return parts_bar(
-            caption,
-            range(0, self.next_byte, self.part_size),
-            range(self.next_byte, end, self.part_size),
-        )
+        return parts_bar(caption, self.next_byte, end, self.part_size)
 
     def __reduce__(self) -> tuple[Callable[[str], Self], tuple[str]]:
         # A copy counts as resumed, because the original may continue the upload.

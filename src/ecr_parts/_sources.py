@@ -8,23 +8,23 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from http.client import HTTPResponse
+from collections.abc import Callable, Iterable
 from typing import Protocol, cast
 
-import urllib3.response
 from typing_extensions import Self, override
 
+from ecr_parts._chunks import (
+    READ_ADVICE,
+    check_chunk,
+    contiguous_view,
+    count_missing,
+    pull_from,
+    read_all,
+    to_bytes,
+)
 from ecr_parts._models import Blob, LayerSource, Readable, is_path
 from ecr_parts._validation import check_int, short_repr
 from ecr_parts.errors import SourceChangedError
-
-_READ_ADVICE: dict[type, str] = {
-    type(None): "read() of the source returned None: the file must not be in non-blocking mode",
-    str: "read() of the source returned str: open the file in binary mode, 'rb'",
-    object: "read() of the source must return bytes, not {}",
-}
-_ITERABLE_ADVICE: dict[type, str] = {object: "the iterable must yield bytes, not {}"}
 
 
 class _Seekable(Readable, Protocol):
@@ -127,10 +127,10 @@ class _SeekableFile(Source):
         return self._read_all(size)
 
     def _read_all(self, size: int) -> Blob:
-        return _read_all(self._read_chunk, size)
+        return read_all(self._read_chunk, size)
 
     def _read_chunk(self, max_size: int) -> Blob:
-        return _to_bytes(_check_chunk(self._file.read(max_size), _READ_ADVICE), max_size)
+        return to_bytes(check_chunk(self._file.read(max_size), READ_ADVICE), max_size)
 
     @override
     def error_if_changed(self) -> SourceChangedError | None:
@@ -232,7 +232,7 @@ class _Stream(Source):
         return wanted[0] if len(wanted) == 1 else b"".join(wanted)
 
     def _read_more(self, size: int) -> None:
-        piece = _read_all(self._next_chunk, size)
+        piece = read_all(self._next_chunk, size)
         if piece:
             self._pieces.append(piece)
             self._end += len(piece)
@@ -246,7 +246,7 @@ class _Stream(Source):
         if not self._surplus.nbytes:
             chunk = b"" if self._ended else self._pull(max_size)
             if len(chunk) <= max_size:
-                return _to_bytes(chunk, max_size)
+                return to_bytes(chunk, max_size)
             self._surplus = memoryview(chunk)
         taken = self._surplus[:max_size].tobytes()
         self._surplus = self._surplus[max_size:]
@@ -351,12 +351,14 @@ def _open(source: LayerSource, size: int | None) -> Source:
         if available is None:
             return _stream(file_object, size)
         return _SeekableFile(file_object, available)
-    return _Stream(_pull_from(iter(cast("Iterable[Blob]", source))), size)
+    return _Stream(pull_from(iter(cast("Iterable[Blob]", source))), size)
 
 
 def _size_if_seekable(file: _Seekable) -> int | None:
     try:
-        if hasattr(file, "seekable") and not file.seekable():  # mmap is seekable without it
+        if (
+            hasattr(file, "seekable") and not file.seekable()
+        ):  # mmap has no ``seekable`` before Python 3.13
             return None
         start = file.tell()
         file.seek(0, os.SEEK_END)
@@ -375,69 +377,7 @@ def _size_if_seekable(file: _Seekable) -> int | None:
 
 def _stream(file: Readable, size: int | None) -> _Stream:
     return _Stream(
-        lambda max_size: _check_chunk(file.read(max_size), _READ_ADVICE),
+        lambda max_size: check_chunk(file.read(max_size), READ_ADVICE),
         size,
-        lambda: _count_missing(file),
+        lambda: count_missing(file),
     )
-
-
-def _count_missing(file: Readable) -> int:
-    """The number of bytes that are missing at the end of an HTTP response; 0 for other files.
-
-    ``http.client``, and so ``urllib.request``, reports a normal end when the connection breaks.
-    So does urllib3 if ``enforce_content_length`` is off, the default before version 2.
-    """
-    if isinstance(file, HTTPResponse):
-        return file.length or 0
-    if isinstance(file, urllib3.response.HTTPResponse):
-        return file.length_remaining or 0
-    return 0
-
-
-def _pull_from(items: Iterator[object]) -> Callable[[int], Blob]:
-    def pull(_max_size: int) -> Blob:
-        for item in items:
-            chunk = _check_chunk(item, _ITERABLE_ADVICE)
-            if len(chunk):
-                return chunk
-        return b""
-
-    return pull
-
-
-def _read_all(read: Callable[[int], Blob], size: int) -> bytes | bytearray:
-    """Read ``size`` bytes, in as many reads as needed; fewer only at the end."""
-    chunk = read(size)
-    if len(chunk) in (0, size):
-        return bytes(chunk)
-    blob, filled = bytearray(size), 0  # allocated once: one that grows needs twice the memory
-    while len(chunk):
-        blob[filled : filled + len(chunk)] = chunk
-        filled += len(chunk)
-        chunk = read(size - filled) if filled < size else b""
-    del blob[filled:]
-    return blob
-
-
-def contiguous_view(blob: Blob) -> memoryview:
-    """A flat view of the bytes of ``blob``, copied only if ``blob`` is not C-contiguous."""
-    view = memoryview(blob)
-    if view.c_contiguous and view.nbytes:  # an empty view of several dimensions cannot be cast
-        return view.cast("B")
-    return memoryview(view.tobytes())
-
-
-def _to_bytes(chunk: Blob, max_size: int) -> bytes | bytearray:
-    """At most ``max_size`` bytes of ``chunk``, not as a view: it would lock the caller's buffer."""
-    if isinstance(chunk, memoryview) or len(chunk) > max_size:
-        return memoryview(chunk)[:max_size].tobytes()
-    return chunk
-
-
-def _check_chunk(chunk: object, advice: Mapping[type, str]) -> Blob:
-    if isinstance(chunk, bytes | bytearray):
-        return chunk
-    if isinstance(chunk, memoryview):
-        return contiguous_view(chunk)
-    text = advice.get(type(chunk), advice[object])
-    raise TypeError(text.format(type(chunk).__name__))

@@ -204,7 +204,7 @@ class _Thread:
         while not self._given.acquire(timeout=_IDLE_TIMEOUT):
             # If ``_busy`` cannot be acquired, the thread is being given a task right now, or a
             # signal handler interrupted that. Then it ends once it is closed.
-            if self._busy.acquire(blocking=False) or self._closing:  # pragma: no branch  (rare)
+            if self._busy.acquire(blocking=False) or self._closing:  # pragma: no branch  (a race)
                 return False
         return True
 

@@ -12,6 +12,7 @@ from ecr_parts import _request
 from ecr_parts._batch import BatchUpload
 from ecr_parts._calls import AVAILABLE, Step, UploadCalls, raise_error
 from ecr_parts._chunker import Part
+from ecr_parts._chunks import contiguous_view
 from ecr_parts._client import EcrClient, Failed, RepositoryClient, check_client, service_name
 from ecr_parts._failures import ClearOwnFrames
 from ecr_parts._layer_upload import upload_layer
@@ -19,7 +20,6 @@ from ecr_parts._limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
 from ecr_parts._models import Blob, Layer, LayerSource, UploadedLayer
 from ecr_parts._retry import default_retrying
 from ecr_parts._session import NextAction, UploadSession
-from ecr_parts._sources import contiguous_view
 from ecr_parts._validation import (
     check_callback,
     check_digest,

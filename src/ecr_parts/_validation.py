@@ -86,11 +86,16 @@ def check_name(name: str, value: object) -> str:
     return value
 
 
+def is_digest(value: str) -> bool:
+    """Whether ``value`` is a SHA-256 digest in the form of the OCI specifications."""
+    return re.fullmatch(r"sha256:[0-9a-f]{64}", value) is not None
+
+
 def check_digest(name: str, value: object) -> str:
     """Return ``value``. Raise ``TypeError`` or ``ValueError`` unless it is a SHA-256 digest."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, not {short_repr(value)}")
-    if not re.fullmatch(r"sha256:[0-9a-f]{64}", value):
+    if not is_digest(value):
         raise ValueError(
             f"{name} must be 'sha256:' followed by 64 lower-case hex digits, not "
             f"{short_repr(value)}: ECR verifies no other kind of digest"

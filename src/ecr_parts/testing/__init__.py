@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # at run time, each name is imported when it is first used
     from ecr_parts.testing._faults import Fault
-    from ecr_parts.testing._registry import EcrError, Registry, Unknowns
+    from ecr_parts.testing._parameters import EcrError
+    from ecr_parts.testing._registry import Registry, Unknowns
     from ecr_parts.testing._server import Call, LocalECR
 
 __all__ = ["Call", "EcrError", "Fault", "LocalECR", "Registry", "Unknowns"]
 
 _MODULE_OF = {
     "Call": "_server",
-    "EcrError": "_registry",
+    "EcrError": "_parameters",
     "Fault": "_faults",
     "LocalECR": "_server",
     "Registry": "_registry",

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
-from ecr_parts.testing._registry import OPERATIONS, EcrError, Registry
+from ecr_parts.testing._parameters import EcrError
+from ecr_parts.testing._registry import OPERATIONS, Registry
 
 Fault: TypeAlias = Literal[
     "request_lost",

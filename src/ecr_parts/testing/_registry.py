@@ -3,23 +3,23 @@
 # No ``from __future__ import annotations`` here; ``ecr_parts._models`` has the reason.
 
 import hashlib
-import json
-import re
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from functools import partial
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from ecr_parts._limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
-from ecr_parts._validation import check_int
-
-REGISTRY_ID = "012345678910"
-"""The account that owns the registry, as in the examples of the AWS documentation."""
-
-_REPOSITORY_NAME = re.compile(
-    r"(?=.{2,256}$)[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*"
+from ecr_parts._validation import check_int, is_digest
+from ecr_parts.testing._parameters import (
+    REGISTRY_ID,
+    REPOSITORY_NAME,
+    EcrError,
+    Request,
+    descriptor_digests,
+    invalid,
+    parse_manifest,
 )
+
 OPERATIONS = (
     "BatchCheckLayerAvailability",
     "BatchGetImage",
@@ -29,9 +29,7 @@ OPERATIONS = (
     "PutImage",
     "UploadLayerPart",
 )
-_T = TypeVar("_T")
 _PART_SIZE = 10_485_760  # bytes, as in the examples of the AWS documentation
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _LAYER_MEDIA_TYPE = "application/vnd.docker.image.rootfs.diff.tar"
 _INDEXES = (
     "application/vnd.oci.image.index.v1+json",
@@ -83,21 +81,6 @@ class Unknowns:
             check_int("largest_part", self.largest_part)
 
 
-class EcrError(Exception):
-    """An error of ECR: its code, its message and further fields of the answer."""
-
-    __module__ = "ecr_parts.testing"
-
-    def __init__(self, code: str, message: str, **fields: object) -> None:
-        super().__init__(message)
-        self.code = code
-        self.status = 500 if code == "ServerException" else 400
-        self.body: dict[str, object] = {"message": message, **fields}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return partial(type(self), self.code, **cast("dict[str, Any]", self.body)), ()
-
-
 @dataclass
 class Layer:
     """A completed layer."""
@@ -137,56 +120,6 @@ class Repository:
     """By tag: the digest of the manifest."""
 
 
-class _Request:
-    """The parameters of a request, checked for their types."""
-
-    def __init__(self, parameters: Mapping[str, object], limits: Limits) -> None:
-        self._parameters = parameters
-        self.limits = limits
-        self.registry_id = self.text("registryId", REGISTRY_ID)
-        self.repository_name = self.text("repositoryName")
-        if not _REPOSITORY_NAME.fullmatch(self.repository_name):
-            raise _invalid(
-                "repositoryName", f"must satisfy regular expression '{_REPOSITORY_NAME.pattern}'"
-            )
-
-    def text(self, name: str, default: str | None = None) -> str:
-        text = self._get(name, str, default)
-        if not _is_unicode(text):
-            raise _invalid(name, "must be valid Unicode")
-        return text
-
-    def number(self, name: str) -> int:
-        return self._get(name, int, None)
-
-    def blob(self, name: str) -> bytes:
-        return self._get(name, bytes, None)
-
-    def items(self, name: str, kind: type[_T]) -> list[_T]:
-        items: list[_T] = self._get(name, list, None)
-        if not 1 <= len(items) <= 100:
-            raise _invalid(name, f"must have 1 to 100 members, not {len(items)}")
-        if not all(isinstance(item, kind) for item in items):
-            raise _invalid(name, "has a member of the wrong type")
-        return items
-
-    def _get(self, name: str, kind: type[_T], default: _T | None) -> _T:
-        value = self._parameters.get(name)
-        if value is None and default is not None:
-            return default
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise _invalid(name, "is missing" if value is None else "has the wrong type")
-        return value
-
-    def echo(self, **fields: object) -> dict[str, object]:
-        """An answer that repeats the registry ID and the repository name."""
-        return {
-            "registryId": self.registry_id,
-            "repositoryName": self.repository_name,
-            **fields,
-        }
-
-
 class Registry:
     """A registry in memory. ``call`` is its API.
 
@@ -208,7 +141,7 @@ class Registry:
             raise TypeError("repositories must be an iterable of names, not a str")
         self.repositories: dict[str, Repository] = {name: Repository() for name in repositories}
         for name in self.repositories:
-            if not _REPOSITORY_NAME.fullmatch(name):
+            if not REPOSITORY_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is not a valid repository name")
         self._limits = limits
         max_part = limits.max_part if limits else ECR_LIMITS.max_part
@@ -233,7 +166,7 @@ class Registry:
         if operation not in self._operations or (public and operation == "BatchGetImage"):
             raise EcrError("UnknownOperationException", f"There is no operation {operation}")
         limits = self._limits or (ECR_PUBLIC_LIMITS if public else ECR_LIMITS)
-        request = _Request(parameters, limits)
+        request = Request(parameters, limits)
         if public and request.registry_id != REGISTRY_ID:
             raise EcrError(
                 "RegistryNotFoundException",
@@ -247,7 +180,7 @@ class Registry:
         if repository is not None:
             repository.uploads.pop(upload_id, None)
 
-    def _repository(self, request: _Request) -> Repository:
+    def _repository(self, request: Request) -> Repository:
         repository = self.repositories.get(request.repository_name)
         if repository is None or request.registry_id != REGISTRY_ID:
             raise EcrError(
@@ -257,7 +190,7 @@ class Registry:
             )
         return repository
 
-    def _create(self, request: _Request) -> dict[str, object]:
+    def _create(self, request: Request) -> dict[str, object]:
         name = request.repository_name
         if name in self.repositories:
             raise EcrError(
@@ -275,14 +208,14 @@ class Registry:
             )
         }
 
-    def _initiate(self, request: _Request) -> dict[str, object]:
+    def _initiate(self, request: Request) -> dict[str, object]:
         repository = self._repository(request)
         self._uploads_started += 1
         upload_id = str(uuid.UUID(int=self._uploads_started))
         repository.uploads[upload_id] = Upload()
         return {"uploadId": upload_id, "partSize": self._part_size}
 
-    def _upload(self, request: _Request) -> Upload:
+    def _upload(self, request: Request) -> Upload:
         upload_id = request.text("uploadId")
         repository = self._repository(request)
         if upload_id not in repository.uploads:
@@ -293,7 +226,7 @@ class Registry:
             )
         return repository.uploads[upload_id]
 
-    def _upload_part(self, request: _Request) -> dict[str, object]:
+    def _upload_part(self, request: Request) -> dict[str, object]:
         upload = self._upload(request)
         first, last = request.number("partFirstByte"), request.number("partLastByte")
         blob = request.blob("layerPartBlob")
@@ -305,9 +238,9 @@ class Registry:
             )
         largest = self._unknowns.largest_part or request.limits.max_part
         if not 1 <= len(blob) <= largest:
-            raise _invalid("layerPartBlob", f"must have 1 to {largest} bytes")
+            raise invalid("layerPartBlob", f"must have 1 to {largest} bytes")
         if last - first + 1 != len(blob):
-            raise _invalid("partLastByte", f"is {last}, and the part has {len(blob)} bytes")
+            raise invalid("partLastByte", f"is {last}, and the part has {len(blob)} bytes")
         if len(upload.blobs) == request.limits.max_parts:
             raise EcrError("LimitExceededException", "The layer has too many parts")
         if last >= request.limits.max_layer:
@@ -323,7 +256,7 @@ class Registry:
         nothing = self._unknowns.nothing_stored
         return {} if nothing == "absent" else {"lastValidByteReceived": nothing}
 
-    def _complete(self, request: _Request) -> dict[str, object]:
+    def _complete(self, request: Request) -> dict[str, object]:
         repository = self._repository(request)
         upload_id, digests = request.text("uploadId"), request.items("layerDigests", str)
         code = self._unknowns.completed_again
@@ -356,7 +289,7 @@ class Registry:
         )
         return request.echo(uploadId=upload_id, layerDigest=digest)
 
-    def _check_availability(self, request: _Request) -> dict[str, object]:
+    def _check_availability(self, request: Request) -> dict[str, object]:
         repository = self._repository(request)
         layers: list[dict[str, object]] = []
         failures: list[dict[str, object]] = []
@@ -374,7 +307,7 @@ class Registry:
                 continue
             if layer is not None:
                 layer.lag -= 1
-            if not _DIGEST.fullmatch(digest):
+            if not is_digest(digest):
                 failures.append(_failure(digest, "InvalidLayerDigest", "is not a sha256 digest"))
             elif self._unknowns.missing_layers == "layers":
                 layers.append({"layerDigest": digest, "layerAvailability": "UNAVAILABLE"})
@@ -384,10 +317,10 @@ class Registry:
             return {"failures": failures}
         return {"layers": layers, "failures": failures}
 
-    def _put_image(self, request: _Request) -> dict[str, object]:
+    def _put_image(self, request: Request) -> dict[str, object]:
         repository = self._repository(request)
         text, tag = request.text("imageManifest"), request.text("imageTag", "")
-        manifest = _manifest(text)
+        manifest = parse_manifest(text)
         media_type = request.text("imageManifestMediaType", str(manifest.get("mediaType", "")))
         digest = f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
         if request.text("imageDigest", digest) != digest:
@@ -416,24 +349,24 @@ class Registry:
         self, repository: Repository, media_type: str, manifest: Mapping[str, Any]
     ) -> None:
         if media_type in _INDEXES:
-            wanted = _digests(manifest, "manifests")
+            wanted = descriptor_digests(manifest, "manifests")
             code, known = "ReferencedImagesNotFoundException", set(repository.manifests)
         else:
             config = {"config": [manifest["config"]]} if "config" in manifest else {}
-            wanted = [*_digests(config, "config"), *_digests(manifest, "layers")]
+            wanted = descriptor_digests(config, "config") + descriptor_digests(manifest, "layers")
             code, known = "LayersNotFoundException", set(repository.layers)
         missing = [digest for digest in wanted if digest not in known]
         if missing:
             raise EcrError(code, f"Not found in the repository: {', '.join(missing)}")
 
-    def _get_images(self, request: _Request) -> dict[str, object]:
+    def _get_images(self, request: Request) -> dict[str, object]:
         repository = self._repository(request)
         images: list[object] = []
         failures: list[object] = []
         for image_id in request.items("imageIds", dict):
             tag, digest = image_id.get("imageTag", ""), image_id.get("imageDigest", "")
             if not isinstance(tag, str) or not isinstance(digest, str):
-                raise _invalid("imageIds", "has a member of the wrong type")
+                raise invalid("imageIds", "has a member of the wrong type")
             digest = digest or repository.tags.get(tag, "")
             if digest in repository.manifests:
                 images.append(_image(request, repository, digest, tag))
@@ -448,7 +381,7 @@ class Registry:
         return {"images": images, "failures": failures}
 
 
-def _image(request: _Request, repository: Repository, digest: str, tag: str) -> dict[str, object]:
+def _image(request: Request, repository: Repository, digest: str, tag: str) -> dict[str, object]:
     text, media_type = repository.manifests[digest]
     return request.echo(
         imageId={"imageDigest": digest} | ({"imageTag": tag} if tag else {}),
@@ -457,39 +390,9 @@ def _image(request: _Request, repository: Repository, digest: str, tag: str) -> 
     )
 
 
-def _manifest(text: str) -> dict[str, Any]:
-    try:
-        manifest = json.loads(text)
-    except (RecursionError, ValueError) as error:
-        raise _invalid("imageManifest", "must be JSON") from error
-    if not isinstance(manifest, dict):
-        raise _invalid("imageManifest", "must be a JSON object")
-    return manifest
-
-
-def _digests(manifest: Mapping[str, Any], member: str) -> list[str]:
-    """The digests of the descriptors in a list of a manifest."""
-    descriptors = manifest.get(member, [])
-    if not isinstance(descriptors, list):
-        raise _invalid("imageManifest", f"its {member} must be a list of descriptors")
-    digests = [item.get("digest") if isinstance(item, dict) else None for item in descriptors]
-    if not all(isinstance(digest, str) for digest in digests):
-        raise _invalid("imageManifest", f"its {member} must be descriptors with digests")
-    return cast("list[str]", digests)
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether ``text`` can be encoded: JSON may hold half of a surrogate pair."""
-    return text.encode(errors="replace").decode() == text
-
-
 def _failure(digest: str, code: str, reason: str) -> dict[str, object]:
     return {
         "layerDigest": digest,
         "failureCode": code,
         "failureReason": f"Layer digest '{digest}' {reason}",
     }
-
-
-def _invalid(name: str, reason: str) -> EcrError:
-    return EcrError("InvalidParameterException", f"Invalid parameter at '{name}': {reason}")

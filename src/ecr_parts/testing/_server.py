@@ -1,4 +1,4 @@
-"""LocalECR: the rules of ECR behind real HTTP, on loopback."""
+"""LocalECR: the rules of ECR served over real HTTP, on loopback."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from typing_extensions import Self, override
 from ecr_parts._limits import Limits
 from ecr_parts._retry import CLIENT_CONFIG
 from ecr_parts.testing._faults import Effect, Fault, Faults, Reply, Response, answer
-from ecr_parts.testing._registry import EcrError, Registry, Unknowns
+from ecr_parts.testing._parameters import EcrError
+from ecr_parts.testing._registry import Registry, Unknowns
 
 _IS_PUBLIC = {"AmazonEC2ContainerRegistry_V20150921": False, "SpencerFrontendService": True}
 _REGION = "us-east-1"
