@@ -45,6 +45,12 @@ def uploader(ecr: LocalECR) -> LayerUploader:
 
 
 @pytest.fixture
+def sequential_uploader(ecr: LocalECR) -> LayerUploader:
+    """An uploader that has sent nothing of the next part when it learns that a part is stored."""
+    return LayerUploader(ecr.client(), "demo", limits=SMALL_LIMITS, retrying=NO_WAIT, overlap=False)
+
+
+@pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """The path of a checkpoint that does not exist, in an empty directory of its own."""
     directory = tmp_path / "checkpoints"

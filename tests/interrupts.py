@@ -6,6 +6,7 @@ Imported by programs in other processes, too: it must not import pytest.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -51,5 +52,7 @@ def joining_new_threads(seconds: float = 10) -> Iterator[None]:
     yield
     for thread in set(threading.enumerate()) - threads_before:
         if thread.name.startswith("ecr_parts "):
+            while thread.ident is None:  # it is just being started
+                os.sched_yield()
             thread.join(seconds)
             assert not thread.is_alive(), thread

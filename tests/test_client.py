@@ -289,7 +289,7 @@ def test_looks_for_layer_before_starting_over(uploader: LayerUploader, ecr: Loca
 
 
 def test_starts_over_if_skipped_bytes_differ_from_source(
-    uploader: LayerUploader, ecr: LocalECR, tmp_path: Path
+    sequential_uploader: LayerUploader, ecr: LocalECR, tmp_path: Path
 ) -> None:
     """Another process has sent older content: that is not an error of this source."""
     checkpoint = tmp_path / "checkpoint"
@@ -300,10 +300,12 @@ def test_starts_over_if_skipped_bytes_differ_from_source(
         if confirmed == 8 and not sent:
             sent = True
             other = UploadSession.from_json(checkpoint.read_text())
-            uploader.upload_part(other, random_bytes(16, seed=9))
+            sequential_uploader.upload_part(other, random_bytes(16, seed=9))
             assert other.next_byte == 24
 
-    layer = uploader.upload(BLOB, digest=DIGEST, checkpoint=checkpoint, progress=progress)
+    layer = sequential_uploader.upload(
+        BLOB, digest=DIGEST, checkpoint=checkpoint, progress=progress
+    )
     assert sent
     assert ecr.layer("demo", layer.digest) == BLOB
 

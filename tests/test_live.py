@@ -64,6 +64,10 @@ class Service:
         self.unknowns = unknowns
         """The answers that LocalECR simulates; ``None`` for the real ECR."""
         self.uploader = LayerUploader(client, repository, part_size=5 * MIB)
+        # Not if ``hang_up`` sends requests, because it does not hold them back.
+        self.sequential_uploader = LayerUploader(
+            client, repository, part_size=5 * MIB, overlap=False
+        )
         self.last_body = b""
         """The body of the last answer."""
         client.meta.events.register("response-received.ecr", self._save_body)
@@ -206,7 +210,7 @@ def test_repeated_part_is_refused_with_last_byte(
             confirmed.append(newly_confirmed)
             service.hang_up = hang_up_after_answer if len(confirmed) == 1 else None
 
-    layer = service.uploader.upload(blob, progress=lose_second_answer)
+    layer = service.sequential_uploader.upload(blob, progress=lose_second_answer)
     assert layer == UploadedLayer(digest_of(blob), len(blob), existed=False)
     assert "bytes 5242880-10485759, attempt 2: ECR refused the part and has" in caplog.text
 

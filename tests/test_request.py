@@ -260,7 +260,7 @@ def test_stubber_compares_raw_bytes() -> None:
                 {"lastByteReceived": 44},
                 {**parameters, "layerPartBlob": expected},
             )
-        blob = encode_blob(parameters, BLOB)
+        blob = encode_blob(parameters, [BLOB])
         client.upload_layer_part(**parameters, layerPartBlob=blob)
         with pytest.raises(AssertionError, match="layerPartBlob"):
             client.upload_layer_part(**parameters, layerPartBlob=blob)
@@ -272,25 +272,37 @@ def test_sends_encoded_blob_outside_library_threads(ecr: LocalECR) -> None:
     upload_id = client.initiate_layer_upload(repositoryName="demo")["uploadId"]
     names = {"repositoryName": "demo", "uploadId": upload_id}
     parameters: Any = {**names, "partFirstByte": 0, "partLastByte": 7}
-    client.upload_layer_part(**parameters, layerPartBlob=encode_blob(parameters, BLOB[:8]))
+    client.upload_layer_part(**parameters, layerPartBlob=encode_blob(parameters, [BLOB[:8]]))
     client.complete_layer_upload(**names, layerDigests=[digest_of(BLOB[:8])])
     assert ecr.layer("demo", digest_of(BLOB[:8])) == BLOB[:8]
 
 
-def test_encoded_blob_equals_raw_bytes() -> None:
-    blob = encode_blob({"repositoryName": "demo"}, memoryview(BLOB))
+def test_encoded_blob_looks_like_raw_bytes() -> None:
+    blob = encode_blob({"repositoryName": "demo"}, [memoryview(BLOB)])
     assert blob == BLOB
     assert blob != BLOB[:-1]
-    assert repr(blob) == "<60 bytes of base64>"
-    assert isinstance(blob, bytes)
-    assert len(blob) == 0
+    assert bytes(blob) == BLOB
+    assert list(blob) == list(BLOB)
+    assert (len(blob), bool(blob), blob[0], blob[-5:]) == (45, True, BLOB[0], BLOB[-5:])
+    assert len(encode_blob({}, [b"1234"])) == 4
+    assert not encode_blob({}, [])
+    assert repr(blob) == "<45 bytes, encoded>"
     with pytest.raises(TypeError):
         hash(blob)
 
 
+def test_encoded_blob_is_no_empty_buffer() -> None:
+    blob: Any = encode_blob({"repositoryName": "demo"}, [BLOB])
+    if sys.version_info >= (3, 12):
+        assert hashlib.sha256(blob).hexdigest() == hashlib.sha256(BLOB).hexdigest()
+    else:
+        with pytest.raises(TypeError, match="buffer"):
+            hashlib.sha256(blob)
+
+
 @pytest.mark.parametrize("name", ["ünï/code", 'quo"ted', "plain"])
 def test_encoded_body_is_valid_json_for_any_name(name: str) -> None:
-    blob = encode_blob({"repositoryName": name, "partFirstByte": 0}, BLOB)
+    blob = encode_blob({"repositoryName": name, "partFirstByte": 0}, [BLOB])
     document = json.loads(blob.body)
     assert document["repositoryName"] == name
     assert blob.sha256 == hashlib.sha256(blob.body).hexdigest()

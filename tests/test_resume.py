@@ -62,8 +62,9 @@ def part_outcomes(ecr: LocalECR) -> list[str]:
 
 @pytest.mark.parametrize("kind", REPLAYABLE)
 def test_resumes_after_last_byte_ecr_has(
-    kind: str, ecr: LocalECR, uploader: LayerUploader, checkpoint: Path, tmp_path: Path
+    kind: str, ecr: LocalECR, sequential_uploader: LayerUploader, checkpoint: Path, tmp_path: Path
 ) -> None:
+    uploader = sequential_uploader
     source = REPLAYABLE[kind](BLOB, tmp_path, random.Random(0))
     with pytest.raises(StopUploadError):
         uploader.upload(source, checkpoint=checkpoint, progress=stop_after(24))
@@ -243,8 +244,9 @@ def test_does_not_start_over_if_own_minimum_part_size_is_too_small(ecr: LocalECR
 
 
 def test_resumes_with_allowed_part_size_if_that_in_checkpoint_is_too_large(
-    uploader: LayerUploader, checkpoint: Path
+    sequential_uploader: LayerUploader, checkpoint: Path
 ) -> None:
+    uploader = sequential_uploader
     with pytest.raises(StopUploadError):
         uploader.upload(BLOB, checkpoint=checkpoint, progress=stop_after(16))
     document = json.loads(checkpoint.read_text())

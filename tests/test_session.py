@@ -111,7 +111,10 @@ def test_part_size_below_minimum_lowers_minimum() -> None:
 
 
 def test_no_byte_is_outside_layer_of_unknown_size() -> None:
-    assert position(PART, 10**15, layer_size=None, min_part=1) is Position.PAST_LAST_BYTE
+    assert (
+        position(PART, 10**15, sent_up_to=-1, layer_size=None, min_part=1)
+        is Position.PAST_LAST_BYTE
+    )
 
 
 def test_resuming_own_session_allows_skipping_forward() -> None:

@@ -23,7 +23,8 @@ def test_task_has_timed_out_even_if_it_has_ended_meanwhile() -> None:
             task.check()
 
     with Waiter() as waiter:
-        task = waiter.wait_for("abandoned", run_until_abandoned, 0.05)
+        task = waiter.start("abandoned", run_until_abandoned)
+        waiter.wait(task, 0.05)
         Waiter().acquire(task.ended)  # wait until it has ended
         assert task.timed_out
         assert isinstance(task.error, Abandoned)
@@ -31,7 +32,8 @@ def test_task_has_timed_out_even_if_it_has_ended_meanwhile() -> None:
 
 def test_result_raises_what_the_task_raised() -> None:
     with Waiter() as waiter:
-        task = waiter.wait_for("division", lambda: 1 / 0)
+        task = waiter.start("division", lambda: 1 / 0)
+        waiter.wait(task)
         assert not task.timed_out
         with pytest.raises(ZeroDivisionError):
             task.result()

@@ -120,6 +120,7 @@ class UploadCalls:
         event, action = session._receive(
             part,
             outcome.answer.last_byte,
+            sent_up_to=prepared.sent_up_to if outcome.answer.refused else -1,
             min_part=self.limits.min_part,
             replayable=replayable,
         )

@@ -9,6 +9,10 @@ import urllib3.response
 
 from ecr_parts._models import Blob, Readable
 
+# Bytes that are hashed and encoded at once: few, so that they stay in the processor's cache. A
+# multiple of 3, so that their base64 has no padding.
+SLICE_SIZE = 768 * 1024
+
 READ_ADVICE: dict[type, str] = {
     type(None): "read() of the source returned None: the file must not be in non-blocking mode",
     str: "read() of the source returned str: open the file in binary mode, 'rb'",
@@ -44,6 +48,13 @@ def to_bytes(chunk: Blob, max_size: int) -> bytes | bytearray:
     if isinstance(chunk, memoryview) or len(chunk) > max_size:
         return memoryview(chunk)[:max_size].tobytes()
     return chunk
+
+
+def slices(blob: Blob) -> Iterator[memoryview]:
+    """``blob`` in views of ``SLICE_SIZE`` bytes."""
+    view = memoryview(blob)
+    for offset in range(0, len(view), SLICE_SIZE):
+        yield view[offset : offset + SLICE_SIZE]
 
 
 def check_chunk(chunk: object, advice: Mapping[type, str]) -> Blob:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -15,6 +17,7 @@ from botocore.exceptions import ClientError
 from ecr_parts import _request
 from ecr_parts._chunker import Part
 from ecr_parts._failures import Failure, WrongDigestError, clear_client_frames, last_valid_byte
+from ecr_parts._gate import Gate, Overlap
 from ecr_parts._models import Blob
 from ecr_parts._retry import Backoff, BadAnswerError, describe_error, error_code
 from ecr_parts._threads import Task, Waiter
@@ -88,7 +91,7 @@ class Received(NamedTuple):
     """Whether ECR refused the part because it starts at the wrong byte."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class PreparedPart:
     """A part in the form that the client sends."""
 
@@ -97,6 +100,16 @@ class PreparedPart:
     """The parameters of the call, except the blob."""
     blob: _request.EncodedBlob | bytes
     """Raw bytes for a client that encodes them itself."""
+    attempt: _request.Attempt[Received | Failure] | None = None
+    """The first attempt of the call, if it was begun."""
+    began: float = 0.0
+    """When that was, by ``time.monotonic``."""
+
+    @property
+    def sent_up_to(self) -> int:
+        """The last byte of the layer in any request so far: of this part, or sent ahead."""
+        gate = None if self.attempt is None else self.attempt.next_gate
+        return self.part.last_byte if gate is None else max(self.part.last_byte, gate.last_byte)
 
 
 @dataclass(frozen=True)
@@ -120,6 +133,22 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class _Call(Generic[_T]):
+    """A call, and how its answer is parsed. ``parse…`` run in the thread of an attempt."""
+
+    operation: str
+    parameters: Mapping[str, object]
+    parse: Callable[[Answer], _T]
+    """Returns what ECR answered, or raises what is wrong with it."""
+    parse_refusal: Callable[[ClientError], _T | None] = lambda _error: None
+    """The same for an error; ``None`` for an error that is not an answer."""
+    confirms: Callable[[_T], bool] = lambda _answer: False
+    """Whether an answer lets the call for the next part be completed."""
+    subject: str = ""
+    """What the call is about, for messages."""
+
+
+@dataclass(frozen=True)
 class RepositoryClient:
     """ECR's upload calls for one repository, retried, their answers checked.
 
@@ -136,6 +165,7 @@ class RepositoryClient:
     """The maximum duration of one attempt, in seconds."""
     accepts_encoded_blobs: bool = False
     """Whether the client sends ``EncodedBlob``; otherwise it gets raw bytes."""
+    overlap: Overlap = field(default_factory=lambda: Overlap(enabled=False))
     waiter: Waiter = field(default_factory=Waiter)
     """Its heartbeat is called before each attempt and each wait, and once a second during them."""
     _timed_out: set[Task[Any]] = field(default_factory=set, repr=False, compare=False)
@@ -154,7 +184,8 @@ class RepositoryClient:
                 for layer in _member(_with_layers(answer), "layers", list)
             }
 
-        return self._call("BatchCheckLayerAvailability", {"layerDigests": list(digests)}, parse)
+        parameters = {"layerDigests": list(digests)}
+        return self._finish(_Call("BatchCheckLayerAvailability", parameters, parse))
 
     def initiate_layer_upload(self) -> Answered[tuple[str, int]] | Failed:
         """Start an upload. The answer is its ID, and the part size (bytes) that ECR suggests."""
@@ -170,30 +201,55 @@ class RepositoryClient:
                 )
             return upload_id, part_size
 
-        return self._call("InitiateLayerUpload", {}, parse)
+        return self._finish(_Call("InitiateLayerUpload", {}, parse))
 
-    def prepare_part(self, upload_id: str, part: Part, blob: Blob) -> PreparedPart:
-        """Encode a part for ``upload_layer_part``. May be called ahead, in any thread."""
+    def prepare_part(
+        self, upload_id: str, part: Part, slices: Iterable[Blob], file: io.BytesIO | None = None
+    ) -> PreparedPart:
+        """Encode a part for ``upload_layer_part``. May be called ahead, in any thread.
+
+        ``slices`` and ``file`` are those of ``encode_blob``.
+        """
         parameters: dict[str, object] = {
             "uploadId": upload_id,
             "partFirstByte": part.first_byte,
             "partLastByte": part.last_byte,
         }
         if self.accepts_encoded_blobs:
-            encoded = _request.encode_blob(self._repository | parameters, blob)
+            encoded = _request.encode_blob(self._repository | parameters, slices, file)
             return PreparedPart(part, parameters, encoded)
-        return PreparedPart(part, parameters, bytes(blob))
+        file = io.BytesIO() if file is None else file
+        file.seek(0)
+        file.writelines(slices)
+        file.truncate()
+        return PreparedPart(part, parameters, file.getvalue())
+
+    def begin_part(self, prepared: PreparedPart, gate: Gate | None, thread: str) -> None:
+        """Begin to send a part, in the thread called ``thread``.
+
+        ``upload_layer_part`` waits for the outcome. With a ``gate``, the request is sent ahead of
+        its turn. May be called in any thread.
+        """
+        prepared.began = time.monotonic()
+        if gate is not None:
+            gate.last_byte = prepared.part.last_byte
+        prepared.attempt = self._new_attempt(self._part_call(prepared), gate)
+        self.waiter.give(thread, prepared.attempt)
 
     def upload_layer_part(self, prepared: PreparedPart) -> Answered[Received] | Failed:
         """Send a part. A refusal because of its first byte counts as an answer."""
+        return self._finish(self._part_call(prepared), prepared.attempt)
+
+    def _part_call(self, prepared: PreparedPart) -> _Call[Received]:
         part = prepared.part
 
         def parse(answer: Answer) -> Received:
             last_byte = _member(answer, "lastByteReceived", int)
             # AWS's reference says "the last byte received in the request", which leaves open
-            # whether it counts from the layer's first byte or from the part's. A value that makes
-            # sense only in the part is taken as such. If that is wrong, the next answer will tell.
-            if last_byte == part.size - 1 < part.first_byte - 1:
+            # whether it counts from the layer's first byte or from the part's. A value before the
+            # part, which ECR has accepted, is taken as the latter if it fits. If that is wrong, the
+            # next answer will tell.
+            if last_byte == part.size - 1 < part.first_byte:
                 last_byte = part.last_byte
             return Received(last_byte, refused=False)
 
@@ -202,11 +258,12 @@ class RepositoryClient:
                 return None
             return Received(last_valid_byte(error.response), refused=True)
 
-        return self._call(
+        return _Call(
             "UploadLayerPart",
             {**prepared.parameters, "layerPartBlob": prepared.blob},
             parse,
             parse_refusal,
+            confirms=lambda answer: answer == Received(part.last_byte, refused=False),
             subject=f"bytes {part.first_byte}-{part.last_byte}",
         )
 
@@ -222,100 +279,119 @@ class RepositoryClient:
             if error_code(error) == "InvalidLayerException":
                 raise WrongDigestError(f"{digest}: {describe_error(error)}") from error
 
-        return self._call(
+        call = _Call(
             "CompleteLayerUpload",
             {"uploadId": upload_id, "layerDigests": [digest]},
             parse,
             parse_refusal,
             subject=f"upload {upload_id}",
         )
+        return self._finish(call)
 
     @property
     def _repository(self) -> dict[str, object]:
         registry = {} if self.registry_id is None else {"registryId": self.registry_id}
         return {"repositoryName": self.repository_name, **registry}
 
-    def _call(
-        self,
-        operation: str,
-        parameters: dict[str, object],
-        parse: Callable[[Answer], _T],
-        parse_refusal: Callable[[ClientError], _T | None] = lambda _error: None,
-        *,
-        subject: str = "",
+    def _finish(
+        self, call: _Call[_T], begun: _request.Attempt[_T | Failure] | None = None
     ) -> Answered[_T] | Failed:
         """Call ECR until it answers, the call fails for good, or the policy gives up.
 
-        ``parse`` and ``parse_refusal`` run in the attempt's thread. They return what ECR answered,
-        or raise what is wrong with it. ``parse_refusal`` returns ``None`` for an error that is
-        not an answer.
+        ``begun`` is the first attempt, if it was begun.
         """
-        call = f"{operation} in repository {self.repository_name!r}"
-        call += f", {subject}" if subject else ""
-        method: Callable[..., Answer] = getattr(self.client, _METHODS[operation])
-        backoff = Backoff(self.retrying, self.waiter, method)
+        backoff = Backoff(self.retrying, self.waiter, self._method(call))
+        losses = 0
         while True:
             self.waiter.heartbeat()
-            outcome = self._attempt(method, parameters, parse, parse_refusal)
+            outcome = self._attempt(call, begun)
+            attempts = backoff.attempt + losses
             if not isinstance(outcome, Failure):
-                return Answered(outcome[0], backoff.attempt)
-            if not outcome.transient:
-                return self._failed(operation, call, backoff.attempt, outcome)
-            backoff.plan(outcome.error)
-            if backoff.gives_up():
-                return self._failed(operation, call, backoff.attempt, outcome)
+                return Answered(outcome[0], attempts)
+            lost = begun is not None and begun.held_back and outcome.connection_lost
+            begun = None
+            if lost:  # perhaps because it was held back, so the policy must not count it
+                self.overlap.count_loss(outcome.description)
+                losses = 1
+            elif not outcome.transient:
+                return self._failed(call, attempts, outcome)
+            else:
+                backoff.plan(outcome.error)
+                if backoff.gives_up():
+                    return self._failed(call, attempts, outcome)
             _log.info(
                 "%s, attempt %d: %s; trying again in %.1f s",
-                call, backoff.attempt, outcome.description, backoff.seconds,
+                self._describe(call), attempts, outcome.description, backoff.seconds,
             )  # fmt: skip
             del outcome  # it may hold the request
-            backoff.wait()
+            if not lost:
+                backoff.wait()
 
     def _attempt(
-        self,
-        method: Callable[..., Answer],
-        parameters: dict[str, object],
-        parse: Callable[[Answer], _T],
-        parse_refusal: Callable[[ClientError], _T | None],
+        self, call: _Call[_T], begun: _request.Attempt[_T | Failure] | None
     ) -> tuple[_T] | Failure:
         """Make one attempt in another thread; return ``(answer,)``, or why it failed."""
-        for task in tuple(self._timed_out):
-            if not task.running:
-                self._timed_out.discard(task)
-        if len(self._timed_out) >= _MAX_TIMED_OUT:
+        if begun is not None:
+            attempt = begun
+            self.waiter.wait(attempt, self.attempt_timeout)
+        else:
+            for task in tuple(self._timed_out):
+                if not task.running:
+                    self._timed_out.discard(task)
+            if len(self._timed_out) >= _MAX_TIMED_OUT:
+                return Failure.timed_out(
+                    f"{len(self._timed_out)} earlier attempts are still waiting for an answer",
+                    transient=False,
+                )
+            attempt = self._new_attempt(call)
+            self.waiter.give_and_wait("call", attempt, self.attempt_timeout)
+        if attempt.timed_out:
+            self._timed_out.add(attempt)
             return Failure.timed_out(
-                f"{len(self._timed_out)} earlier attempts are still waiting for an answer",
-                transient=False,
+                f"no answer within attempt_timeout={self.attempt_timeout:g} seconds",
+                transient=len(self._timed_out) < _MAX_TIMED_OUT,
             )
-        parameters = self._repository | parameters
+        outcome = attempt.result()
+        return outcome if isinstance(outcome, Failure) else (outcome,)
+
+    def _new_attempt(
+        self, call: _Call[_T], gate: Gate | None = None
+    ) -> _request.Attempt[_T | Failure]:
+        method, next_gate = self._method(call), Gate()
+        parameters = {**self._repository, **call.parameters}
         blob = parameters.get("layerPartBlob")
         if isinstance(blob, _request.EncodedBlob):
             parameters["layerPartBlob"] = blob.copy()
 
         def run() -> _T | Failure:
             handled = sys.exc_info()[1]  # the caller's, if this is the caller's thread
+            if gate is not None:
+                gate.wait_for_link()
             try:
-                return parse(_check_answer(method(**parameters)))
+                answer = call.parse(_check_answer(method(**parameters)))
             except Exception as error:  # noqa: BLE001  (a client may raise anything)
                 clear_client_frames(error, handled)
-                return _parse_error(error, parse_refusal)
+                return _parse_error(error, call.parse_refusal)
+            if call.confirms(answer):
+                next_gate.open()
+            return answer
 
-        task = self.waiter.wait_for("call", run, self.attempt_timeout)
-        if task.timed_out:
-            self._timed_out.add(task)
-            return Failure.timed_out(
-                f"no answer within attempt_timeout={self.attempt_timeout:g} seconds",
-                transient=len(self._timed_out) < _MAX_TIMED_OUT,
-            )
-        outcome = task.result()
-        return outcome if isinstance(outcome, Failure) else (outcome,)
+        return _request.Attempt(run, self.waiter.cancelled, gate, next_gate)
 
-    def _failed(self, operation: str, call: str, attempts: int, failure: Failure) -> Failed:
+    def _method(self, call: _Call[Any]) -> Callable[..., Answer]:
+        method: Callable[..., Answer] = getattr(self.client, _METHODS[call.operation])
+        return method
+
+    def _describe(self, call: _Call[Any]) -> str:
+        subject = f", {call.subject}" if call.subject else ""
+        return f"{call.operation} in repository {self.repository_name!r}{subject}"
+
+    def _failed(self, call: _Call[Any], attempts: int, failure: Failure) -> Failed:
         error = failure.to_error(
-            operation=operation,
+            operation=call.operation,
             service_name=service_name(self.client),
             repository_name=self.repository_name,
-            call=call,
+            call=self._describe(call),
             attempts=attempts,
         )
         in_doubt = attempts > 1 or failure.transient or not failure.refused

@@ -51,6 +51,13 @@ class Failure:
     may_contain_secret: bool
     """Whether the text of ``error`` may contain a password or a credential."""
 
+    @property
+    def connection_lost(self) -> bool:
+        """Whether the connection broke or was closed, or the server stopped waiting (408)."""
+        return self.transient and (
+            isinstance(self.error, BotoCoreError) or self.code in _REQUEST_TIMEOUTS
+        )
+
     @classmethod
     def timed_out(cls, message: str, *, transient: bool) -> Self:
         """An attempt that took too long. To be called in the caller's thread."""
@@ -137,6 +144,7 @@ class Failure:
         return "Upload again once the cause is resolved"
 
 
+_REQUEST_TIMEOUTS = frozenset({"408", "RequestTimeout", "RequestTimeoutException"})
 _ACCESS_DENIED = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedException"})
 _NOT_ECR = "Check that the client's endpoint is ECR and that no proxy answers in its place"
 _CREDENTIALS = "Check the client's credentials, and this machine's clock"

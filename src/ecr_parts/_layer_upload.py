@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import NoReturn, TypeVar, cast
 
 from ecr_parts._calls import Step, UploadCalls, raise_error
@@ -109,15 +110,18 @@ class _LayerUpload:
             self._report_progress(existing.size)
             return existing
         session = self._start() if stored is None else self._resume(stored)
-        with_digest = self._digest is None
-        with Pipeline(self._source, self._calls.client, with_digest=with_digest) as pipeline:
-            while True:
-                step = self._send_parts(session, pipeline)
-                if step is None:
-                    step = self._complete_layer(session, pipeline)
-                layer = self._finish_or_start_over(session, step)
-                if layer is not None:
-                    return layer
+        layer = None
+        try:
+            with self._pipeline() as pipeline:
+                while layer is None:
+                    step = self._send_parts(session, pipeline)
+                    if step is None:
+                        step = self._complete_layer(session, pipeline)
+                    layer = self._finish_or_start_over(session, step)
+                return layer
+        finally:
+            if layer is None:
+                session._share()  # ECR may have parts whose answers are not known yet
 
     # Before the first part
 
@@ -183,29 +187,44 @@ class _LayerUpload:
 
     # Sending the parts
 
+    def _pipeline(self) -> Pipeline:
+        return Pipeline(self._source, self._calls.client, with_digest=self._digest is None)
+
     def _send_parts(self, session: UploadSession, pipeline: Pipeline) -> Step | None:
         """Send what ECR lacks; return the step that ended this, or ``None`` if ECR has all."""
         pipeline.start(self._plan(session), session.upload_id)
+        answered = time.monotonic()
         while (prepared := pipeline.next_part()) is not None:
             if isinstance(prepared, SourceChangedError):
                 self._raise(prepared)
             session.layer_size = self._source.size  # a stream's is known at its end
-            self._check_limits(session, prepared.part)
-            started = time.monotonic()
+            started = max(answered, prepared.began)
             step = self._calls.send_part(
                 session, prepared, replayable=self._source.can_reread_from(0)
             )
+            answered = time.monotonic()
             if step.action in MOVES:
-                self._record(prepared.part, session, step, time.monotonic() - started)
+                self._record(prepared.part, session, step, answered - started)
             if step.action in DETOURS:
                 pipeline.start(self._plan(session), session.upload_id)
             elif step.action is not NextAction.CONTINUE:
                 return step
+        self._check_end(session)
         return None
 
     def _plan(self, session: UploadSession) -> Iterator[Part]:
-        """The parts that ECR does not have. For a stream of unknown size, there is no last one."""
+        """The parts that ECR does not have, at most as many as it accepts.
+
+        For a stream of unknown size, there is no last one.
+        """
         parts_sent = session._count_parts(session.part_size)
+        parts = self._plan_all(session, parts_sent)
+        for part in islice(parts, max(0, self._limits.max_parts - parts_sent)):
+            if part.first_byte >= self._limits.max_layer:
+                return
+            yield Part(part.first_byte, min(part.last_byte, self._limits.max_layer - 1))
+
+    def _plan_all(self, session: UploadSession, parts_sent: int) -> Iterator[Part]:
         if self._source.size is None:
             return self._plan_stream(session.part_size, session.next_byte, parts_sent)
         if session.next_byte == self._source.size:
@@ -227,16 +246,19 @@ class _LayerUpload:
             part_size, parts_sent=parts_sent, next_byte=next_byte, layer_size=self._source.size
         )
 
-    def _check_limits(self, session: UploadSession, part: Part) -> None:
-        parts_sent = session._count_parts(session.part_size)
-        if parts_sent >= self._limits.max_parts or part.last_byte >= self._limits.max_layer:
+    def _check_end(self, session: UploadSession) -> None:
+        """Raise an error if the source has not ended with the plan."""
+        end = session.next_byte
+        if self._source.size != end and self._source.read(end, 1):
             self._raise(
                 LayerTooLargeError(
-                    f"the layer continues past byte {part.first_byte - 1}, and ECR accepts at most "
+                    f"the layer continues past byte {end - 1}, and ECR accepts at most "
                     f"{self._limits.max_parts:,} parts and {self._limits.max_layer:,} bytes: pass "
                     "the size of a stream, or split the layer into several"
                 )
             )
+        self._raise_if(self._source.error_at_end(end))
+        session.layer_size = self._source.size
 
     def _record(self, part: Part, session: UploadSession, step: Step, seconds: float) -> None:
         """Record the answer to ``part``, which has moved the session."""

@@ -12,16 +12,20 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib
+import io
 import json
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any, TypeVar, overload
 
 import botocore.client
 from botocore.awsrequest import AWSPreparedRequest, AWSRequest
 from typing_extensions import Self, override
 
+from ecr_parts._gate import Gate
 from ecr_parts._models import Blob
 from ecr_parts._threads import Task, current_task
+
+_T = TypeVar("_T")
 
 
 def _fastest_base64() -> Callable[[Blob], bytes]:
@@ -36,74 +40,156 @@ def _fastest_base64() -> Callable[[Blob], bytes]:
 _base64 = _fastest_base64()
 _KEY = "ecr_parts.encoded_blob"  # in the context that botocore passes from event to event
 _PIECE_SIZE = 256 * 1024  # bytes
+_HELD_BACK = 64 * 1024  # bytes at the end of a request that waits for its gate
 _END = b'"}'  # follows the blob, which is the last member
 
 
-class EncodedBlob(bytes):
-    """An encoded part. To botocore it is an empty blob, with the request's body as an attribute.
+class EncodedBlob(Sequence[int]):
+    """An encoded part, in the place of the raw bytes in the parameters of a call.
 
-    It equals the raw bytes, because ``botocore.stub.Stubber`` compares parameters.
+    To other handlers of the client, it looks like the raw bytes: ``bytes(blob)``, its length, its
+    items and ``==`` decode the body. Before Python 3.12, it is no buffer: what requires one fails.
+    It is not a ``bytes``, because C code would ignore these methods and see an empty object.
     """
 
-    envelope: bytes
-    """The request's body with an empty blob."""
-    body: bytes
-    """The request's body."""
-    sha256: str
-    """The SHA-256 of ``body`` in hex, for the signature."""
+    def __init__(self, envelope: bytes, body: bytes, sha256: str) -> None:
+        self.envelope = envelope
+        """The request's body with an empty blob."""
+        self.body = body
+        """The request's body."""
+        self.sha256 = sha256
+        """The SHA-256 of ``body`` in hex, for the signature."""
 
     def copy(self) -> Self:
         """A copy for one attempt, whose body is dropped with the attempt."""
-        copy = type(self)()
-        copy.envelope, copy.body, copy.sha256 = self.envelope, self.body, self.sha256
-        return copy
+        return type(self)(self.envelope, self.body, self.sha256)
 
-    def base64(self) -> bytes:
+    def base64(self) -> memoryview:
         """The encoded bytes alone."""
-        return self.body[len(self.envelope) - len(_END) : -len(_END)]
+        return memoryview(self.body)[len(self.envelope) - len(_END) : -len(_END)]
+
+    def __bytes__(self) -> bytes:
+        return base64.b64decode(self.base64())
+
+    def __buffer__(self, _flags: int, /) -> memoryview:  # called by Python 3.12 and later
+        return memoryview(bytes(self))
+
+    @override
+    def __len__(self) -> int:
+        text = self.base64()
+        return len(text) // 4 * 3 - bytes(text[-2:]).count(b"=")
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> bytes: ...
+
+    @override
+    def __getitem__(self, index: int | slice) -> int | bytes:
+        return bytes(self)[index]
+
+    @override
+    def __iter__(self) -> Iterator[int]:
+        return iter(bytes(self))
 
     @override
     def __eq__(self, other: object) -> bool:
-        return base64.b64decode(self.base64()) == other
-
-    @override
-    def __ne__(self, other: object) -> bool:
-        return not self == other
+        return bytes(self) == other
 
     __hash__ = None  # type: ignore[assignment]  # mypy expects a method; it is mutable
 
     @override
     def __repr__(self) -> str:
-        return f"<{len(self.body) - len(self.envelope)} bytes of base64>"
+        return f"<{len(self):,} bytes, encoded>"
 
 
-def encode_blob(parameters: Mapping[str, object], blob: Blob) -> EncodedBlob:
-    """Encode ``blob`` for an UploadLayerPart call with the other parameters ``parameters``."""
-    encoded = EncodedBlob()
-    encoded.envelope = json.dumps({**parameters, "layerPartBlob": ""}).encode()
-    start = encoded.envelope[: -len(_END)]
-    encoded.body = b"".join((start, _base64(blob), _END))
-    encoded.sha256 = hashlib.sha256(encoded.body).hexdigest()
-    return encoded
+def encode_blob(
+    parameters: Mapping[str, object], slices: Iterable[Blob], file: io.BytesIO | None = None
+) -> EncodedBlob:
+    """Encode a part for an UploadLayerPart call with the other parameters ``parameters``.
+
+    The size of each of ``slices`` but the last must be a multiple of 3 bytes. The body is written
+    to ``file``, whose memory is used again unless an earlier body is still referenced.
+    """
+    file = io.BytesIO() if file is None else file
+    envelope = json.dumps({**parameters, "layerPartBlob": ""}).encode()
+    start = envelope[: -len(_END)]
+    file.seek(0)
+    file.write(start)
+    sha256 = hashlib.sha256(start)
+    for piece in slices:
+        text = _base64(piece)
+        file.write(text)
+        sha256.update(text)  # while it is in the processor's cache
+    file.write(_END)
+    sha256.update(_END)
+    file.truncate()
+    return EncodedBlob(envelope, file.getvalue(), sha256.hexdigest())  # without a copy
 
 
-class _StoppableBody:
+class Attempt(Task[_T]):
+    """A task that makes one call."""
+
+    def __init__(
+        self,
+        function: Callable[[], _T],
+        cancelled: Callable[[], bool],
+        gate: Gate | None,
+        next_gate: Gate,
+    ) -> None:
+        super().__init__(function, cancelled)
+        self.gate = gate
+        """Holds back the end of the request; ``None`` if it is the call's turn."""
+        self.next_gate = next_gate
+        """The gate of the next part's call."""
+        self.when_over(next_gate.close)
+        if gate is not None:
+            self.when_over(gate.close)
+
+    @property
+    def held_back(self) -> bool:
+        """Whether the request waited for its gate without sending anything."""
+        return self.gate is not None and self.gate.held_back
+
+    @override
+    def check(self) -> None:
+        """Raise ``Abandoned`` also if the request was withdrawn."""
+        super().check()
+        if self.gate is not None:
+            self.gate.check()
+
+    @override
+    def give_up(self) -> bool:
+        return self.next_gate.close()  # or else ECR has confirmed the part right now
+
+
+class _Body:
     """A request's body, sent in pieces, so that an abandoned call sends no further piece.
 
     Also used for small bodies: a call may be abandoned while it connects, and ECR does not carry
     out a call without its body.
     """
 
-    def __init__(self, body: bytes, task: Task[Any]) -> None:
+    def __init__(self, body: bytes, attempt: Attempt[Any]) -> None:
         self._body = body
-        self._task = task
-        task.when_over(self._release)
+        self._attempt = attempt
+        attempt.when_over(self._release)
 
     def __iter__(self) -> Iterator[memoryview]:
-        body = memoryview(self._body)
-        self._task.check()  # after taking the body, which ``_release`` may have emptied
+        body, gate = memoryview(self._body), self._attempt.gate
+        self._attempt.check()  # after taking the body, which ``_release`` may have emptied
+        end = 0
+        if gate is not None:
+            end = len(body) - min(_HELD_BACK, len(body) // 2)
+            yield from self._pieces(body[:end])
+            gate.wait()
+        yield from self._pieces(body[end:])
+        self._attempt.next_gate.free_link()
+
+    def _pieces(self, body: memoryview) -> Iterator[memoryview]:
         for offset in range(0, len(body), _PIECE_SIZE):
-            self._task.check()
+            self._attempt.check()
             yield body[offset : offset + _PIECE_SIZE]
 
     def seek(self, _offset: int, _whence: int = 0) -> None:
@@ -144,16 +230,18 @@ def accept_encoded_blobs(client: object) -> bool:
     # Each event needs its own ID: botocore ignores a handler whose ID is already registered.
     events.register_last(f"before-parameter-build.{name}", _take_blob, unique_id=f"{_KEY}.take")
     events.register(f"before-call.{name}", _insert_body, unique_id=f"{_KEY}.insert")
-    events.register(f"before-sign.{name}", _add_hash, unique_id=f"{_KEY}.hash")
+    # Last of all, because a body that another handler changes must be hashed anew.
+    events.register_last("before-sign", _add_hash, unique_id=f"{_KEY}.hash")
     return True
 
 
 def _take_blob(
-    params: Mapping[str, object], context: MutableMapping[str, Any], **_event: object
+    params: MutableMapping[str, object], context: MutableMapping[str, Any], **_event: object
 ) -> None:
     blob = params.get("layerPartBlob")
-    if isinstance(blob, EncodedBlob):
+    if isinstance(blob, EncodedBlob):  # or else another handler has replaced it
         context[_KEY] = blob
+        params["layerPartBlob"] = b""
 
 
 def _insert_body(
@@ -166,7 +254,7 @@ def _insert_body(
         params["body"] = blob.body
     else:  # another handler changed the parameters
         request = json.loads(params["body"])
-        request["layerPartBlob"] = blob.base64().decode()
+        request["layerPartBlob"] = str(blob.base64(), "ascii")
         params["body"] = json.dumps(request).encode()
     task = current_task()
     if task is not None:
@@ -192,6 +280,9 @@ def _check_task(**_event: object) -> None:
 
 def _send_in_pieces(request: AWSPreparedRequest, **_event: object) -> None:
     task = current_task()
-    body: object = request.body
-    if task is not None and isinstance(body, bytes):
-        request.body = _StoppableBody(body, task)  # type: ignore[assignment]  # urllib3 takes it
+    if not isinstance(task, Attempt):
+        return
+    if isinstance(request.body, bytes):
+        request.body = _Body(request.body, task)  # type: ignore[assignment]  # urllib3 takes it
+    elif task.gate is not None:  # another handler has replaced the body
+        task.gate.wait()

@@ -62,8 +62,8 @@ class Position(Enum):
     """The last byte that ECR has after a part was sent, relative to that part."""
 
     AT_LAST_BYTE = "the whole part is stored"
-    INSIDE = "a fragment of the part is stored, and it is large enough to be a part"
-    INSIDE_TOO_SMALL = "a fragment of the part is stored, and it is too small to be a part"
+    INSIDE = "a fragment of a part is stored, and it is large enough to be a part"
+    INSIDE_TOO_SMALL = "a fragment of a part is stored, and it is too small to be a part"
     BEFORE = "no byte of the part is stored"
     FURTHER_BACK = "ECR no longer has bytes that it had confirmed"
     PAST_LAST_BYTE = "ECR has more bytes than were sent"
@@ -138,14 +138,17 @@ DETOURS = MOVES - {_A.CONTINUE} | {_A.SEND_AGAIN}
 """The actions after which the parts are planned anew. They are stalls if ECR has no new byte."""
 
 
-def position(part: Part, last_byte: int, *, layer_size: int | None, min_part: int) -> Position:
+def position(
+    part: Part, last_byte: int, *, sent_up_to: int, layer_size: int | None, min_part: int
+) -> Position:
     """Classify ECR's answer to ``part``: it has the layer up to ``last_byte``.
 
-    ``last_byte`` is inclusive, -1 if ECR has nothing; ``min_part`` is in bytes.
+    ``last_byte`` is inclusive, -1 if ECR has nothing. ``sent_up_to`` is the last byte of the next
+    part if a request with it was begun. ``min_part`` is in bytes.
     """
     if last_byte < -1 or (layer_size is not None and last_byte >= layer_size):
         return Position.OUTSIDE
-    if last_byte > part.last_byte:
+    if last_byte > max(part.last_byte, sent_up_to):
         return Position.PAST_LAST_BYTE
     if last_byte == part.last_byte:
         return Position.AT_LAST_BYTE
@@ -153,8 +156,9 @@ def position(part: Part, last_byte: int, *, layer_size: int | None, min_part: in
         return Position.BEFORE
     if last_byte < part.first_byte:
         return Position.FURTHER_BACK
-    fragment = Part(part.first_byte, last_byte)
-    return Position.INSIDE if fragment.size >= min_part else Position.INSIDE_TOO_SMALL
+    first_byte = part.first_byte if last_byte < part.last_byte else part.last_byte + 1
+    large_enough = last_byte - first_byte + 1 >= min_part or last_byte + 1 == layer_size
+    return Position.INSIDE if large_enough else Position.INSIDE_TOO_SMALL
 
 
 _JSON_NAMES = {
@@ -202,6 +206,8 @@ class UploadSession:
     """Bytes; ``None`` if unknown."""
     _furthest_byte: int = field(default=-1, init=False, repr=False, compare=False)
     """The highest byte that ECR has had in this upload. Only a higher one is progress."""
+    _sent_up_to: int = field(default=-1, init=False, repr=False, compare=False)
+    """The highest byte in any request of this upload, also in requests that were withdrawn."""
     _stalls: int = field(default=0, init=False, repr=False, compare=False)
     _rewinds: int = field(default=0, init=False, repr=False, compare=False)
 
@@ -244,6 +250,7 @@ class UploadSession:
         self._parts_received = 0
         self._last_part_size = None
         self._furthest_byte = -1
+        self._sent_up_to = -1
         self._stalls = 0
         self._rewinds = 0
         self._exclusive = True
@@ -262,11 +269,18 @@ class UploadSession:
         self._rewinds = 0
 
     def _receive(
-        self, part: Part, last_byte: int, *, min_part: int, replayable: bool
+        self,
+        part: Part,
+        last_byte: int,
+        *,
+        min_part: int,
+        replayable: bool,
+        sent_up_to: int = -1,
     ) -> tuple[Position | Event, NextAction]:
         """Process ECR's answer to ``part``: it has the layer up to ``last_byte``.
 
-        Moves there if the upload continues from there. ``min_part`` is ECR's minimum in bytes. If
+        Moves there if the upload continues from there. ``sent_up_to`` is the last byte of the next
+        part if a request with it was begun. ``min_part`` is ECR's minimum in bytes. If
         the session's parts are smaller, as with a test server, their size is the minimum. Raises
         ``ValueError`` for a part that does not start at ``next_byte`` or that ends past the layer.
         """
@@ -280,8 +294,13 @@ class UploadSession:
             raise ValueError(
                 f"{part} ends past the layer's {self.layer_size:,} bytes: pass fewer bytes"
             )
+        self._sent_up_to = max(self._sent_up_to, sent_up_to)
         where = position(
-            part, last_byte, layer_size=self.layer_size, min_part=min(min_part, self.part_size)
+            part,
+            last_byte,
+            sent_up_to=self._sent_up_to,
+            layer_size=self.layer_size,
+            min_part=min(min_part, self.part_size),
         )
         action = self._after(where, replayable=replayable)
         if action in MOVES and last_byte > self._furthest_byte:
@@ -307,6 +326,9 @@ class UploadSession:
         elif last_byte <= part.last_byte:
             self._parts_received = parts + 1
             self._last_part_size = last_byte - part.first_byte + 1
+        elif last_byte <= self._sent_up_to:
+            self._parts_received = parts + 1 - (-(last_byte - part.last_byte) // self.part_size)
+            self._last_part_size = last_byte - part.last_byte
         else:  # another process sent the bytes past the part; assume parts of the same size
             self._content_verified = False
             self._parts_received = parts + 1 - (-(last_byte - part.last_byte) // part.size)

@@ -51,8 +51,8 @@ class Source(ABC):
     def read(self, first_byte: int, size: int) -> Blob:
         """Return ``size`` bytes from ``first_byte`` on; fewer only at the source's end.
 
-        The bytes are valid until the next call. Raises what the source raises, and ``TypeError`` if
-        it does not return bytes.
+        The bytes are valid until the next call but one. Raises what the source raises, and
+        ``TypeError`` if it does not return bytes.
         """
 
     def error_at_end(self, end: int) -> SourceChangedError | None:
@@ -154,15 +154,16 @@ class _RegularFile(_SeekableFile):
         self.name = repr(os.fspath(path))
         self._opened = file
         self._stat = os.fstat(file.fileno())
-        self._buffer = bytearray()
+        self._buffers = [bytearray(), bytearray()]
         super().__init__(file, self._stat.st_size)
 
     @override
     def _read_all(self, size: int) -> Blob:
-        # One buffer for all parts: a new one for each part would fragment the heap.
-        if len(self._buffer) < size:
-            self._buffer = bytearray(size)
-        view = memoryview(self._buffer)
+        # The same two buffers for the whole file: new ones would fragment the heap.
+        self._buffers.reverse()
+        if len(self._buffers[0]) < size:
+            self._buffers[0] = bytearray(size)
+        view = memoryview(self._buffers[0])
         filled = 0
         while filled < size and (read := self._opened.readinto(view[filled:size])):
             filled += read

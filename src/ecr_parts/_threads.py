@@ -106,6 +106,10 @@ class Task(Generic[_T]):
         if self.stopped:
             raise Abandoned
 
+    def give_up(self) -> bool:
+        """Called when the time to wait for the task is over; ``False`` if it is about to end."""
+        return True
+
     def when_over(self, release: Callable[[], object]) -> None:
         """Call ``release`` when the task has ended or was abandoned, to free what it holds."""
         self._releases.append(release)
@@ -240,12 +244,13 @@ class Waiter:
             thread.close()
 
     def start(self, name: str, function: Callable[[], _T]) -> Task[_T]:
-        """Start ``function`` in the thread called ``name``, or in a new one if that is busy."""
+        """Start ``function`` in the thread called ``name``."""
         task = Task(function, self.cancelled)
-        self._give(name, task)
+        self.give(name, task)
         return task
 
-    def _give(self, name: str, task: Task[Any]) -> None:
+    def give(self, name: str, task: Task[Any]) -> None:
+        """Give ``task`` to the thread called ``name``, or to a new one if that is busy."""
         if sys.is_finalizing():  # pragma: no cover  (coverage has ended by then)
             _leave_to_waiter(task)  # a new thread would block for ever
             return
@@ -259,31 +264,32 @@ class Waiter:
 
     def run(self, name: str, function: Callable[[], _T]) -> _T:
         """Run ``function`` in another thread; return or raise what it returns or raises."""
-        return self.wait_for(name, function).result()
+        task = Task(function, self.cancelled)
+        self.give_and_wait(name, task)
+        return task.result()
 
-    def wait_for(
-        self, name: str, function: Callable[[], _T], seconds: float = float("inf")
-    ) -> Task[_T]:
-        """Run ``function`` in another thread, and wait up to ``seconds`` for it to end.
+    def give_and_wait(self, name: str, task: Task[Any], seconds: float = float("inf")) -> None:
+        """Give ``task`` to a thread, and wait up to ``seconds`` for it to end.
 
         Afterwards the task is abandoned, even if an exception interrupts this at any point.
         """
-        task = Task(function, self.cancelled)
         try:
-            self._give(name, task)
-            task.timed_out = not self.wait(task, seconds)
+            self.give(name, task)
+            self.wait(task, seconds)
         finally:
             task.abandoned = True
-        return task
 
-    def wait(self, task: Task[Any], seconds: float = float("inf")) -> bool:
-        """Wait until ``task`` has ended; ``False`` if that takes longer than ``seconds``.
+    def wait(self, task: Task[Any], seconds: float = float("inf")) -> None:
+        """Wait up to ``seconds`` until ``task`` has ended, and set ``timed_out`` if it has not.
 
         Afterwards the task is abandoned: it has ended, or nobody waits for it.
         """
         ended = False
         try:
-            ended = self.acquire(task.ended, seconds)
+            ended = self.acquire(task.ended, seconds) or (
+                not task.give_up() and self.acquire(task.ended)
+            )
+            task.timed_out = not ended
             if task.without_thread:
                 task.without_thread = False
                 task.run()
@@ -294,7 +300,6 @@ class Waiter:
             task.abandoned = True
             if not ended:
                 task.release()
-        return ended
 
     def sleep(self, seconds: float) -> None:
         """Wait for ``seconds``."""

@@ -12,9 +12,10 @@ from ecr_parts import _request
 from ecr_parts._batch import BatchUpload
 from ecr_parts._calls import AVAILABLE, Step, UploadCalls, raise_error
 from ecr_parts._chunker import Part
-from ecr_parts._chunks import contiguous_view
+from ecr_parts._chunks import contiguous_view, slices
 from ecr_parts._client import EcrClient, Failed, RepositoryClient, check_client, service_name
 from ecr_parts._failures import ClearOwnFrames
+from ecr_parts._gate import Overlap
 from ecr_parts._layer_upload import upload_layer
 from ecr_parts._limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
 from ecr_parts._models import Blob, Layer, LayerSource, UploadedLayer
@@ -62,6 +63,7 @@ class LayerUploader:
         part_size: int | None = None,
         limits: Limits | None = None,
         retrying: tenacity.Retrying | None = None,
+        overlap: bool = True,
         attempt_timeout: float = 900,
     ) -> None:
         check_client(client)
@@ -79,13 +81,15 @@ class LayerUploader:
             limits._check_part_size(part_size)
         check_seconds("attempt_timeout", attempt_timeout)
         _request.make_calls_stoppable(client)
+        encodes = _request.accept_encoded_blobs(client)
         repository_client = RepositoryClient(
             client,
             repository_name,
             registry_id,
             retrying or default_retrying(),
             attempt_timeout,
-            accepts_encoded_blobs=_request.accept_encoded_blobs(client),
+            accepts_encoded_blobs=encodes,
+            overlap=Overlap(enabled=overlap and encodes),
         )
         self._calls = UploadCalls(repository_client, limits, part_size)
 
@@ -257,7 +261,9 @@ class LayerUploader:
         }
 
     def _send_part(self, session: UploadSession, part: Part, blob: Blob) -> None:
-        prepared = self._calls.client.prepare_part(session.upload_id, part, contiguous_view(blob))
+        prepared = self._calls.client.prepare_part(
+            session.upload_id, part, slices(contiguous_view(blob))
+        )
         answered = False
         try:
             step = self._calls.send_part(session, prepared, replayable=True)

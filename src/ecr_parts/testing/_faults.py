@@ -122,8 +122,13 @@ class Faults:
 
     def next(self, operation: str) -> Effect | None:
         """Count a call of ``operation``, and return what was planned for it."""
+        effect = self.peek(operation)
         self._calls[operation] += 1
-        call = self._calls[operation]
+        return effect
+
+    def peek(self, operation: str) -> Effect | None:
+        """What is planned for the next call of ``operation``."""
+        call = self._calls[operation] + 1
         for planned in self._planned.get(operation, ()):
             if planned.first_call <= call <= planned.last_call:
                 return planned.effect

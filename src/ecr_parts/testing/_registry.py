@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin
 
 from ecr_parts._limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
-from ecr_parts._validation import check_int, is_digest
+from ecr_parts._validation import check_int, check_seconds, is_digest
 from ecr_parts.testing._parameters import (
     REGISTRY_ID,
     REPOSITORY_NAME,
@@ -62,6 +62,9 @@ class Unknowns:
     """What is stored of a part if the connection breaks while it is sent."""
     last_byte_received: Literal["in the layer", "in the part"] = "in the layer"
     """Where ``lastByteReceived`` counts from. AWS's reference says "in the request"."""
+    longest_silence: float | None = None
+    """Seconds after which the connection of an incomplete request is closed if nothing arrives;
+    ``None`` for never."""
     largest_part: int | None = None
     """The largest part that is accepted (bytes); ``None`` for that of the limits. AWS's API page
     says 20,971,520, its quotas page 10,485,760."""
@@ -77,6 +80,8 @@ class Unknowns:
         if not isinstance(self.error_namespace, str):
             raise TypeError(f"error_namespace must be a str, not {self.error_namespace!r}")
         check_int("availability_lag", self.availability_lag, minimum=0)
+        if self.longest_silence is not None:
+            check_seconds("longest_silence", self.longest_silence)
         if self.largest_part is not None:
             check_int("largest_part", self.largest_part)
 

@@ -9,6 +9,7 @@ import socket
 import struct
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ _IS_PUBLIC = {"AmazonEC2ContainerRegistry_V20150921": False, "SpencerFrontendSer
 _REGION = "us-east-1"
 _DRIPS_EVERY = 0.05  # seconds
 _LARGEST_REQUEST = 1024**3  # bytes
+_READ = 1024**2  # bytes
 _LOOPBACK = re.compile(r"(127(\.[0-9]{1,3}){3}|localhost|\[::1\])(:[0-9]+)?", re.IGNORECASE)
 _NOT_A_REQUEST = b'{"__type": "SerializationException", "message": "Not a JSON 1.1 request"}'
 
@@ -60,7 +62,8 @@ class LocalECR:
 
     ``repositories`` exist from the start. ``limits`` and ``part_size`` (bytes) default to ECR's
     own; small ones keep tests small. ``unknowns`` selects its behaviour where that of ECR is not
-    known. ``slow`` is the delay of the fault ``"slow"`` in seconds. ``port=0`` picks a free port.
+    known. ``slow`` is the delay of the fault ``"slow"``, and ``processing_time`` the time that each
+    part takes once its request is complete, in seconds. ``port=0`` picks a free port.
     """
 
     __module__ = "ecr_parts.testing"
@@ -73,6 +76,7 @@ class LocalECR:
         part_size: int | None = None,
         unknowns: Unknowns | None = None,
         slow: float = 1.0,
+        processing_time: float = 0.0,
         port: int = 0,
     ) -> None:
         self.registry: Registry = Registry(
@@ -80,10 +84,14 @@ class LocalECR:
         )
         """The content of the registry."""
         self.calls: list[Call] = []
-        """All calls so far, in order, except malformed requests."""
+        """All calls so far, in order, except malformed requests and those that the client broke
+        off."""
         self._faults = Faults()
         self._unknowns = unknowns or Unknowns()
         self._slow = slow
+        self._processing_time = processing_time
+        self._incomplete: Counter[str] = Counter()
+        """By operation: the number of requests that are being received."""
         self._port = port
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -211,9 +219,20 @@ class LocalECR:
                 raise KeyError(f"repository {repository!r} has no layer {digest}")
             return b"".join(layers[digest].blobs)
 
-    def _next_planned(self, operation: str) -> Effect | None:
+    def _begin_request(self, operation: str) -> bool:
+        """Whether the connection breaks in the middle of the request."""
         with self._lock:
-            return self._faults.next(operation)
+            # Calls are counted when they are complete, because a client may break one off.
+            if not self._incomplete[operation] and self._faults.peek(operation) == "reset":
+                self._faults.next(operation)
+                return True
+            self._incomplete[operation] += 1
+            return False
+
+    def _end_request(self, operation: str, *, complete: bool) -> Effect | None:
+        with self._lock:
+            self._incomplete[operation] -= 1
+            return self._faults.next(operation) if complete else None
 
     def _keep_fragment(self, body: bytes) -> None:
         """Store what arrived before a connection broke, if ``broken_part`` is ``"fragment"``."""
@@ -228,6 +247,8 @@ class LocalECR:
         planned: Effect | None,
         public: bool,
     ) -> Reply:
+        if operation == "UploadLayerPart" and self._processing_time:
+            self._stopped.wait(self._processing_time)
         with self._lock:
             reply = answer(
                 self.registry,
@@ -311,18 +332,37 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, length: int) -> None:
         ecr = self.server.ecr
         service, _, operation = self.headers.get("X-Amz-Target", "").partition(".")
-        planned = ecr._next_planned(operation)
-        # A reset comes in the middle of the body.
-        body = self.rfile.read(length // 2 if planned == "reset" else length)
-        if len(body) < length:
-            ecr._keep_fragment(body)
-            planned, body = "reset", b"{}"
+        planned: Effect | None = "reset"
+        if ecr._begin_request(operation):
+            body = self.rfile.read(length // 2)
+        else:
+            body = self._read_body(length)
+            planned = ecr._end_request(operation, complete=len(body) == length)
+            if len(body) < length:  # the client has closed the connection, or was silent
+                ecr._keep_fragment(body)
+                self.close_connection = True
+                return None
+        if planned == "reset":
+            ecr._keep_fragment(body[: length // 2])
+            body = b"{}"
         try:
             parameters = _parameters(body)
             public = _IS_PUBLIC[service]
         except (KeyError, RecursionError, TypeError, ValueError) as error:
             return self._send(Reply(400, _NOT_A_REQUEST, repr(error)))
         return self._send(ecr._answer(operation, parameters, planned, public))
+
+    def _read_body(self, length: int) -> bytes:
+        """The body, or what has arrived of it when the connection closes or is silent for long."""
+        body = bytearray()
+        self.connection.settimeout(self.server.ecr._unknowns.longest_silence)
+        with suppress(OSError):
+            while len(body) < length and (
+                piece := self.rfile.read1(min(length - len(body), _READ))
+            ):
+                body += piece
+        self.connection.settimeout(None)
+        return bytes(body)
 
     def _refuse(self, status: int, message: str) -> None:
         """Refuse a request that no SDK sends. Its body may be unread, so close the connection."""
