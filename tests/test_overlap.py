@@ -1,0 +1,218 @@
+"""The next part's request is sent while ECR processes a part, but ECR gets the parts in order."""
+
+from __future__ import annotations
+
+import io
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import trustme
+from botocore.config import Config
+from helpers import NO_WAIT, SMALL_LIMITS, digest_of, random_bytes
+from order_proxy import OrderProxy
+from pytest_mock import MockerFixture
+
+from ecr_parts import CLIENT_CONFIG, LayerUploader
+from ecr_parts.testing import Fault, LocalECR, Unknowns
+
+BLOB = random_bytes(45)  # six parts of 8 bytes, the last of 5
+DIGEST = digest_of(BLOB)
+PROCESSING_TIME = 0.02  # seconds; long enough for the next request to arrive meanwhile
+CONFIGS = {
+    "CLIENT_CONFIG": CLIENT_CONFIG,
+    "legacy": Config(retries={"mode": "legacy"}),
+    "standard": Config(retries={"mode": "standard"}),
+}
+FAULTS: list[Fault] = [
+    fault
+    for fault in get_args(Fault)
+    if fault not in ("access_denied", "expired_token", "answer_drips")
+]
+
+
+@contextmanager
+def watched(
+    config: Config = CLIENT_CONFIG, *, tls: tuple[ssl.SSLContext, str] | None = None, **options: Any
+) -> Iterator[tuple[LocalECR, OrderProxy, Any]]:
+    """A LocalECR, the proxy in front of it, and a client. Checks the order at the end."""
+    options = {"processing_time": PROCESSING_TIME, "slow": 60, **options}
+    with (
+        LocalECR(limits=SMALL_LIMITS, part_size=8, **options) as ecr,
+        OrderProxy(ecr.endpoint_url, tls[0] if tls else None) as proxy,
+    ):
+        config = config.merge(Config(proxies={}, read_timeout=0.3))
+        verify = tls[1] if tls else None
+        yield ecr, proxy, ecr.client(endpoint_url=proxy.url, config=config, verify=verify)
+    assert proxy.too_early == []
+
+
+def uploader_of(client: Any, **options: Any) -> LayerUploader:
+    return LayerUploader(client, "demo", limits=SMALL_LIMITS, retrying=NO_WAIT, **options)
+
+
+@pytest.fixture(scope="session")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, str]:
+    """A server's context, and the path of the certificate of its authority."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    path = tmp_path_factory.mktemp("tls") / "authority.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return context, str(path)
+
+
+def replace_by_file(request: Any, **_event: object) -> None:
+    """As a handler does that sends a file instead of bytes."""
+    if isinstance(request.body, bytes):
+        request.body = io.BytesIO(request.body)
+
+
+SOURCES: dict[str, Callable[[Path], Any]] = {
+    "bytes": lambda _tmp: BLOB,
+    "path": lambda tmp: tmp / "layer",
+    "stream": lambda _tmp: iter([BLOB[:20], BLOB[20:]]),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_sends_each_part_while_the_one_before_is_processed(source: str, tmp_path: Path) -> None:
+    (tmp_path / "layer").write_bytes(BLOB)
+    with watched() as (ecr, proxy, client):
+        layer = uploader_of(client).upload(SOURCES[source](tmp_path))
+        assert ecr.layer("demo", layer.digest) == BLOB
+        assert proxy.begun_ahead >= 5
+        assert [call.outcome for call in ecr.calls_of("UploadLayerPart")] == 6 * ["ok"]
+        assert [sent.attempts for sent in layer.parts] == 6 * [1]
+
+
+def test_sends_nothing_ahead_without_overlap() -> None:
+    with watched() as (ecr, proxy, client):
+        layer = uploader_of(client, overlap=False).upload(BLOB)
+        assert ecr.layer("demo", layer.digest) == BLOB
+        assert proxy.begun_ahead == 0
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("call", [1, 2, 5, 6])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_keeps_order_through_fault(
+    fault: Fault, call: int, config: str, mocker: MockerFixture
+) -> None:
+    mocker.patch("time.sleep")  # botocore's own waits
+    with watched(CONFIGS[config]) as (ecr, _, client):
+        ecr.fail("UploadLayerPart", fault, call=call)
+        layer = uploader_of(client).upload(BLOB)
+        assert ecr.layer("demo", layer.digest) == BLOB
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_keeps_order_through_faults_of_several_calls_over_tls(
+    fault: Fault, tls: tuple[ssl.SSLContext, str]
+) -> None:
+    with watched(tls=tls) as (ecr, proxy, client):
+        ecr.fail("UploadLayerPart", fault, call=2, times=2)
+        ecr.fail("UploadLayerPart", fault, call=6)
+        layer = uploader_of(client).upload(BLOB)
+        assert ecr.layer("demo", layer.digest) == BLOB
+        assert proxy.begun_ahead
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
+@pytest.mark.parametrize("number", [1, 2, 3, 6])
+def test_keeps_order_if_a_request_is_answered_before_it_is_complete(
+    number: int,
+    secure: bool,
+    config: str,
+    tls: tuple[ssl.SSLContext, str],
+    mocker: MockerFixture,
+) -> None:
+    """botocore's own retries must wait for the part before, too."""
+    mocker.patch("time.sleep")  # botocore's own waits
+    with watched(CONFIGS[config], tls=tls if secure else None) as (ecr, proxy, client):
+        proxy.answer_early = {number}
+        layer = uploader_of(client).upload(BLOB)
+        assert ecr.layer("demo", layer.digest) == BLOB
+
+
+def test_keeps_order_if_another_handler_replaces_the_body() -> None:
+    with watched() as (ecr, proxy, client):
+        uploader = uploader_of(client)
+        client.meta.events.register("before-send.ecr.UploadLayerPart", replace_by_file)
+        layer = uploader.upload(BLOB)
+        assert ecr.layer("demo", layer.digest) == BLOB
+
+
+@pytest.mark.parametrize("call", [2, 3, 4])
+def test_keeps_order_if_another_handler_replaces_the_body_of_one_part(call: int) -> None:
+    requests = 0
+
+    def replace_one(request: Any, **event: object) -> None:
+        nonlocal requests
+        requests += 1
+        if requests == call:
+            replace_by_file(request, **event)
+
+    with watched() as (ecr, proxy, client):
+        uploader = uploader_of(client)
+        client.meta.events.register("before-send.ecr.UploadLayerPart", replace_one)
+        layer = uploader.upload(BLOB)
+        assert ecr.layer("demo", layer.digest) == BLOB
+        assert proxy.begun_ahead
+
+
+def test_ends_overlap_after_two_lost_requests(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "ecr_parts")
+    with watched(unknowns=Unknowns(longest_silence=0.05), processing_time=0.2) as (
+        ecr,
+        proxy,
+        client,
+    ):
+        uploader = uploader_of(client)
+        layer = uploader.upload(BLOB)
+        assert ecr.layer("demo", layer.digest) == BLOB
+        begun_ahead = proxy.begun_ahead
+        assert begun_ahead >= 2
+        assert [sent.attempts for sent in layer.parts].count(2) == 2
+        uploader.upload(random_bytes(45, seed=1))
+        assert proxy.begun_ahead == begun_ahead
+    ended = [record for record in caplog.records if "no more parts ahead" in record.message]
+    assert len(ended) == 1
+
+
+def test_withdraws_request_that_was_held_back_for_long(
+    mocker: MockerFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "ecr_parts")
+    mocker.patch("ecr_parts._gate._MAX_HOLD", 0.02)
+    with watched(processing_time=0.1) as (ecr, proxy, client):
+        layer = uploader_of(client).upload(BLOB)
+        assert ecr.layer("demo", layer.digest) == BLOB
+        assert proxy.begun_ahead >= 2
+        assert [sent.attempts for sent in layer.parts] == 6 * [1]
+        assert len(ecr.calls_of("UploadLayerPart")) == 6
+    assert "took too long" in caplog.text
+
+
+def test_lost_request_is_no_attempt_of_the_policy() -> None:
+    once = NO_WAIT.copy(stop=lambda state: state.attempt_number >= 1)
+    with watched(unknowns=Unknowns(longest_silence=0.05), processing_time=0.2) as (ecr, _, client):
+        uploader = LayerUploader(client, "demo", limits=SMALL_LIMITS, retrying=once)
+        assert ecr.layer("demo", uploader.upload(BLOB).digest) == BLOB
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("call", [1, 2, 5, 6])
+def test_continues_after_fragment_of_withdrawn_request(
+    call: int, source: str, tmp_path: Path
+) -> None:
+    """ECR may store what it got of a request that was not completed."""
+    (tmp_path / "layer").write_bytes(BLOB)
+    with watched(unknowns=Unknowns(broken_part="fragment")) as (ecr, _, client):
+        ecr.fail("UploadLayerPart", "answer_lost", call=call)
+        layer = uploader_of(client).upload(SOURCES[source](tmp_path))
+        assert ecr.layer("demo", layer.digest) == BLOB
