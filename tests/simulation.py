@@ -10,19 +10,31 @@ import contextlib
 import json
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
 from botocore.parsers import ResponseParserError
-from helpers import NO_WAIT, OPERATIONS, REPLAYABLE, SMALL_LIMITS, SOURCES, digest_of, random_bytes
+from helpers import (
+    NO_WAIT,
+    OPERATIONS,
+    REPLAYABLE,
+    SMALL_LIMITS,
+    SOURCES,
+    digest_of,
+    random_bytes,
+    wait_for_threads,
+)
+from order_proxy import OrderProxy
 from typing_extensions import override
 
 from ecr_parts import (
     CLIENT_CONFIG,
+    EcrClient,
     EcrPartsError,
     LayerSource,
     LayerUploader,
@@ -45,30 +57,46 @@ class SimulatedClient(ABC):
     """A client that records its calls, and that can end its process before or after one of them."""
 
     registry: Registry
-    calls: list[tuple[str, str]] = field(default_factory=list, kw_only=True)
-    """The operation and the outcome of each call, in order."""
     cut_before: int = field(default=0, kw_only=True)
     """The number of the call before which the process ends; 0 for none."""
     cut_after: int = field(default=0, kw_only=True)
     """The number of the call after which the process ends; 0 for none."""
 
+    @property
+    @abstractmethod
+    def client(self) -> EcrClient:
+        """The client for ``LayerUploader``."""
+
+    @property
+    @abstractmethod
+    def calls(self) -> list[tuple[str, str]]:
+        """The operation and the outcome of each call so far, in order."""
+
     @abstractmethod
     def fail(self, operation: str, fault: Fault, *, call: int = 1, times: int = 1) -> None:
         """Plan a fault, as ``LocalECR.fail`` does."""
 
-    @abstractmethod
-    def send(self, operation: str, parameters: dict[str, object]) -> Answer:
-        """Make a call, and record it in ``calls``."""
 
-    def _call(self, operation: str, parameters: dict[str, object]) -> Answer:
-        if len(self.calls) + 1 == self.cut_before:
-            self.calls.append((operation, "cut before"))
-            raise Cut
-        try:
-            return self.send(operation, parameters)
-        finally:
-            if len(self.calls) == self.cut_after:
-                raise Cut
+@dataclass
+class ModelClient(SimulatedClient):
+    """A client of the model in this process. It raises what botocore raises for each fault."""
+
+    faults: Faults = field(default_factory=Faults, kw_only=True)
+    recorded: list[tuple[str, str]] = field(default_factory=list, kw_only=True)
+
+    @property
+    @override
+    def client(self) -> EcrClient:
+        return self
+
+    @property
+    @override
+    def calls(self) -> list[tuple[str, str]]:
+        return self.recorded
+
+    @override
+    def fail(self, operation: str, fault: Fault, *, call: int = 1, times: int = 1) -> None:
+        self.faults.plan(operation, fault, call=call, times=times)
 
     def batch_check_layer_availability(self, **parameters: object) -> Answer:
         return self._call("BatchCheckLayerAvailability", parameters)
@@ -82,21 +110,19 @@ class SimulatedClient(ABC):
     def complete_layer_upload(self, **parameters: object) -> Answer:
         return self._call("CompleteLayerUpload", parameters)
 
+    def _call(self, operation: str, parameters: dict[str, object]) -> Answer:
+        if len(self.calls) + 1 == self.cut_before:
+            self.recorded.append((operation, "cut before"))
+            raise Cut
+        try:
+            return self._send(operation, parameters)
+        finally:
+            if len(self.calls) == self.cut_after:
+                raise Cut
 
-@dataclass
-class ModelClient(SimulatedClient):
-    """A client of the model in this process. It raises what botocore raises for each fault."""
-
-    faults: Faults = field(default_factory=Faults, kw_only=True)
-
-    @override
-    def fail(self, operation: str, fault: Fault, *, call: int = 1, times: int = 1) -> None:
-        self.faults.plan(operation, fault, call=call, times=times)
-
-    @override
-    def send(self, operation: str, parameters: dict[str, object]) -> Answer:
+    def _send(self, operation: str, parameters: dict[str, object]) -> Answer:
         reply = answer(self.registry, operation, parameters, self.faults.next(operation))
-        self.calls.append((operation, reply.outcome))
+        self.recorded.append((operation, reply.outcome))
         if reply.delivery in ("lost", "reset", "request_lost"):
             raise ConnectionClosedError(endpoint_url=URL)
         if reply.delivery == "slow":
@@ -118,22 +144,39 @@ class ModelClient(SimulatedClient):
 
 @dataclass
 class HttpClient(SimulatedClient):
-    """A botocore client of a running LocalECR."""
+    """A botocore client of a running LocalECR, which sends parts ahead."""
 
     ecr: LocalECR = field(kw_only=True)
     botocore_client: Any = field(kw_only=True)
+    sent: Iterator[int] = field(default_factory=lambda: count(1), init=False)
+    answered: Iterator[int] = field(default_factory=lambda: count(1), init=False)
+
+    def __post_init__(self) -> None:
+        events = self.botocore_client.meta.events
+        events.register("before-send.ecr", self._before_send)
+        events.register("response-received.ecr", self._after_answer)
+
+    @property
+    @override
+    def client(self) -> EcrClient:
+        return cast("EcrClient", self.botocore_client)
+
+    @property
+    @override
+    def calls(self) -> list[tuple[str, str]]:
+        return [(call.operation, call.outcome) for call in self.ecr.calls]
 
     @override
     def fail(self, operation: str, fault: Fault, *, call: int = 1, times: int = 1) -> None:
         self.ecr.fail(operation, fault, call=call, times=times)
 
-    @override
-    def send(self, operation: str, parameters: dict[str, object]) -> Answer:
-        method: Callable[..., Answer] = getattr(self.botocore_client, OPERATIONS[operation])
-        try:
-            return method(**parameters)
-        finally:
-            self.calls.append((operation, self.ecr.calls[-1].outcome))
+    def _before_send(self, **_event: object) -> None:
+        if next(self.sent) == self.cut_before:
+            raise Cut
+
+    def _after_answer(self, **_event: object) -> None:
+        if next(self.answered) == self.cut_after:
+            raise Cut
 
 
 def random_unknowns(rng: random.Random) -> Unknowns:
@@ -142,6 +185,7 @@ def random_unknowns(rng: random.Random) -> Unknowns:
         completed_again=rng.choice(("UploadNotFoundException", "LayerAlreadyExistsException")),
         missing_layers=rng.choice(("failures", "layers", "failures alone")),
         availability_lag=rng.choice((0, 0, 1, 2)),
+        broken_part=rng.choice(("nothing", "nothing", "fragment")),
         last_byte_received=rng.choice(("in the layer", "in the layer", "in the part")),
     )
 
@@ -233,6 +277,7 @@ class Simulation:
             try:
                 outcome = self.upload()
             except Cut:
+                wait_for_threads()  # a part that was sent ahead may still arrive
                 self.check()
                 continue
             except Exception as error:
@@ -309,7 +354,7 @@ class Simulation:
             self.checkpoint.write_text(saved.replace(digest_of(self.blob), digest_of(b"other")))
 
     def uploader(self) -> LayerUploader:
-        return LayerUploader(self.client, "demo", limits=SMALL_LIMITS, retrying=NO_WAIT)
+        return LayerUploader(self.client.client, "demo", limits=SMALL_LIMITS, retrying=NO_WAIT)
 
     def source(self) -> LayerSource:
         return SOURCES[self.source_kind](self.blob, self.directory, self.rng)
@@ -331,13 +376,27 @@ def simulate(seed: int, directory: Path) -> Outcome:
 
 
 def simulate_over_http(seed: int, directory: Path) -> Outcome:
-    """Run the simulation of ``seed`` over HTTP, with a botocore client."""
+    """Run the simulation of ``seed`` over HTTP, with a botocore client.
+
+    Also checks in which order the parts arrive.
+    """
     config = CLIENT_CONFIG.merge(Config(proxies={}, read_timeout=0.1))
     with contextlib.ExitStack() as stack:
+        proxies = []
 
         def connect(unknowns: Unknowns) -> HttpClient:
-            ecr = LocalECR(limits=SMALL_LIMITS, part_size=8, unknowns=unknowns, slow=60)
-            stack.enter_context(ecr)
-            return HttpClient(ecr.registry, ecr=ecr, botocore_client=ecr.client(config=config))
+            ecr = LocalECR(
+                limits=SMALL_LIMITS,
+                part_size=8,
+                unknowns=unknowns,
+                slow=60,
+                processing_time=random.Random(seed).choice((0, 0.002, 0.005)),
+            )
+            proxy = OrderProxy(stack.enter_context(ecr).endpoint_url)
+            proxies.append(stack.enter_context(proxy))
+            client = ecr.client(config=config, endpoint_url=proxy.url)
+            return HttpClient(ecr.registry, ecr=ecr, botocore_client=client)
 
-        return Simulation(seed, directory, connect).run()
+        outcome = Simulation(seed, directory, connect).run()
+        assert [proxy.too_early for proxy in proxies] == [[]], outcome.story
+        return outcome

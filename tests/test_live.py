@@ -18,6 +18,7 @@ import os
 import socket
 import ssl
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import fields
@@ -48,6 +49,7 @@ SIMULATED = [
         availability_lag=2,
         broken_part="fragment",
         last_byte_received="in the part",
+        longest_silence=0.05,
         largest_part=10 * MIB,
         error_namespace="com.amazonaws.ecr",
     ),
@@ -290,6 +292,40 @@ def last_byte_received(service: Service) -> object:
     return {len(blob) + 5: "in the layer", 5: "in the part"}[last_byte]
 
 
+def longest_silence(service: Service) -> object:
+    """Requests that are sent ahead are silent until the part before them is confirmed."""
+    longest = 20 if service.unknowns is None else 0.2  # seconds
+    silence: float | None = None
+
+    def hold_back(request: Any) -> None:
+        nonlocal silence
+        with send(request, request.body[:-1]) as connection:
+            started = time.monotonic()
+            connection.sock.settimeout(longest)
+            with suppress(TimeoutError):  # the connection is still open
+                while connection.sock.recv(65_536):  # an answer before the close, such as 408
+                    pass
+                silence = time.monotonic() - started
+                return
+            connection.send(request.body[-1:])
+            assert connection.getresponse().status == 200
+
+    upload_id = service.initiate()
+    service.hang_up = hold_back
+    with pytest.raises(ConnectionClosedError):
+        service.client.upload_layer_part(
+            repositoryName=service.repository,
+            uploadId=upload_id,
+            partFirstByte=0,
+            partLastByte=5 * MIB - 1,
+            layerPartBlob=os.urandom(5 * MIB),
+        )
+    if silence is None or service.unknowns is None:
+        return silence
+    # The exact time depends on this machine.
+    return service.unknowns.longest_silence if silence < longest else silence
+
+
 def largest_part(service: Service) -> object:
     upload_id, next_byte, largest = service.initiate(), 0, None
     for size in (10 * MIB, 20 * MIB):
@@ -329,6 +365,10 @@ UNKNOWN: dict[str, tuple[str, Callable[[Service], object]]] = {
         "whether lastByteReceived is an offset in the layer or in the part",
         last_byte_received,
     ),
+    "longest_silence": (
+        "seconds until the connection of an incomplete request is closed; None if over 20",
+        longest_silence,
+    ),
     "largest_part": (
         "the largest part that is accepted (bytes): 10 MiB or 20 MiB",
         largest_part,
@@ -339,6 +379,33 @@ UNKNOWN: dict[str, tuple[str, Callable[[Service], object]]] = {
     ),
 }
 """For each switch of ``Unknowns``: the question, and the function that finds the answer."""
+
+
+def test_measures_processing_time(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    """The time from a part's last byte to its answer: what sending ahead makes use of."""
+    seconds: list[float] = []
+
+    def measure(request: Any) -> None:
+        with send(request, request.body) as connection:
+            started = time.monotonic()
+            assert connection.getresponse().status == 200
+            seconds.append(time.monotonic() - started)
+
+    upload_id = service.initiate()
+    for first_byte in (0, 10 * MIB, 20 * MIB):
+        service.hang_up = measure
+        with pytest.raises(ConnectionClosedError):
+            service.client.upload_layer_part(
+                repositoryName=service.repository,
+                uploadId=upload_id,
+                partFirstByte=first_byte,
+                partLastByte=first_byte + 10 * MIB - 1,
+                layerPartBlob=os.urandom(10 * MIB),
+            )
+    if service.unknowns is None:
+        with capsys.disabled():
+            times = ", ".join(f"{value:.2f}" for value in seconds)
+            sys.stdout.write(f"\nmeasured: {times} s from a part's last byte to its answer\n")
 
 
 def test_each_switch_has_a_question() -> None:

@@ -140,7 +140,7 @@ def test_keeps_order_if_a_request_is_answered_before_it_is_complete(
 
 
 def test_keeps_order_if_another_handler_replaces_the_body() -> None:
-    with watched() as (ecr, proxy, client):
+    with watched() as (ecr, _, client):
         uploader = uploader_of(client)
         client.meta.events.register("before-send.ecr.UploadLayerPart", replace_by_file)
         layer = uploader.upload(BLOB)
