@@ -247,7 +247,7 @@ def test_rejects_stream_or_checkpoint_passed_twice(
         with pytest.raises(ValueError, match="twice"):
             uploader.upload_many(layers)
         assert ecr.calls == []
-    with pytest.raises(ValueError, match="checkpoint' was passed twice"):
+    with pytest.raises(ValueError, match=r"layers\[1\].checkpoint, '.*', was passed twice"):
         uploader.upload_many(iter(same_checkpoint), max_workers=1)
     with pytest.raises(ValueError, match="the same stream was passed twice"):
         uploader.upload_many(iter([file, file]), max_workers=2)
@@ -581,3 +581,30 @@ def test_pickled_layer_names_no_private_module() -> None:
     for layer in (Layer("path"), Layer(b"bytes", digest=digest_of(b"bytes"))):
         assert b"_models" not in pickle.dumps(layer)
         assert pickle.loads(pickle.dumps(layer)).digest == layer.digest
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (Layer(b"x", digest="sha256:no"), "layers[1].digest must be"),
+        (Layer(b"x", size=-1), "layers[1].size must be"),
+        (Layer(b"x", progress=1), "layers[1].progress must be"),  # type: ignore[arg-type]  # the point
+        (5, "layers[1].source must be"),
+        (io.StringIO("x"), "layers[1].source, <_io.StringIO object, is open as text"),
+    ],
+)
+def test_error_about_an_argument_names_the_layer(
+    layer: Any, message: str, uploader: LayerUploader, ecr: LocalECR
+) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        uploader.upload_many([BLOBS[0], layer])
+    assert message.partition("<")[0] in str(caught.value)
+    assert not ecr.calls
+
+
+def test_starts_largest_layers_first(ecr: LocalECR, uploader: LayerUploader) -> None:
+    blobs = [random_bytes(size) for size in (8, 40, 24)]
+    results = uploader.upload_many(blobs, max_workers=1, check_existing=False)
+    assert [result.size for result in results] == [8, 40, 24]
+    completed = list(ecr.registry.repositories["demo"].layers)
+    assert completed == [digest_of(blob) for blob in sorted(blobs, key=len, reverse=True)]

@@ -216,3 +216,12 @@ def test_continues_after_fragment_of_withdrawn_request(
         ecr.fail("UploadLayerPart", "answer_lost", call=call)
         layer = uploader_of(client).upload(SOURCES[source](tmp_path))
         assert ecr.layer("demo", layer.digest) == BLOB
+
+
+def test_does_not_complete_next_part_after_another_answer_than_expected() -> None:
+    with watched() as (ecr, _, client):
+        ecr.respond("UploadLayerPart", {"lastByteReceived": 11}, call=2)
+        layer = uploader_of(client, part_size=8).upload(BLOB)
+        assert ecr.layer("demo", layer.digest) == BLOB
+        first_bytes = [call.first_byte for call in ecr.calls_of("UploadLayerPart")]
+        assert first_bytes[:3] == [0, 8, 12]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import functools
 import gc
 import hashlib
 import hmac
@@ -245,6 +246,70 @@ def test_sends_parameters_that_another_handler_added(ecr: LocalECR) -> None:
     assert len(parts) == 6
     assert all(json.loads(part.body)["registryId"] == "012345678910" for part in parts)
     assert all(is_signature_valid(request, SECRET) for request in sent)
+
+
+def counting_bytes(seen: list[object], params: Any, **_event: object) -> None:
+    """As a handler does that meters what is uploaded."""
+    blob = params["layerPartBlob"]
+    seen.append((len(blob), bytes(blob)))
+
+
+def copying_blob(_seen: list[object], params: Any, **_event: object) -> None:
+    params["layerPartBlob"] = bytes(params["layerPartBlob"])
+
+
+def replacing_blob_by_array(_seen: list[object], params: Any, **_event: object) -> None:
+    params["layerPartBlob"] = bytearray(params["layerPartBlob"])
+
+
+@pytest.mark.parametrize("handle", [counting_bytes, copying_blob, replacing_blob_by_array])
+@pytest.mark.parametrize("register", ["register_first", "register", "register_last"])
+@pytest.mark.parametrize("before", [False, True], ids=["after the uploader", "before it"])
+def test_other_handlers_see_raw_bytes_and_may_copy_them(
+    handle: Any, register: str, before: bool, ecr: LocalECR
+) -> None:
+    client: Any = ecr.client()
+    sent, seen = record_requests(client), list[object]()
+    uploader = None if before else LayerUploader(client, "demo", limits=SMALL_LIMITS)
+    getattr(client.meta.events, register)(
+        "before-parameter-build.ecr.UploadLayerPart", functools.partial(handle, seen)
+    )
+    uploader = uploader or LayerUploader(client, "demo", limits=SMALL_LIMITS)
+    uploader.upload(BLOB)
+    assert ecr.layer("demo", DIGEST) == BLOB
+    assert all(is_signature_valid(request, SECRET) for request in sent)
+    if handle is counting_bytes:
+        assert seen == [(len(BLOB[i : i + 8]), BLOB[i : i + 8]) for i in range(0, 45, 8)]
+
+
+def test_sends_what_another_handler_puts_in_the_place_of_the_blob(ecr: LocalECR) -> None:
+    client: Any = ecr.client()
+    uploader = LayerUploader(client, "demo", limits=SMALL_LIMITS)
+
+    def replace(params: Any, **_event: object) -> None:
+        params["layerPartBlob"] = bytes(8)
+
+    client.meta.events.register("before-parameter-build.ecr.UploadLayerPart", replace)
+    session = uploader.initiate()
+    uploader.upload_part(session, BLOB[:8])
+    assert uploader.complete(session, digest_of(bytes(8))).size == 8
+
+
+@pytest.mark.parametrize("register", ["register_first", "register", "register_last"])
+def test_signs_body_that_another_handler_changed(register: str, ecr: LocalECR) -> None:
+    client: Any = ecr.client()
+    uploader = LayerUploader(client, "demo", limits=SMALL_LIMITS)
+    sent = record_requests(client)
+
+    def add_space(request: Any, **_event: object) -> None:
+        request.data += b" "
+
+    getattr(client.meta.events, register)("before-sign.ecr.UploadLayerPart", add_space)
+    uploader.upload(BLOB)
+    assert ecr.layer("demo", DIGEST) == BLOB
+    parts = [request for request in sent if request.body.endswith(b"} ")]
+    assert len(parts) == 6
+    assert all(is_signature_valid(request, SECRET) for request in parts)
 
 
 def test_stubber_compares_raw_bytes() -> None:

@@ -43,6 +43,10 @@ class _Item:
     existence_checked: bool = False
     """Whether ECR was asked if the layer exists, together with others."""
 
+    @property
+    def size_or_0(self) -> int:
+        return self.size or 0
+
 
 class BatchUpload:
     """One call of ``upload_many``.
@@ -137,8 +141,9 @@ class BatchUpload:
         firsts = {item.index: self._first_of(item) for item in items}
         repeats = [(item, firsts[item.index]) for item in items if firsts[item.index] != item.index]
         items = [item for item in items if firsts[item.index] == item.index]
-        # Those for workers first, because the caller's thread may be busy afterwards.
-        for item in sorted(items, key=lambda item: not item.background_readable):
+        # Those for workers first, because the caller's thread may be busy afterwards. The largest
+        # first, so that no worker is alone with one in the end.
+        for item in sorted(items, key=lambda item: (not item.background_readable, -item.size_or_0)):
             self._submit(item, self._send, max_waiting=len(items))
         self._workers.finish()
         self._copy_results(repeats)
@@ -160,12 +165,13 @@ class BatchUpload:
 
     def _checked_item(self, index: int, layer: Layer) -> _Item:
         """Raise an error if the layer cannot be uploaded, as far as this is known beforehand."""
+        name = f"layers[{index}]"
         if layer.digest is not None:
-            check_digest("digest", layer.digest)
-        check_callback("progress", layer.progress)
-        check_source(layer.source)
+            check_digest(f"{name}.digest", layer.digest)
+        check_callback(f"{name}.progress", layer.progress)
+        check_source(layer.source, f"{name}.source")
         if layer.size is not None:
-            check_int("size", layer.size, minimum=0)
+            check_int(f"{name}.size", layer.size, minimum=0)
         item = self._waiter.run("disk", partial(_create_item, index, layer))
         self._calls.check_size(item.size)
         if layer.checkpoint is not None:
@@ -173,7 +179,7 @@ class BatchUpload:
             path = str(checkpoint.path)
             if path in self._checkpoints:
                 raise ValueError(
-                    f"the checkpoint {path!r} was passed twice: use one for each layer"
+                    f"{name}.checkpoint, {path!r}, was passed twice: use one for each layer"
                 )
             self._checkpoints.add(path)
             if not item.background_readable and not hasattr(layer.source, "seek"):

@@ -228,9 +228,9 @@ def accept_encoded_blobs(client: object) -> bool:
     name = f"{model.service_id.hyphenize()}.UploadLayerPart"
     events = client.meta.events
     # Each event needs its own ID: botocore ignores a handler whose ID is already registered.
-    events.register_last(f"before-parameter-build.{name}", _take_blob, unique_id=f"{_KEY}.take")
+    # Last of all, because other handlers may read or replace the blob, or change the body.
+    events.register_last("before-parameter-build", _take_blob, unique_id=f"{_KEY}.take")
     events.register(f"before-call.{name}", _insert_body, unique_id=f"{_KEY}.insert")
-    # Last of all, because a body that another handler changes must be hashed anew.
     events.register_last("before-sign", _add_hash, unique_id=f"{_KEY}.hash")
     return True
 

@@ -55,6 +55,8 @@ CLIENT_CONFIG = Config(
     connect_timeout=60,
     read_timeout=60,
     tcp_keepalive=True,
+    # Two for each layer of ``upload_many``: one request is sent while another is processed.
+    max_pool_connections=50,
 )
 """The recommended botocore configuration. Any other works too, but botocore's own retries then
 multiply those of this library."""

@@ -321,19 +321,21 @@ def is_background_readable(source: LayerSource) -> bool:
     return isinstance(source, bytes | bytearray | memoryview)
 
 
-def check_source(source: LayerSource) -> None:
+def check_source(source: LayerSource, name: str = "source") -> None:
     """Raise ``TypeError`` for an unsupported type, ``ValueError`` for a closed file."""
     if isinstance(source, io.TextIOBase):
-        raise TypeError(f"{short_repr(source)} is open as text: open it in binary mode, 'rb'")
+        raise TypeError(
+            f"{name}, {short_repr(source)}, is open as text: open it in binary mode, 'rb'"
+        )
     if isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
         return
     if not hasattr(source, "read") and not isinstance(source, Iterable):
         raise TypeError(
-            "source must be a path, bytes, a binary file object or an iterable of bytes, not "
+            f"{name} must be a path, bytes, a binary file object or an iterable of bytes, not "
             f"{short_repr(source)}"
         )
     if hasattr(source, "read") and getattr(source, "closed", False) is True:
-        raise ValueError(f"{short_repr(source)} is closed: pass an open file, or its path")
+        raise ValueError(f"{name}, {short_repr(source)}, is closed: pass an open file, or its path")
 
 
 def _open(source: LayerSource, size: int | None) -> Source:
