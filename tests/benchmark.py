@@ -1,13 +1,23 @@
-"""Benchmark of uploads: speed and memory, compared with other tools and with a lower bound.
+"""Benchmark of uploads: speed and memory, compared with other tools and with lower bounds.
 
-    python tests/benchmark.py [--mib 512] [--rounds 5] [--huge-mib 5120]
+    python tests/benchmark.py [--mib 512] [--rounds 5] [--link-mib 200] [--link-rounds 3]
+        [--huge-mib 5120]
 
 A server in a process of its own receives every upload, and discards the bytes. Each upload runs in
 a new process. The variants take turns, so that a machine whose speed changes affects all of them
-alike. The other tools are a plain loop over botocore's method and, if it is installed, skopeo,
+alike.
+
+Loopback: the other tools are a plain loop over botocore's method and, if it is installed, skopeo,
 which pushes the same layer to the same server through the registry's HTTP API, without signing. The
 lower bound of the time is that of the two hashes that the protocol requires, the digest of the
 layer and that of the signed payload, computed in two threads.
+
+Behind a link: the server reads no faster than the link's rate, and processes each complete part for
+some time before it answers. The lower bound of the time is that of all transfers and the processing
+of the last part, or that of the first transfer and all processing, whichever is longer. The column
+"of the bound" is this bound divided by the time.
+
+Memory: the peak of a process that uploads a file, a huge file, a stream, or several files at once.
 """
 
 from __future__ import annotations
@@ -19,6 +29,7 @@ import os
 import re
 import resource
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -28,9 +39,10 @@ import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
 MIB = 1024 * 1024
@@ -38,15 +50,51 @@ PART = 10 * MIB
 UPLOAD_ID = "00000000-0000-0000-0000-000000000001"
 
 
-class Sink(BaseHTTPRequestHandler):
-    """Answers like ECR or a registry, and discards all bytes.
+class Conditions(NamedTuple):
+    """What an ECR client meets. The path of its URL says it, such as ``/80-110``."""
 
-    The path of an ECR client's URL is the delay of the answer to each part (milliseconds).
-    """
+    processing: int  # milliseconds for each part
+    rate: int  # of the link, in MiB/s; 0 is unlimited
+
+    def bound(self, size: int) -> float:
+        """The fewest seconds in which a layer of ``size`` bytes can be uploaded."""
+        transfer = 4 / 3 / (self.rate * MIB) if self.rate else 0  # seconds per byte of the layer
+        processing, parts = self.processing / 1000, -(-size // PART)
+        return max(size * transfer + processing, min(size, PART) * transfer + parts * processing)
+
+
+LOOPBACK = Conditions(0, 0)
+LINKS = [Conditions(80, 110), Conditions(300, 30), Conditions(300, 110), Conditions(80, 0)]
+
+
+class Link:
+    """A link that is shared by all connections of one URL path."""
+
+    piece_size = 64 * 1024
+    credit = 0.005  # seconds that are made up for when a thread wakes up late
+
+    def __init__(self, rate: int) -> None:
+        self.rate = rate * MIB
+        self.free_at = 0.0
+        self.lock = threading.Lock()
+
+    def transfer(self, size: int) -> None:
+        """Wait until ``size`` bytes have passed, after those of the calls before."""
+        with self.lock:
+            now = time.monotonic()
+            self.free_at = max(self.free_at, now - self.credit) + size / self.rate
+            wait = self.free_at - now
+        if wait > 0:
+            time.sleep(wait)
+
+
+class Sink(BaseHTTPRequestHandler):
+    """Answers like ECR or a registry, and discards all bytes."""
 
     protocol_version = "HTTP/1.1"
     wbufsize = -1
     buffer = threading.local()
+    links: ClassVar[dict[str, Link]] = {}
 
     def do_GET(self) -> None:
         """Registry: the API exists, and nothing is stored."""
@@ -65,11 +113,17 @@ class Sink(BaseHTTPRequestHandler):
         self.discard(int(self.headers["Content-Length"]))
         self.answer(201)
 
-    def discard(self, length: int) -> None:
+    def discard(self, length: int, link: Link | None = None) -> None:
         if not hasattr(self.buffer, "view"):
             self.buffer.view = memoryview(bytearray(MIB))
         while length:
-            length -= self.rfile.readinto(self.buffer.view[:length])
+            piece = min(length, link.piece_size if link else MIB)
+            received = self.rfile.readinto(self.buffer.view[:piece])
+            if not received:
+                raise ConnectionError("the client closed the connection during a request")
+            if link:
+                link.transfer(received)
+            length -= received
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
@@ -85,11 +139,12 @@ class Sink(BaseHTTPRequestHandler):
             self.answer(202, Location=f"{self.path}1")
             return
         operation = self.headers["X-Amz-Target"].partition(".")[2]
+        processing, rate = map(int, self.path.strip("/").split("-"))
+        link = self.links.setdefault(self.path, Link(rate)) if rate else None
         head = self.rfile.read(min(length, 1024))
-        self.discard(length - len(head))
+        self.discard(length - len(head), link)
         if operation == "UploadLayerPart":
-            # The latency of a real service, which is part of what is measured.
-            time.sleep(float(self.path.strip("/") or 0) / 1000)
+            time.sleep(processing / 1000)
         digest = re.search(rb"sha256:\w+", head)
         last = re.search(rb'"partLastByte": (\d+)', head)
         answers: dict[str, dict[str, object]] = {
@@ -106,6 +161,9 @@ class Sink(BaseHTTPRequestHandler):
 
 def serve() -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Sink)
+    # Inherited by connections: the kernel accepts few bytes that have not yet passed the link.
+    # On loopback, uploads are as fast as with the default.
+    server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 256 * 1024)
     print(f"http://127.0.0.1:{server.server_port}", flush=True)
     server.serve_forever()
 
@@ -153,20 +211,26 @@ def botocore_loop(url: str, path: str) -> Callable[[], object]:
     return upload
 
 
-def ecr_parts(url: str, path: str, *, check_existing: bool = False) -> Callable[[], object]:
+def ecr_parts(
+    url: str, path: str, *, overlap: bool = True, check_existing: bool = False
+) -> Callable[[], object]:
     from ecr_parts import LayerUploader
 
-    uploader = LayerUploader(make_client(url), "demo")
+    uploader = LayerUploader(make_client(url), "demo", overlap=overlap)
     return lambda: uploader.upload(path, check_existing=check_existing)
 
 
-def ecr_parts_checked(url: str, path: str) -> Callable[[], object]:
-    return ecr_parts(url, path, check_existing=True)
+def ecr_parts_without_overlap(url: str, path: str) -> Callable[[], object]:
+    return ecr_parts(url, path, overlap=False)
 
 
 def ecr_parts_without_pybase64(url: str, path: str) -> Callable[[], object]:
     sys.modules["pybase64"] = None  # type: ignore[assignment]  # makes its import fail
     return ecr_parts(url, path)
+
+
+def ecr_parts_checked(url: str, path: str) -> Callable[[], object]:
+    return ecr_parts(url, path, check_existing=True)
 
 
 def ecr_parts_from_a_pipe(url: str, path: str) -> Callable[[], object]:
@@ -180,6 +244,13 @@ def ecr_parts_from_a_pipe(url: str, path: str) -> Callable[[], object]:
             uploader.upload(cat.stdout)
 
     return upload
+
+
+def upload_many(url: str, max_workers: str, *paths: str) -> Callable[[], object]:
+    from ecr_parts import LayerUploader
+
+    uploader, workers = LayerUploader(make_client(url), "demo"), int(max_workers)
+    return lambda: uploader.upload_many(paths, max_workers=workers, check_existing=False)
 
 
 def skopeo(url: str, path: str) -> Callable[[], object]:
@@ -205,47 +276,44 @@ def two_hashes(_url: str, path: str) -> Callable[[], object]:
     return hash_both
 
 
-VARIANTS = {
-    variant.__name__: variant
-    for variant in (
-        botocore_loop,
-        ecr_parts,
-        ecr_parts_without_pybase64,
-        ecr_parts_checked,
-        ecr_parts_from_a_pipe,
-        skopeo,
-        two_hashes,
-    )
-    if variant is not skopeo or shutil.which("skopeo")
-}
-"""For each name: a function that prepares an upload, and returns the function that is measured."""
+Variant: TypeAlias = Callable[..., Callable[[], object]]
+"""Prepares an upload, and returns the function that is measured."""
+LINK_VARIANTS: list[Variant] = [botocore_loop, ecr_parts_without_overlap, ecr_parts]
+LOOPBACK_VARIANTS: list[Variant] = [
+    *LINK_VARIANTS,
+    *(ecr_parts_without_pybase64, ecr_parts_checked, ecr_parts_from_a_pipe),
+    *([skopeo] if shutil.which("skopeo") else []),
+    two_hashes,
+]
+VARIANTS = {variant.__name__: variant for variant in (*LOOPBACK_VARIANTS, upload_many)}
 
 
-def run_variant(variant: str, url: str, path: str) -> None:
+def run_variant(variant: str, *arguments: str) -> None:
     """Run one upload in this process, and print its seconds and its peak memory (MiB) as JSON."""
-    upload = VARIANTS[variant](url, path)
+    upload = VARIANTS[variant](*arguments)
     started = time.perf_counter()
     upload()
     seconds = time.perf_counter() - started
     who = resource.RUSAGE_CHILDREN if variant == "skopeo" else resource.RUSAGE_SELF
-    peak = resource.getrusage(who).ru_maxrss / 1024
-    print(json.dumps({"seconds": seconds, "peak": peak}))
+    print(json.dumps((seconds, resource.getrusage(who).ru_maxrss / 1024)))
 
 
-def measure(variant: str, url: str, path: Path) -> dict[str, float]:
+def measure(variant: Variant, url: str, *arguments: object) -> tuple[float, float]:
     """Run one upload in a new process."""
-    command = [sys.executable, __file__, "--run-variant", variant, url, str(path)]
+    command = [sys.executable, __file__, "--run-variant", variant.__name__, url]
+    command += map(str, arguments)
     completed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    measured: dict[str, float] = json.loads(completed.stdout)
-    return measured
+    seconds, peak = json.loads(completed.stdout)
+    return seconds, peak
 
 
-def make_layer(path: Path, mib: int) -> None:
+def make_image(path: Path, mib: int) -> None:
     """Create a layer of random bytes, and the layout of an image with this layer.
 
     The layer is in gzip format, without compression: otherwise, skopeo would compress it.
     """
-    blobs = path.parent / "layout" / "blobs" / "sha256"
+    layout = path.with_name("layout")
+    blobs = layout / "blobs" / "sha256"
     blobs.mkdir(parents=True)
 
     def blob(content: bytes, media_type: str) -> dict[str, object]:
@@ -259,7 +327,7 @@ def make_layer(path: Path, mib: int) -> None:
             content = gzip.compress(os.urandom(MIB)) if left else gzip.flush()
             file.write(content)
             digest.update(content)
-    path.with_name("layout").joinpath("oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
     (blobs / digest.hexdigest()).symlink_to(path)
     type_prefix = "application/vnd.oci.image"
     rootfs = {"type": "layers", "diff_ids": [f"sha256:{digest.hexdigest()}"]}
@@ -276,68 +344,115 @@ def make_layer(path: Path, mib: int) -> None:
     }
     descriptor = blob(json.dumps(manifest).encode(), f"{type_prefix}.manifest.v1+json")
     index = {"schemaVersion": 2, "manifests": [descriptor]}
-    path.with_name("layout").joinpath("index.json").write_text(json.dumps(index))
+    (layout / "index.json").write_text(json.dumps(index))
 
 
-def compare(mib: int, rounds: int, huge_mib: int, directory: Path) -> None:
-    layer, small, huge = directory / "layer", directory / "small", directory / "huge"
-    make_layer(layer, mib)
-    for path, size in ((small, 128), (huge, huge_mib)):
-        with path.open("wb") as file:
-            file.truncate(size * MIB)
-    with subprocess.Popen(
-        [sys.executable, __file__, "--serve"], stdout=subprocess.PIPE, text=True
-    ) as server:
-        assert server.stdout is not None
-        url = server.stdout.readline().strip()
-        rows = [(variant, 0) for variant in VARIANTS]
-        rows += [("botocore_loop", 80), ("ecr_parts", 80)]
-        results: dict[tuple[str, int], list[dict[str, float]]] = {row: [] for row in rows}
-        try:
-            for _ in range(rounds):
-                for variant, delay in rows:
-                    results[variant, delay].append(measure(variant, f"{url}/{delay}", layer))
-            peaks = [measure("ecr_parts", url, path)["peak"] for path in (small, huge)]
-        finally:
-            server.terminate()
+def make_sparse_layer(path: Path, mib: int) -> Path:
+    """Create a layer of zeros that starts with the name of its file, so that layers differ."""
+    path.write_bytes(path.name.encode())
+    os.truncate(path, mib * MIB)
+    return path
 
-    def median(row: tuple[str, int], quantity: str = "seconds") -> float:
-        return statistics.median(measured[quantity] for measured in results[row])
 
-    print(f"{mib} MiB in parts of 10 MiB, {rounds} rounds, {os.cpu_count()} cores, medians\n")
-    print("| variant | delay per part | MiB/s | x botocore loop | x lower bound | peak MiB |")
-    print("|---|---:|---:|---:|---:|---:|")
+def compare(
+    url: str, layer: Path, rounds: int, variants: list[Variant], conditions: Conditions
+) -> list[dict[str, str]]:
+    """Upload a layer with the variants in turns. Returns the rows of a table of the medians."""
+    (processing, rate), size = conditions, layer.stat().st_size
+    results: dict[Variant, list[tuple[float, float]]] = {variant: [] for variant in variants}
+    for _ in range(rounds):
+        for variant, measured in results.items():
+            measured.append(measure(variant, f"{url}/{processing}-{rate}", layer))
+    medians = {
+        variant: [statistics.median(figures) for figures in zip(*measured, strict=True)]
+        for variant, measured in results.items()
+    }
+    if conditions == LOOPBACK:
+        link, bound_name, bound = {}, "x lower bound", medians[two_hashes][0]
+    else:
+        link = {"link": f"{rate} MiB/s" if rate else "unlimited"}
+        bound_name, bound = "of the bound", conditions.bound(size)
+    return [
+        {
+            "variant": variant.__name__.replace("_", " "),
+            "processing": f"{processing} ms",
+            **link,
+            "MiB/s": f"{size / MIB / seconds:.0f}",
+            "x botocore loop": f"{medians[botocore_loop][0] / seconds:.2f}",
+            bound_name: f"{bound / seconds:.2f}",
+            "peak MiB": f"{peak:.0f}",
+        }
+        for variant, (seconds, peak) in medians.items()
+    ]
+
+
+def print_table(title: str, rows: list[dict[str, str]]) -> None:
+    print(f"{title}\n\n| {' | '.join(rows[0])} |\n|---|{'---:|' * (len(rows[0]) - 1)}")
     for row in rows:
-        variant, delay = row
-        speed = mib / median(row)
-        relative_to_loop = median(("botocore_loop", delay)) / median(row)
-        relative_to_bound = median(("two_hashes", 0)) / median(row)
-        print(
-            f"| {variant.replace('_', ' ')} | {delay} ms | {speed:.0f} | {relative_to_loop:.2f} "
-            f"| {relative_to_bound:.2f} | {median(row, 'peak'):.0f} |"
-        )
-    print(f"\npeak at 128 MiB: {peaks[0]:.0f} MiB; at {huge_mib} MiB: {peaks[1]:.0f} MiB")
+        print(f"| {' | '.join(row.values())} |")
+    print(flush=True)
+
+
+def print_peaks(url: str, directory: Path, huge_mib: int) -> None:
+    def peak(variant: Variant, *arguments: object) -> int:
+        return round(measure(variant, url, *arguments)[1])
+
+    small = [make_sparse_layer(directory / f"small-{i}", 128) for i in range(8)]
+    huge = make_sparse_layer(directory / "huge", huge_mib)
+    print(f"peak at 128 MiB: {peak(ecr_parts, small[0])} MiB", end="; ")
+    print(f"at {huge_mib} MiB: {peak(ecr_parts, huge)} MiB", end="; ")
+    print(f"at 128 MiB from a pipe: {peak(ecr_parts_from_a_pipe, small[0])} MiB")
+    # A worker needs more memory from its second layer on, so the last two have two for each worker.
+    runs = ((4, 1), (4, 2), (4, 4), (8, 8), (2, 1), (8, 4))
+    peaks = {run: peak(upload_many, run[1], *small[: run[0]]) for run in runs}
+    names = ("layers", "workers", "peak MiB")
+    rows = [dict(zip(names, map(str, (*run, peaks[run])), strict=True)) for run in runs]
+    print_table("\nupload_many with layers of 128 MiB:", rows)
+    print(f"each further worker, 4 layers: {(peaks[4, 4] - peaks[4, 1]) / 3:.0f} MiB", end="; ")
+    print(f"2 layers for each worker: {(peaks[8, 4] - peaks[2, 1]) / 3:.0f} MiB")
+
+
+def benchmark(options: argparse.Namespace, url: str, directory: Path) -> None:
+    layer, link_layer = directory / "layer", directory / "link-layer"
+    make_image(layer, options.mib)
+    make_sparse_layer(link_layer, mib := min(options.mib, options.link_mib))
+    rounds = min(options.rounds, options.link_rounds)
+    parts, medians = "MiB in parts of 10 MiB", f"{os.cpu_count()} cores, medians"
+    rows = compare(url, layer, options.rounds, LOOPBACK_VARIANTS, LOOPBACK)
+    print_table(f"Loopback: {options.mib} {parts}, {options.rounds} rounds, {medians}", rows)
+    rows = [row for link in LINKS for row in compare(url, link_layer, rounds, LINK_VARIANTS, link)]
+    print_table(f"Behind a link: {mib} {parts}, {rounds} rounds, {medians}", rows)
+    print_peaks(f"{url}/0-0", directory, options.huge_mib)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--mib", type=int, default=512, help="size of the layer")
-    parser.add_argument("--rounds", type=int, default=5, help="uploads with each variant")
-    parser.add_argument(
-        "--huge-mib", type=int, default=5_120, help="size of the layer for the last memory figure"
-    )
+    number = partial(parser.add_argument, type=int)
+    number("--mib", default=512, help="size of the layer on loopback")
+    number("--rounds", default=5, help="uploads with each variant on loopback")
+    number("--link-mib", default=200, help="size of the layer behind a link, at most --mib")
+    number("--link-rounds", default=3, help="uploads behind a link, at most --rounds")
+    number("--huge-mib", default=5_120, help="size of the huge layer, for its memory figure")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--run-variant", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--run-variant", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve()
     elif options.run_variant:
         run_variant(*options.run_variant)
     else:
-        with tempfile.TemporaryDirectory() as directory:
-            compare(options.mib, options.rounds, options.huge_mib, Path(directory))
+        command = [sys.executable, __file__, "--serve"]
+        with (
+            tempfile.TemporaryDirectory() as directory,
+            subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,
+        ):
+            assert server.stdout is not None
+            try:
+                benchmark(options, server.stdout.readline().strip(), Path(directory))
+            finally:
+                server.terminate()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from ecr_parts._models import Blob, Readable
 
 # Bytes that are hashed and encoded at once: few, so that they stay in the processor's cache. A
 # multiple of 3, so that their base64 has no padding.
-SLICE_SIZE = 768 * 1024
+SLICE_SIZE = 1536 * 1024
 
 READ_ADVICE: dict[type, str] = {
     type(None): "read() of the source returned None: the file must not be in non-blocking mode",

@@ -19,6 +19,7 @@ from ecr_parts._chunks import SLICE_SIZE, slices
 from ecr_parts._client import PreparedPart, RepositoryClient
 from ecr_parts._digest import RunningDigest
 from ecr_parts._models import Blob
+from ecr_parts._request import open_body
 from ecr_parts._sources import Source
 from ecr_parts._threads import Task, Waiter
 from ecr_parts.errors import SourceChangedError
@@ -56,8 +57,7 @@ class Pipeline:
         """The part whose answer is due."""
         self._ahead: PreparedPart | None = None
         """The part after it, if it is being sent already."""
-        # For both, in turns, because memory that is used again does not fragment the heap.
-        self._files = cycle((io.BytesIO(), io.BytesIO()))
+        self._files = cycle((open_body(), open_body()))
         self._threads = cycle(("call", "next call"))
 
     def __enter__(self) -> Self:

@@ -41,6 +41,7 @@ _base64 = _fastest_base64()
 _KEY = "ecr_parts.encoded_blob"  # in the context that botocore passes from event to event
 _PIECE_SIZE = 256 * 1024  # bytes
 _HELD_BACK = 64 * 1024  # bytes at the end of a request that waits for its gate
+_RESERVED = 33 * 1024 * 1024  # bytes
 _END = b'"}'  # follows the blob, which is the last member
 
 
@@ -102,6 +103,16 @@ class EncodedBlob(Sequence[int]):
     @override
     def __repr__(self) -> str:
         return f"<{len(self):,} bytes, encoded>"
+
+
+def open_body() -> io.BytesIO:
+    """A file for ``encode_blob``, to be used for one part after another.
+
+    glibc takes up to 32 MiB from its heaps, which large blocks fragment: 16 layers of 128 MiB with
+    8 workers peak at 360 MiB with this, and at 528 without. More is mapped and returned to the
+    system; pages that are not written to take no memory.
+    """
+    return io.BytesIO(bytes(_RESERVED))
 
 
 def encode_blob(
