@@ -68,6 +68,8 @@ class BatchUpload:
     ) -> None:
         check_int("max_workers", max_workers)
         check_callback("progress", progress)
+        if calls.client.bandwidth is not None:
+            calls.client.bandwidth.check_workers(max_workers)
         self._stop = Stop()
         self._waiter = Waiter(self._stop.check, self._stop.is_requested)
         self._workers = Workers(max_workers, self._waiter, self._stop)

@@ -15,6 +15,7 @@ import tenacity
 from botocore.exceptions import ClientError
 
 from ecr_parts import _request
+from ecr_parts._bandwidth import Bandwidth
 from ecr_parts._chunker import Part
 from ecr_parts._failures import Failure, WrongDigestError, clear_client_frames, last_valid_byte
 from ecr_parts._gate import Gate, Overlap
@@ -166,6 +167,7 @@ class RepositoryClient:
     accepts_encoded_blobs: bool = False
     """Whether the client sends ``EncodedBlob``; otherwise it gets raw bytes."""
     overlap: Overlap = field(default_factory=lambda: Overlap(enabled=False))
+    bandwidth: Bandwidth | None = None
     waiter: Waiter = field(default_factory=Waiter)
     """Its heartbeat is called before each attempt and each wait, and once a second during them."""
     _timed_out: set[Task[Any]] = field(default_factory=set, repr=False, compare=False)
@@ -376,7 +378,7 @@ class RepositoryClient:
                 next_gate.open()
             return answer
 
-        return _request.Attempt(run, self.waiter.cancelled, gate, next_gate)
+        return _request.Attempt(run, self.waiter.cancelled, gate, next_gate, self.bandwidth)
 
     def _method(self, call: _Call[Any]) -> Callable[..., Answer]:
         method: Callable[..., Answer] = getattr(self.client, _METHODS[call.operation])

@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import io
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, TypeVar, overload
 
@@ -21,6 +22,7 @@ import botocore.client
 from botocore.awsrequest import AWSPreparedRequest, AWSRequest
 from typing_extensions import Self, override
 
+from ecr_parts._bandwidth import TURN, Bandwidth
 from ecr_parts._gate import Gate
 from ecr_parts._models import Blob
 from ecr_parts._threads import Task, current_task
@@ -40,6 +42,7 @@ def _fastest_base64() -> Callable[[Blob], bytes]:
 _base64 = _fastest_base64()
 _KEY = "ecr_parts.encoded_blob"  # in the context that botocore passes from event to event
 _PIECE_SIZE = 256 * 1024  # bytes
+_MAX_SLEEP = 0.5  # seconds between checks whether the call was abandoned
 _HELD_BACK = 64 * 1024  # bytes at the end of a request that waits for its gate
 _RESERVED = 33 * 1024 * 1024  # bytes
 _END = b'"}'  # follows the blob, which is the last member
@@ -148,8 +151,12 @@ class Attempt(Task[_T]):
         cancelled: Callable[[], bool],
         gate: Gate | None,
         next_gate: Gate,
+        bandwidth: Bandwidth | None,
     ) -> None:
         super().__init__(function, cancelled)
+        self._bandwidth = bandwidth
+        self._paused = 0.0
+        """Seconds that ``pause`` took and that are not part of the time for the attempt."""
         self.gate = gate
         """Holds back the end of the request; ``None`` if it is the call's turn."""
         self.next_gate = next_gate
@@ -170,9 +177,27 @@ class Attempt(Task[_T]):
         if self.gate is not None:
             self.gate.check()
 
+    @property
+    def piece_size(self) -> int:
+        """The bytes of a request that are sent at once."""
+        return _PIECE_SIZE if self._bandwidth is None else TURN
+
+    def pause(self, size: int) -> None:
+        """Wait until ``size`` bytes may be sent."""
+        left = 0.0 if self._bandwidth is None else self._bandwidth.reserve(size)
+        self._paused += left  # before it has passed, because the time may be over meanwhile
+        while left > 0:
+            self.check()
+            time.sleep(min(left, _MAX_SLEEP))
+            left -= _MAX_SLEEP
+
     @override
-    def give_up(self) -> bool:
-        return self.next_gate.close()  # or else ECR has confirmed the part right now
+    def overtime(self) -> float:
+        paused, self._paused = self._paused, 0.0
+        if paused:
+            return paused
+        # If the gate cannot be closed, ECR has confirmed the part right now.
+        return 0.0 if self.next_gate.close() else float("inf")
 
 
 class _Body:
@@ -199,9 +224,12 @@ class _Body:
         self._attempt.next_gate.free_link()
 
     def _pieces(self, body: memoryview) -> Iterator[memoryview]:
-        for offset in range(0, len(body), _PIECE_SIZE):
+        size = self._attempt.piece_size
+        for offset in range(0, len(body), size):
+            piece = body[offset : offset + size]
+            self._attempt.pause(len(piece))
             self._attempt.check()
-            yield body[offset : offset + _PIECE_SIZE]
+            yield piece
 
     def seek(self, _offset: int, _whence: int = 0) -> None:
         """Called by botocore before it sends again. Each iteration starts at 0 anyway."""

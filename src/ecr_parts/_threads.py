@@ -106,9 +106,9 @@ class Task(Generic[_T]):
         if self.stopped:
             raise Abandoned
 
-    def give_up(self) -> bool:
-        """Called when the time to wait for the task is over; ``False`` if it is about to end."""
-        return True
+    def overtime(self) -> float:
+        """Called when the time to wait for the task is over: more seconds, 0 to give up."""
+        return 0.0
 
     def when_over(self, release: Callable[[], object]) -> None:
         """Call ``release`` when the task has ended or was abandoned, to free what it holds."""
@@ -286,9 +286,9 @@ class Waiter:
         """
         ended = False
         try:
-            ended = self.acquire(task.ended, seconds) or (
-                not task.give_up() and self.acquire(task.ended)
-            )
+            ended = self.acquire(task.ended, seconds)
+            while not ended and (seconds := task.overtime()):
+                ended = self.acquire(task.ended, seconds)
             task.timed_out = not ended
             if task.without_thread:
                 task.without_thread = False

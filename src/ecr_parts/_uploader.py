@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import tenacity
+from botocore.client import BaseClient
 
 from ecr_parts import _request
+from ecr_parts._bandwidth import Bandwidth
 from ecr_parts._batch import BatchUpload
 from ecr_parts._calls import AVAILABLE, Step, UploadCalls, raise_error
 from ecr_parts._chunker import Part
@@ -26,7 +28,7 @@ from ecr_parts._validation import (
     check_digest,
     check_int,
     check_name,
-    check_seconds,
+    check_positive,
     mask_passwords,
     short_repr,
 )
@@ -46,6 +48,16 @@ class LayerUploader:
     exceeded it are still open, the calls of this uploader fail. Creating an uploader makes no
     calls. Raises ``TypeError`` and ``ValueError`` for bad arguments.
 
+    While ECR processes a part, the next one is sent on a second connection, except for its last
+    bytes, which wait until ECR has confirmed the part. ECR cannot process a request that is not
+    complete, so it gets the parts in order. ``overlap=False`` turns this off: it was tested with
+    LocalECR, not with ECR. It turns itself off after two requests that were lost while they waited,
+    and says so at INFO. It requires a botocore client that encodes JSON, as those for ``ecr`` do.
+
+    ``max_bandwidth`` limits what is sent, in bytes per second of all layers of this uploader
+    together. A part takes 4/3 of its size, because it is sent in base64. It requires a botocore
+    client, and at least 65,536 bytes per second for each layer that is uploaded at a time.
+
     ECR is called from threads of this library while the caller's thread waits. So Ctrl-C, and any
     exception raised by a signal handler or by ``progress``, propagates unchanged from every method
     within about a second. Nothing is sent afterwards, unless the client is not botocore's: such a
@@ -64,6 +76,7 @@ class LayerUploader:
         limits: Limits | None = None,
         retrying: tenacity.Retrying | None = None,
         overlap: bool = True,
+        max_bandwidth: float | None = None,
         attempt_timeout: float = 900,
     ) -> None:
         check_client(client)
@@ -79,7 +92,18 @@ class LayerUploader:
             raise TypeError(f"limits must be a Limits, not {short_repr(limits)}")
         if part_size is not None:
             limits._check_part_size(part_size)
-        check_seconds("attempt_timeout", attempt_timeout)
+        if not isinstance(overlap, bool):
+            raise TypeError(f"overlap must be True or False, not {short_repr(overlap)}")
+        bandwidth = None
+        if max_bandwidth is not None:
+            check_positive("max_bandwidth", max_bandwidth, "bytes per second")
+            bandwidth = Bandwidth(max_bandwidth)
+            bandwidth.check_workers(1)
+            if not isinstance(client, BaseClient):
+                raise TypeError(
+                    f"max_bandwidth requires a botocore client, not {short_repr(client)}"
+                )
+        check_positive("attempt_timeout", attempt_timeout, "seconds")
         _request.make_calls_stoppable(client)
         encodes = _request.accept_encoded_blobs(client)
         repository_client = RepositoryClient(
@@ -90,6 +114,7 @@ class LayerUploader:
             attempt_timeout,
             accepts_encoded_blobs=encodes,
             overlap=Overlap(enabled=overlap and encodes),
+            bandwidth=bandwidth,
         )
         self._calls = UploadCalls(repository_client, limits, part_size)
 

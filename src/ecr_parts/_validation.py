@@ -56,12 +56,12 @@ def check_int(name: str, value: object, *, minimum: int = 1, maximum: int = _MAX
     return value
 
 
-def check_seconds(name: str, value: object) -> None:
+def check_positive(name: str, value: object, unit: str) -> None:
     """Raise ``TypeError`` or ``ValueError`` unless ``value`` is a positive number."""
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number of seconds, not {short_repr(value)}")
+        raise TypeError(f"{name} must be a number of {unit}, not {short_repr(value)}")
     if not value > 0:
-        raise ValueError(f"{name} must be a positive number of seconds, not {short_repr(value)}")
+        raise ValueError(f"{name} must be a positive number of {unit}, not {short_repr(value)}")
 
 
 def check_callback(name: str, value: object) -> None:

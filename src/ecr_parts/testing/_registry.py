@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin
 
 from ecr_parts._limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
-from ecr_parts._validation import check_int, check_seconds, is_digest
+from ecr_parts._validation import check_int, check_positive, is_digest
 from ecr_parts.testing._parameters import (
     REGISTRY_ID,
     REPOSITORY_NAME,
@@ -81,7 +81,7 @@ class Unknowns:
             raise TypeError(f"error_namespace must be a str, not {self.error_namespace!r}")
         check_int("availability_lag", self.availability_lag, minimum=0)
         if self.longest_silence is not None:
-            check_seconds("longest_silence", self.longest_silence)
+            check_positive("longest_silence", self.longest_silence, "seconds")
         if self.largest_part is not None:
             check_int("largest_part", self.largest_part)
 
