@@ -318,8 +318,7 @@ def test_calls_progress_while_an_upload_waits(
 
     def progress(newly_confirmed: int) -> None:
         nonlocal heartbeats
-        if has_failed_call(slow_ecr):
-            assert newly_confirmed == 0
+        if has_failed_call(slow_ecr) and newly_confirmed == 0:
             heartbeats += 1
             if heartbeats == 4:
                 raise DeadlineError

@@ -29,7 +29,7 @@ from test_live import UNKNOWN
 
 import ecr_parts
 from ecr_parts import CLIENT_CONFIG, EcrPartsError, LayerUploader, ServiceError, default_retrying
-from ecr_parts.testing import Fault, LocalECR
+from ecr_parts.testing import Fault, LocalECR, Unknowns
 
 MIB = 1024 * 1024
 ROOT = Path(__file__).parent.parent
@@ -112,7 +112,8 @@ class Workspace:
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
-    with LocalECR(["demo", "team/app", "team/scratch"]) as ecr:
+    unknowns = Unknowns(longest_silence=1)  # or else the live test would wait for 20 seconds
+    with LocalECR(["demo", "team/app", "team/scratch"], unknowns=unknowns) as ecr:
         for name, value in ecr.environ().items():
             monkeypatch.setenv(name, value)
         monkeypatch.chdir(tmp_path)

@@ -352,6 +352,7 @@ def test_encoded_blob_looks_like_raw_bytes() -> None:
     assert len(encode_blob({}, [b"1234"])) == 4
     assert not encode_blob({}, [])
     assert repr(blob) == "<45 bytes, encoded>"
+    assert blob.__buffer__(0) == BLOB  # which only Python 3.12 and later call themselves
     with pytest.raises(TypeError):
         hash(blob)
 
