@@ -3,7 +3,7 @@
     ECR_PARTS_LIVE_REPOSITORY=team/scratch python -m pytest tests/test_live.py
 
 This runs against the real ECR, with the credentials and the region that a botocore client finds. It
-uploads about 100 MB of random bytes to the repository that the variable names. No image refers to
+uploads about 140 MB of random bytes to the repository that the variable names. No image refers to
 them, so ECR may delete them at any time. It prints one line for each question: please report them.
 
 Without the variable, the same tests run against LocalECR, and check that they find the answers that

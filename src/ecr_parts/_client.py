@@ -21,7 +21,7 @@ from ecr_parts._failures import Failure, WrongDigestError, clear_client_frames, 
 from ecr_parts._gate import Gate, Overlap
 from ecr_parts._models import Blob
 from ecr_parts._retry import Backoff, BadAnswerError, describe_error, error_code
-from ecr_parts._threads import Task, Waiter
+from ecr_parts._threads import Abandoned, Task, Waiter
 from ecr_parts._validation import is_name, short_repr
 from ecr_parts.errors import DigestMismatchError, ServiceError, UnexpectedResponseError
 
@@ -371,6 +371,9 @@ class RepositoryClient:
                 gate.wait_for_link()
             try:
                 answer = call.parse(_check_answer(method(**parameters)))
+            except Abandoned as abandoned:
+                clear_client_frames(abandoned, handled)
+                raise
             except Exception as error:  # noqa: BLE001  (a client may raise anything)
                 clear_client_frames(error, handled)
                 return _parse_error(error, call.parse_refusal)

@@ -43,7 +43,8 @@ class SentPart:
 
     part: Part
     seconds: float
-    """The duration of the call that ECR confirmed, with its retries."""
+    """The time until ECR confirmed the part, with retries: from when it was sent, or from when the
+    part before was confirmed, if that was later."""
     attempts: int
     """The number of attempts of that call."""
 
