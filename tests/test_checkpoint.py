@@ -34,6 +34,12 @@ BLOB = random_bytes(45)  # six parts of 8 bytes, the last of 5
 DIGEST = digest_of(BLOB)
 
 
+@pytest.fixture
+def uploader(sequential_uploader: LayerUploader) -> LayerUploader:
+    """These tests need to know how far an upload got that was interrupted."""
+    return sequential_uploader
+
+
 def last_byte_in(checkpoint: Path) -> int:
     last_byte: int = json.loads(checkpoint.read_text())["lastByteReceived"]
     return last_byte

@@ -217,30 +217,32 @@ def test_starts_over_after_fragment_below_minimum(ecr: LocalECR) -> None:
 
 
 def test_rewinds_when_ecr_loses_confirmed_part(
-    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+    ecr: LocalECR, sequential_uploader: LayerUploader, tmp_path: Path
 ) -> None:
     progress = lose_bytes_once(ecr, parts_sent=3, size_left=8)
 
-    layer = uploader.upload(write_layer(BLOB, tmp_path), progress=progress)
+    layer = sequential_uploader.upload(write_layer(BLOB, tmp_path), progress=progress)
 
     assert ecr.layer("demo", DIGEST) == BLOB
     assert [sent.part.first_byte for sent in layer.parts] == FIRST_BYTES
 
 
-def test_stream_is_lost_if_ecr_loses_confirmed_part(ecr: LocalECR, uploader: LayerUploader) -> None:
+def test_stream_is_lost_if_ecr_loses_confirmed_part(
+    ecr: LocalECR, sequential_uploader: LayerUploader
+) -> None:
     progress = lose_bytes_once(ecr, parts_sent=3, size_left=8)
 
     with pytest.raises(UploadLostError, match=r"bytes 24-31, attempt 1: ECR .* up to byte 7: "):
-        uploader.upload([BLOB], progress=progress)
+        sequential_uploader.upload([BLOB], progress=progress)
 
 
 def test_starts_over_if_rewind_left_fragment_below_minimum(
-    ecr: LocalECR, uploader: LayerUploader
+    ecr: LocalECR, sequential_uploader: LayerUploader
 ) -> None:
     """ECR does not refuse the parts after such a fragment, only the completion."""
     progress = lose_bytes_once(ecr, parts_sent=4, size_left=18)
 
-    layer = uploader.upload(BLOB, progress=progress)
+    layer = sequential_uploader.upload(BLOB, progress=progress)
 
     assert Call("UploadLayerPart", 18, 25, "ok") in ecr.calls
     assert ecr.layer("demo", DIGEST) == BLOB

@@ -12,7 +12,15 @@ from typing import Any, get_args
 import pytest
 import trustme
 from botocore.config import Config
-from helpers import NO_WAIT, SMALL_LIMITS, digest_of, random_bytes
+from helpers import (
+    NO_WAIT,
+    SMALL_LIMITS,
+    StopUploadError,
+    digest_of,
+    random_bytes,
+    stop_after,
+    wait_for_threads,
+)
 from order_proxy import OrderProxy
 from pytest_mock import MockerFixture
 
@@ -225,3 +233,19 @@ def test_does_not_complete_next_part_after_another_answer_than_expected() -> Non
         assert ecr.layer("demo", layer.digest) == BLOB
         first_bytes = [call.first_byte for call in ecr.calls_of("UploadLayerPart")]
         assert first_bytes[:3] == [0, 8, 12]
+
+
+@pytest.mark.parametrize("confirmed", range(8, 46, 8))
+def test_resumes_although_a_part_was_sent_ahead(confirmed: int, tmp_path: Path) -> None:
+    """The checkpoint may be one part behind ECR."""
+    with watched(processing_time=0) as (ecr, _, client):
+        uploader, path = uploader_of(client), tmp_path / "checkpoint"
+        with pytest.raises(StopUploadError):
+            uploader.upload(BLOB, checkpoint=path, progress=stop_after(confirmed))
+        wait_for_threads()
+        ecr.calls.clear()
+        layer = uploader.upload(BLOB, checkpoint=path)
+        assert ecr.layer("demo", layer.digest) == BLOB
+        outcomes = [call.outcome for call in ecr.calls_of("UploadLayerPart")]
+        assert outcomes.count("InvalidLayerPartException") <= 1
+        assert outcomes.count("ok") <= 6 - confirmed // 8

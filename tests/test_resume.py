@@ -48,6 +48,12 @@ DIGEST = digest_of(BLOB)
 MANY_PARTS = Limits(min_part=4, max_part=16, max_parts=1_000, max_layer=10_000)
 
 
+@pytest.fixture
+def uploader(sequential_uploader: LayerUploader) -> LayerUploader:
+    """These tests need to know how far an upload got that was interrupted."""
+    return sequential_uploader
+
+
 def part_calls(ecr: LocalECR) -> list[tuple[int | None, str]]:
     """The first byte and the outcome of each UploadLayerPart."""
     return [(call.first_byte, call.outcome) for call in ecr.calls_of("UploadLayerPart")]
@@ -62,9 +68,8 @@ def part_outcomes(ecr: LocalECR) -> list[str]:
 
 @pytest.mark.parametrize("kind", REPLAYABLE)
 def test_resumes_after_last_byte_ecr_has(
-    kind: str, ecr: LocalECR, sequential_uploader: LayerUploader, checkpoint: Path, tmp_path: Path
+    kind: str, ecr: LocalECR, uploader: LayerUploader, checkpoint: Path, tmp_path: Path
 ) -> None:
-    uploader = sequential_uploader
     source = REPLAYABLE[kind](BLOB, tmp_path, random.Random(0))
     with pytest.raises(StopUploadError):
         uploader.upload(source, checkpoint=checkpoint, progress=stop_after(24))
@@ -244,9 +249,8 @@ def test_does_not_start_over_if_own_minimum_part_size_is_too_small(ecr: LocalECR
 
 
 def test_resumes_with_allowed_part_size_if_that_in_checkpoint_is_too_large(
-    sequential_uploader: LayerUploader, checkpoint: Path
+    uploader: LayerUploader, checkpoint: Path
 ) -> None:
-    uploader = sequential_uploader
     with pytest.raises(StopUploadError):
         uploader.upload(BLOB, checkpoint=checkpoint, progress=stop_after(16))
     document = json.loads(checkpoint.read_text())
