@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import ssl
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import trustme
+import urllib3
+from botocore.awsrequest import AWSResponse
 from botocore.config import Config
+from botocore.exceptions import ConnectionClosedError
 from helpers import (
     NO_WAIT,
     SMALL_LIMITS,
@@ -249,3 +255,85 @@ def test_resumes_although_a_part_was_sent_ahead(confirmed: int, tmp_path: Path) 
         outcomes = [call.outcome for call in ecr.calls_of("UploadLayerPart")]
         assert outcomes.count("InvalidLayerPartException") <= 1
         assert outcomes.count("ok") <= 6 - confirmed // 8
+
+
+def test_begins_nothing_after_upload_has_ended(mocker: MockerFixture) -> None:
+    """The next part may still be prepared, for example if the disk hangs."""
+    ended, encodings = threading.Event(), 0
+
+    def encode(blob: bytes) -> bytes:
+        nonlocal encodings
+        encodings += 1
+        if encodings == 2:
+            ended.wait(10)
+        return base64.b64encode(blob)
+
+    mocker.patch("ecr_parts._request._base64", encode)
+    begun: list[str] = []
+    with watched(processing_time=0) as (_, _, client):
+        client.meta.events.register(
+            "before-send.ecr.UploadLayerPart", lambda event_name, **_: begun.append(event_name)
+        )
+        with pytest.raises(StopUploadError):
+            uploader_of(client).upload(BLOB, check_existing=False, progress=stop_after(8))
+        ended.set()
+        wait_for_threads()
+    assert len(begun) == 1
+
+
+def failing_ahead(numbers: set[int]) -> Callable[..., None]:
+    """A handler that fails some of the requests with parts, by their numbers."""
+    requests = count(1)
+
+    def fail(request: Any, **_event: object) -> None:
+        if next(requests) in numbers:
+            raise ConnectionClosedError(endpoint_url=request.url)
+
+    return fail
+
+
+def test_reports_requests_that_failed_before_their_turn(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "ecr_parts")
+    with watched() as (ecr, _, client):
+        uploader = uploader_of(client)
+        client.meta.events.register("before-send.ecr.UploadLayerPart", failing_ahead({2, 4}))
+        layer = uploader.upload(BLOB)
+        assert ecr.layer("demo", layer.digest) == BLOB
+        assert [sent.attempts for sent in layer.parts] == 6 * [1]
+    messages = [record.message for record in caplog.records]
+    assert len([text for text in messages if "trying again in its turn" in text]) == 2
+    assert len([text for text in messages if "no more parts ahead" in text]) == 1
+
+
+class RawResponse:
+    """What botocore reads an answer from."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def stream(self, **_options: object) -> Iterator[bytes]:
+        yield self._body
+
+
+def test_ends_overlap_if_a_handler_answers_by_itself(caplog: pytest.LogCaptureFixture) -> None:
+    """The end of a request that another handler sends cannot be held back."""
+    caplog.set_level("INFO", "ecr_parts")
+    requests, pool = count(1), urllib3.PoolManager()
+
+    def answer_second(request: Any, **_event: object) -> Any:
+        if next(requests) != 2:
+            return None
+        headers = dict(request.headers)
+        answer = pool.request("POST", request.url, body=request.body, headers=headers)
+        raw: Any = RawResponse(answer.data)
+        answer_headers: Any = answer.headers
+        return AWSResponse(request.url, answer.status, answer_headers, raw)
+
+    with LocalECR(limits=SMALL_LIMITS, part_size=8, processing_time=PROCESSING_TIME) as ecr:
+        client = ecr.client()
+        uploader = uploader_of(client)
+        client.meta.events.register("before-send.ecr.UploadLayerPart", answer_second)
+        layer = uploader.upload(BLOB)
+        assert ecr.layer("demo", layer.digest) == BLOB
+    pool.clear()
+    assert "sending no more parts ahead: another handler" in caplog.text

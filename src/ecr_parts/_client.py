@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import botocore.client
@@ -365,10 +366,14 @@ class RepositoryClient:
         if isinstance(blob, _request.EncodedBlob):
             parameters["layerPartBlob"] = blob.copy()
 
+        # Not ``self``, which refers to the caller's objects: an abandoned attempt may live on.
+        check = partial(_check_sent_ahead, gate, self.overlap, self._describe(call))
+
         def run() -> _T | Failure:
             handled = sys.exc_info()[1]  # the caller's, if this is the caller's thread
             if gate is not None:
                 gate.wait_for_link()
+            # A failure must not be a local variable of this frame, which its traceback refers to.
             try:
                 answer = call.parse(_check_answer(method(**parameters)))
             except Abandoned as abandoned:
@@ -376,10 +381,10 @@ class RepositoryClient:
                 raise
             except Exception as error:  # noqa: BLE001  (a client may raise anything)
                 clear_client_frames(error, handled)
-                return _parse_error(error, call.parse_refusal)
+                return check(_parse_error(error, call.parse_refusal))
             if call.confirms(answer):
                 next_gate.open()
-            return answer
+            return check(answer)
 
         return _request.Attempt(run, self.waiter.cancelled, gate, next_gate, self.bandwidth)
 
@@ -431,6 +436,18 @@ def _parse_error(
         if answered is not None:
             return answered
     return Failure.of(error)
+
+
+def _check_sent_ahead(
+    gate: Gate | None, overlap: Overlap, call: str, outcome: _T | Failure
+) -> _T | Failure:
+    """``outcome`` of an attempt, after a check whether its request was sent ahead in vain."""
+    if gate is not None and isinstance(outcome, Failure) and not gate.is_decided:
+        _log.info("%s, sent ahead: %s; trying again in its turn", call, outcome.description)
+        overlap.count_loss(outcome.description)
+    elif gate is not None and not isinstance(outcome, Failure) and not gate.was_asked:
+        overlap.end("another handler of the client answers parts by itself")
+    return outcome
 
 
 def _check_answer(answer: object) -> Answer:

@@ -35,6 +35,8 @@ class Gate:
     def __init__(self) -> None:
         self.last_byte = -1
         """The last byte of the part whose request has this gate; -1 if none was begun."""
+        self.was_asked = False
+        """Whether the request asked for leave to be completed."""
         self.held_back = False
         """Whether the request waited for the gate without sending anything."""
         self.held_too_long = False
@@ -89,6 +91,7 @@ class Gate:
 
     def wait(self) -> None:
         """Wait until the gate is open. Raises ``Abandoned`` if it is not opened in time."""
+        self.was_asked = True
         if not self.is_decided:
             self.held_back = True
             if self._undecided.acquire(timeout=_MAX_HOLD):
@@ -113,6 +116,11 @@ class Overlap:
     def count_loss(self, reason: str) -> None:
         """Count a request that was sent ahead in vain."""
         self._losses.append(reason)
-        if self.enabled and len(self._losses) >= _MAX_LOSSES:
+        if len(self._losses) >= _MAX_LOSSES:
+            self.end("; ".join(self._losses))
+
+    def end(self, reason: str) -> None:
+        """Send no more requests ahead."""
+        if self.enabled:
             self.enabled = False
-            _log.info("sending no more parts ahead: %s", "; ".join(self._losses))
+            _log.info("sending no more parts ahead: %s", reason)

@@ -53,6 +53,7 @@ class Pipeline:
         self._upload_id = ""
         self._hashing: Task[None] | None = None
         self._preparing: _Preparing | None = None
+        self._closed = False
         self._sending: PreparedPart | None = None
         """The part whose answer is due."""
         self._ahead: PreparedPart | None = None
@@ -64,6 +65,7 @@ class Pipeline:
         return self
 
     def __exit__(self, *_error: object) -> None:
+        self._closed = True
         self._abandon(self._preparing)
         self._abandon(self._hashing)  # which the preparing task may have started
         self._abandon_attempts()  # likewise
@@ -184,9 +186,12 @@ class Pipeline:
     def _send_ahead(self, prepared: PreparedPart, previous: PreparedPart | None) -> None:
         """Begin to send a part while ``previous`` is being sent or processed."""
         attempt = None if previous is None else previous.attempt
-        if attempt is not None and self._client.overlap.enabled:
-            self._ahead = prepared
-            self._client.begin_part(prepared, attempt.next_gate, next(self._threads))
+        if attempt is None or not self._client.overlap.enabled or self._closed:
+            return
+        self._ahead = prepared
+        self._client.begin_part(prepared, attempt.next_gate, next(self._threads))
+        if self._closed:  # meanwhile
+            self._abandon_attempts()
 
     def _begin(self, prepared: PreparedPart) -> None:
         """Begin to send the part whose turn it is, unless that has been done."""
