@@ -87,6 +87,18 @@ def wait_for_threads(seconds: float = 10) -> None:
                 thread.join(0.01)
 
 
+def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Wait until ``condition()`` holds.
+
+    For what threads do that are only being started, and that ``threading`` does not know yet.
+    """
+    deadline = time.monotonic() + seconds
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline
+        pause.wait(0.005)
+
+
 def _is_idle(thread: threading.Thread) -> bool:
     """Whether a thread of the library waits for a task.
 

@@ -27,6 +27,7 @@ from helpers import (
     digest_of,
     random_bytes,
     stop_after,
+    wait_until,
     write_layer,
 )
 from interrupts import interrupt_when, joining_new_threads
@@ -198,7 +199,7 @@ def test_interrupted_upload_leaves_no_part_in_memory(
                 uploader.upload_many([BLOB], progress=stop_after(1))
             else:
                 uploader.upload(BLOB, progress=stop_after(1))
-        assert [obj for obj in gc.get_objects() if type(obj) is EncodedBlob] == []
+        wait_until(lambda: EncodedBlob not in map(type, gc.get_objects()))
     finally:
         gc.enable()
 

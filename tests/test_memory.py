@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
-from helpers import digest_of, random_bytes, wait_for_threads
+from helpers import digest_of, random_bytes, wait_until
 
 from ecr_parts import EcrPartsError, LayerUploader, ServiceError
 from ecr_parts.testing import LocalECR
@@ -80,8 +80,7 @@ def test_failed_upload_releases_source_without_garbage_collection(
     with contextlib.suppress(EcrPartsError, ProgressError):
         fail(uploader, source)
     del source
-    wait_for_threads()  # a part that was sent ahead may still be withdrawn
-    assert reference() is None
+    wait_until(lambda: reference() is None)  # a part that was sent ahead may be withdrawn first
 
 
 class Buffer(bytearray):
@@ -133,5 +132,4 @@ def test_batch_releases_sources_of_all_workers_that_failed(
         with pytest.raises(ServiceError):
             uploader.upload_many(buffers, check_existing=False)
         del buffers
-    wait_for_threads()
-    assert [reference() for reference in references] == 20 * [None]
+    wait_until(lambda: [reference() for reference in references] == 20 * [None])

@@ -21,7 +21,7 @@ import botocore.session
 import pytest
 from botocore.config import Config
 from botocore.stub import Stubber
-from helpers import NO_WAIT, SMALL_LIMITS, digest_of, random_bytes
+from helpers import NO_WAIT, SMALL_LIMITS, digest_of, random_bytes, wait_until
 
 import ecr_parts._request
 from ecr_parts import CLIENT_CONFIG, LayerUploader
@@ -477,6 +477,6 @@ def test_failed_attempts_release_their_parts(fault: Fault) -> None:
         try:
             ecr.fail("UploadLayerPart", fault, times=2)
             uploader.upload(BLOB)
-            assert not [blob for blob in gc.get_objects() if type(blob) is EncodedBlob]
+            wait_until(lambda: EncodedBlob not in map(type, gc.get_objects()))
         finally:
             gc.enable()
