@@ -428,3 +428,31 @@ def test_rewind_reduces_count_of_parts() -> None:
         receive(session, Part(first_byte, first_byte + 99), first_byte + 99)
     receive(session, Part(300, 399), 149)
     assert session._count_parts(1) == 2
+
+
+@pytest.mark.parametrize("started_here", [True, False])
+@pytest.mark.parametrize("replayable", [True, False])
+def test_continues_inside_next_part_that_was_sent_ahead(
+    started_here: bool, replayable: bool
+) -> None:
+    """ECR may have stored what it got of a request that was not completed."""
+    session = make_session(started_here=started_here)
+    _, action = session._receive(
+        Part(100, 149), 169, min_part=20, replayable=replayable, sent_up_to=199
+    )
+    assert action is NextAction.CONTINUE_INSIDE
+    assert session.next_byte == 170
+    assert json.loads(session.to_json())["lastPartSize"] == 20
+
+
+def test_fragment_of_next_part_may_be_too_small() -> None:
+    session = make_session()
+    _, action = session._receive(Part(100, 149), 168, min_part=20, replayable=True, sent_up_to=199)
+    assert action is NextAction.CHECK_LOST
+
+
+def test_rejects_bytes_past_those_that_were_sent_ahead() -> None:
+    session = make_session()
+    _, action = session._receive(Part(100, 149), 200, min_part=20, replayable=True, sent_up_to=199)
+    assert action is NextAction.FAIL
+    assert session.next_byte == 100

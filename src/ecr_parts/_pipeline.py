@@ -190,7 +190,7 @@ class Pipeline:
             return
         self._ahead = prepared
         self._client.begin_part(prepared, attempt.next_gate, next(self._threads))
-        if self._closed:  # meanwhile
+        if self._closed:  # pragma: no cover  (closed between two lines: a race)
             self._abandon_attempts()
 
     def _begin(self, prepared: PreparedPart) -> None:
