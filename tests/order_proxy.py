@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import re
 import socket
 import ssl
 import threading
+from collections.abc import Callable
 from contextlib import suppress
-from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from typing_extensions import Self
@@ -40,6 +41,8 @@ class OrderProxy:
         self._unanswered: set[_Connection] = set()
         self._unconfirmed: set[tuple[str, int]] = set()
         """The upload ID and first byte of each part that is complete and not confirmed."""
+        self._last_byte: dict[str, int] = {}
+        """By upload ID: the last byte that ECR has, by its latest answer."""
         self._stopped = False
         self._sockets: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
@@ -60,8 +63,8 @@ class OrderProxy:
         for open_socket in (self._listener, *self._sockets):
             open_socket.close()
 
-    def _start(self, target: object, *args: object) -> None:
-        thread = threading.Thread(target=target, args=args, daemon=True)  # type: ignore[arg-type]
+    def _start(self, target: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=target, args=args, daemon=True)
         self._threads.append(thread)
         thread.start()
 
@@ -104,16 +107,20 @@ class OrderProxy:
     def complete(self, upload_id: str, first_byte: int) -> None:
         """The last bytes of a part have arrived."""
         with self._lock:
+            # Another process may have sent a part that ECR has.
+            confirmed = self._last_byte.get(upload_id, -1)
             if any(
-                upload == upload_id and first < first_byte for upload, first in self._unconfirmed
+                upload == upload_id and confirmed < first < first_byte
+                for upload, first in self._unconfirmed
             ):
                 self.too_early.append(f"part at byte {first_byte} of upload {upload_id}")
             self._unconfirmed.add((upload_id, first_byte))
 
-    def confirm(self, upload_id: str, first_byte: int) -> None:
-        """ECR has answered which byte it has."""
+    def confirm(self, upload_id: str, first_byte: int, last_byte: int) -> None:
+        """ECR has answered to a part that it has the layer up to ``last_byte``."""
         with self._lock:
             self._unconfirmed.discard((upload_id, first_byte))
+            self._last_byte[upload_id] = last_byte
 
 
 class _Connection:
@@ -136,7 +143,7 @@ class _Connection:
             self._proxy.end(self)
             _shut(self._server)
 
-    def _forward_request(self, head: bytes, file: BinaryIO) -> bool:
+    def _forward_request(self, head: bytes, file: io.BufferedReader) -> bool:
         """Forward a request; ``False`` if it is not complete."""
         length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
         left = int(length[1]) if length else 0
@@ -144,7 +151,7 @@ class _Connection:
         answer_early = is_part and self._proxy.begin(self)
         self._server.sendall(head)
         while left:
-            piece = file.read1(min(left, 65_536))  # type: ignore[attr-defined]
+            piece = file.read1(min(left, 65_536))
             if not piece:
                 return False
             left -= len(piece)
@@ -163,15 +170,16 @@ class _Connection:
     def forward_answers(self) -> None:
         with suppress(OSError):
             while piece := self._server.recv(65_536):
-                if b"ByteReceived" in piece and self._part is not None:
-                    self._proxy.confirm(*self._part)
+                answered = re.search(rb'ByteReceived": (-?\d+)', piece)
+                if answered is not None and self._part is not None:
+                    self._proxy.confirm(*self._part, int(answered[1]))
                 self._proxy.end(self)
                 self._client.sendall(piece)
         self._proxy.end(self)
         _shut(self._client)
 
 
-def _read_head(file: BinaryIO) -> bytes:
+def _read_head(file: io.BufferedReader) -> bytes:
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         line = file.readline()

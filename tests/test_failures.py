@@ -11,7 +11,7 @@ import pytest
 from helpers import NO_WAIT, SMALL_LIMITS, random_bytes
 
 from ecr_parts import LayerUploader, ServiceError, UnexpectedResponseError
-from ecr_parts._failures import last_valid_byte
+from ecr_parts._answers import last_valid_byte
 from ecr_parts._validation import mask_passwords
 from ecr_parts.testing import EcrError, LocalECR
 

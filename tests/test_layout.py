@@ -18,12 +18,12 @@ import ecr_parts.testing
 PACKAGE = Path(ecr_parts.__file__).parent
 # Each module imports only from modules listed before it.
 MODULES = [
-    "_validation", "_threads", "_gate", "_bandwidth", "_notebook", "_chunker", "_session",
-    "_models", "errors", "_limits", "_chunks", "_sources", "_digest", "_checkpoint", "_retry",
-    "_failures", "_request", "_client", "_calls", "_pipeline", "_layer_upload", "_workers",
-    "_batch", "_uploader", "__init__", "_cli", "__main__", "testing._parameters",
-    "testing._registry", "testing._faults", "testing._server", "testing.__init__",
-    "testing.pytest_plugin", "testing.__main__",
+    "_validation", "_threads", "_gate", "_bandwidth", "_notebook", "_chunker", "_transitions",
+    "_session", "_models", "errors", "_limits", "_chunks", "_sources", "_digest", "_checkpoint",
+    "_retry", "_failures", "_answers", "_request", "_client", "_calls", "_pipeline",
+    "_layer_upload", "_workers", "_batch", "_uploader", "__init__", "_cli", "__main__",
+    "testing._parameters", "testing._registry", "testing._faults", "testing._server",
+    "testing.__init__", "testing.pytest_plugin", "testing.__main__",
 ]  # fmt: skip
 
 

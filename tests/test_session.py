@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecr_parts import Part, UploadSession
-from ecr_parts._session import TRANSITIONS, Event, NextAction, Position, position
+from ecr_parts._transitions import TRANSITIONS, Event, NextAction, Position, position
 
 PART = Part(100, 199)
 LAYER_SIZE = 1_000

@@ -9,20 +9,15 @@ from typing import NoReturn
 
 from typing_extensions import Self
 
+from ecr_parts._answers import Availability, Received
 from ecr_parts._chunker import Part
-from ecr_parts._client import (
-    Answered,
-    Availability,
-    Failed,
-    PreparedPart,
-    Received,
-    RepositoryClient,
-)
+from ecr_parts._client import Answered, Failed, PreparedPart, RepositoryClient
 from ecr_parts._limits import Limits
 from ecr_parts._models import SentPart
 from ecr_parts._retry import Backoff
-from ecr_parts._session import Event, NextAction, Position, UploadSession
+from ecr_parts._session import UploadSession
 from ecr_parts._threads import Waiter
+from ecr_parts._transitions import Event, NextAction, Position
 from ecr_parts.errors import (
     DigestMismatchError,
     EcrPartsError,

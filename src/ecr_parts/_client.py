@@ -9,21 +9,34 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import botocore.client
 import tenacity
 from botocore.exceptions import ClientError
 
 from ecr_parts import _request
+from ecr_parts._answers import (
+    Answer,
+    Availability,
+    Received,
+    check_answer,
+    check_complete_refusal,
+    check_completed,
+    parse_availability,
+    parse_error,
+    parse_part_refusal,
+    parse_received,
+    parse_upload,
+)
 from ecr_parts._bandwidth import Bandwidth
 from ecr_parts._chunker import Part
-from ecr_parts._failures import Failure, WrongDigestError, clear_client_frames, last_valid_byte
+from ecr_parts._failures import Failure, clear_client_frames
 from ecr_parts._gate import Gate, Overlap
 from ecr_parts._models import Blob
-from ecr_parts._retry import Backoff, BadAnswerError, describe_error, error_code
+from ecr_parts._retry import Backoff
 from ecr_parts._threads import Abandoned, Task, Waiter
-from ecr_parts._validation import is_name, short_repr
+from ecr_parts._validation import short_repr
 from ecr_parts.errors import DigestMismatchError, ServiceError, UnexpectedResponseError
 
 _log = logging.getLogger("ecr_parts")
@@ -35,8 +48,6 @@ _METHODS = {
     "UploadLayerPart": "upload_layer_part",
     "CompleteLayerUpload": "complete_layer_upload",
 }
-
-Answer: TypeAlias = Mapping[str, object]
 
 
 class EcrApi(Protocol):
@@ -73,24 +84,6 @@ EcrClient: TypeAlias = EcrApi | botocore.client.BaseClient
 """A botocore or boto3 client for ``ecr`` or ``ecr-public``, or any object with the methods
 ``batch_check_layer_availability``, ``initiate_layer_upload``, ``upload_layer_part`` and
 ``complete_layer_upload``."""
-
-
-class Availability(NamedTuple):
-    """What ECR answers about a layer."""
-
-    status: str
-    """``AVAILABLE``, ``UNAVAILABLE`` or ``ARCHIVED``."""
-    size: int | None
-    """Bytes."""
-
-
-class Received(NamedTuple):
-    """What ECR answers to a part."""
-
-    last_byte: int
-    """The last byte of the layer that ECR has, -1 if it has none."""
-    refused: bool
-    """Whether ECR refused the part because it starts at the wrong byte."""
 
 
 @dataclass(eq=False)
@@ -178,33 +171,12 @@ class RepositoryClient:
         self, digests: Sequence[str]
     ) -> Answered[dict[str, Availability]] | Failed:
         """Ask about up to 100 layers. The result may omit those that ECR does not have."""
-
-        def parse(answer: Answer) -> dict[str, Availability]:
-            return {
-                _member(layer, "layerDigest", str): Availability(
-                    _member(layer, "layerAvailability", str), _layer_size(layer)
-                )
-                for layer in _member(_with_layers(answer), "layers", list)
-            }
-
         parameters = {"layerDigests": list(digests)}
-        return self._finish(_Call("BatchCheckLayerAvailability", parameters, parse))
+        return self._finish(_Call("BatchCheckLayerAvailability", parameters, parse_availability))
 
     def initiate_layer_upload(self) -> Answered[tuple[str, int]] | Failed:
         """Start an upload. The answer is its ID, and the part size (bytes) that ECR suggests."""
-
-        def parse(answer: Answer) -> tuple[str, int]:
-            upload_id = _member(answer, "uploadId", str)
-            part_size = _member(answer, "partSize", int)
-            if not is_name(upload_id) or part_size < 1:
-                raise BadAnswerError(
-                    f"uploadId must be a name and partSize positive, not {short_repr(upload_id)} "
-                    f"and {part_size}",
-                    transient=False,
-                )
-            return upload_id, part_size
-
-        return self._finish(_Call("InitiateLayerUpload", {}, parse))
+        return self._finish(_Call("InitiateLayerUpload", {}, parse_upload))
 
     def prepare_part(
         self, upload_id: str, part: Part, slices: Iterable[Blob], file: io.BytesIO | None = None
@@ -245,48 +217,22 @@ class RepositoryClient:
 
     def _part_call(self, prepared: PreparedPart) -> _Call[Received]:
         part = prepared.part
-
-        def parse(answer: Answer) -> Received:
-            last_byte = _member(answer, "lastByteReceived", int)
-            # AWS's reference says "the last byte received in the request", which leaves open
-            # whether it counts from the layer's first byte or from the part's. A value before the
-            # part, which ECR has accepted, is taken as the latter if it fits. If that is wrong, the
-            # next answer will tell.
-            if last_byte == part.size - 1 < part.first_byte:
-                last_byte = part.last_byte
-            return Received(last_byte, refused=False)
-
-        def parse_refusal(error: ClientError) -> Received | None:
-            if error_code(error) != "InvalidLayerPartException":
-                return None
-            return Received(last_valid_byte(error.response), refused=True)
-
         return _Call(
             "UploadLayerPart",
             {**prepared.parameters, "layerPartBlob": prepared.blob},
-            parse,
-            parse_refusal,
+            partial(parse_received, part),
+            parse_part_refusal,
             confirms=lambda answer: answer == Received(part.last_byte, refused=False),
             subject=f"bytes {part.first_byte}-{part.last_byte}",
         )
 
     def complete_layer_upload(self, upload_id: str, digest: str) -> Answered[None] | Failed:
         """Complete an upload. ``DigestMismatchError`` if the bytes ECR received do not match."""
-
-        def parse(answer: Answer) -> None:
-            answered = _member(answer, "layerDigest", str)
-            if answered != digest:
-                raise WrongDigestError(f"{digest}: ECR answered {short_repr(answered)}")
-
-        def parse_refusal(error: ClientError) -> None:
-            if error_code(error) == "InvalidLayerException":
-                raise WrongDigestError(f"{digest}: {describe_error(error)}") from error
-
         call = _Call(
             "CompleteLayerUpload",
             {"uploadId": upload_id, "layerDigests": [digest]},
-            parse,
-            parse_refusal,
+            partial(check_completed, digest),
+            partial(check_complete_refusal, digest),
             subject=f"upload {upload_id}",
         )
         return self._finish(call)
@@ -375,13 +321,13 @@ class RepositoryClient:
                 gate.wait_for_link()
             # A failure must not be a local variable of this frame, which its traceback refers to.
             try:
-                answer = call.parse(_check_answer(method(**parameters)))
+                answer = call.parse(check_answer(method(**parameters)))
             except Abandoned as abandoned:
                 clear_client_frames(abandoned, handled)
                 raise
             except Exception as error:  # noqa: BLE001  (a client may raise anything)
                 clear_client_frames(error, handled)
-                return check(_parse_error(error, call.parse_refusal))
+                return check(parse_error(error, call.parse_refusal))
             if call.confirms(answer):
                 next_gate.open()
             return check(answer)
@@ -425,56 +371,13 @@ def service_name(client: EcrClient) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _parse_error(
-    error: Exception, parse_refusal: Callable[[ClientError], _T | None]
-) -> _T | Failure:
-    if isinstance(error, ClientError):
-        try:
-            answered = parse_refusal(error)
-        except Exception as parse_error:  # noqa: BLE001  (of an answer that can be anything)
-            return Failure.of(parse_error)
-        if answered is not None:
-            return answered
-    return Failure.of(error)
-
-
 def _check_sent_ahead(
     gate: Gate | None, overlap: Overlap, call: str, outcome: _T | Failure
 ) -> _T | Failure:
-    """``outcome`` of an attempt, after a check whether its request was sent ahead in vain."""
+    """``outcome`` of an attempt, after a check whether it ended before its turn."""
     if gate is not None and isinstance(outcome, Failure) and not gate.is_decided:
         _log.info("%s, sent ahead: %s; trying again in its turn", call, outcome.description)
         overlap.count_loss(outcome.description)
     elif gate is not None and not isinstance(outcome, Failure) and not gate.was_asked:
         overlap.end("another handler of the client answers parts by itself")
     return outcome
-
-
-def _check_answer(answer: object) -> Answer:
-    if not isinstance(answer, Mapping):
-        raise BadAnswerError(f"it is {short_repr(answer)}, not a mapping", transient=False)
-    return answer
-
-
-def _layer_size(layer: Answer) -> int | None:
-    if layer.get("layerSize") is None or layer["layerAvailability"] == "UNAVAILABLE":
-        return None
-    size = _member(layer, "layerSize", int)
-    if size < 1:
-        raise BadAnswerError(f"its layerSize is {size}", transient=False)
-    return size
-
-
-def _with_layers(answer: Answer) -> Answer:
-    """Add an empty ``layers``, which ECR may omit, to an answer that has ``failures``."""
-    return {"layers": [], **answer} if "failures" in answer else answer
-
-
-def _member(answer: object, name: str, kind: type[_T]) -> _T:
-    value = answer.get(name) if isinstance(answer, Mapping) else None
-    if value is None:
-        raise BadAnswerError(f"it has no {name}", transient=True)
-    too_large = isinstance(value, int) and value.bit_length() > 63
-    if not isinstance(value, kind) or isinstance(value, bool) or too_large:
-        raise BadAnswerError(f"its {name} is {short_repr(value)}", transient=False)
-    return value

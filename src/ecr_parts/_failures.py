@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,11 +16,9 @@ from ecr_parts._retry import (
     BadAnswerError,
     describe_error,
     error_code,
-    error_message,
     is_transient,
     may_contain_secret,
 )
-from ecr_parts._validation import short_repr
 from ecr_parts.errors import (
     DigestMismatchError,
     ServiceError,
@@ -196,26 +193,6 @@ _REMEDIES = {
     ),
     "UploadNotFoundException": "This upload cannot be continued: start a new one",
 }  # fmt: skip
-
-
-def last_valid_byte(response: Mapping[str, object]) -> int:
-    """The last byte that ECR has, from ``InvalidLayerPartException``; -1 if it has none.
-
-    It is unknown which ``lastValidByteReceived`` means that nothing is stored. -1, 0 and a missing
-    value are taken to mean that, unless the message names the byte that ECR expects ("First byte
-    of the layer part is 10485760 instead of 20971520", as in public reports).
-    """
-    last_byte = response.get("lastValidByteReceived")
-    if last_byte is not None and (checked := _check_byte(last_byte)) > 0:
-        return checked
-    expected = re.search(r"instead of (\d{1,18})", error_message(response))
-    return int(expected[1]) - 1 if expected else -1
-
-
-def _check_byte(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value.bit_length() > 63:
-        raise BadAnswerError(f"its lastValidByteReceived is {short_repr(value)}", transient=False)
-    return value
 
 
 def clear_client_frames(error: BaseException, handled: BaseException | None) -> None:

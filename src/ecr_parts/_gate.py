@@ -114,7 +114,7 @@ class Overlap:
         self._losses: list[str] = []
 
     def count_loss(self, reason: str) -> None:
-        """Count a request that was sent ahead in vain."""
+        """Count a request that was sent ahead and must be sent again."""
         self._losses.append(reason)
         if len(self._losses) >= _MAX_LOSSES:
             self.end("; ".join(self._losses))

@@ -22,7 +22,8 @@ from ecr_parts._layer_upload import upload_layer
 from ecr_parts._limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
 from ecr_parts._models import Blob, Layer, LayerSource, UploadedLayer
 from ecr_parts._retry import default_retrying
-from ecr_parts._session import NextAction, UploadSession
+from ecr_parts._session import UploadSession
+from ecr_parts._transitions import NextAction
 from ecr_parts._validation import (
     check_callback,
     check_digest,
