@@ -85,7 +85,7 @@ class Link:
             self.free_at = max(self.free_at, now - self.credit) + size / self.rate
             wait = self.free_at - now
         if wait > 0:
-            time.sleep(wait)
+            time.sleep(wait)  # the link's speed, which is what is measured
 
 
 class Sink(BaseHTTPRequestHandler):
@@ -144,7 +144,7 @@ class Sink(BaseHTTPRequestHandler):
         head = self.rfile.read(min(length, 1024))
         self.discard(length - len(head), link)
         if operation == "UploadLayerPart":
-            time.sleep(processing / 1000)
+            time.sleep(processing / 1000)  # the processing that is measured
         digest = re.search(rb"sha256:\w+", head)
         last = re.search(rb'"partLastByte": (\d+)', head)
         answers: dict[str, dict[str, object]] = {

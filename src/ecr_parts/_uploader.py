@@ -51,9 +51,11 @@ class LayerUploader:
 
     While ECR processes a part, the next one is sent on a second connection, except for its last
     bytes, which wait until ECR has confirmed the part. ECR cannot process a request that is not
-    complete, so it gets the parts in order. ``overlap=False`` turns this off: it was tested with
-    LocalECR, not with ECR. It turns itself off after two requests that were lost while they waited,
-    and says so at INFO. It requires a botocore client that encodes JSON, as those for ``ecr`` do.
+    complete, so it gets the parts in order. This was tested with LocalECR, not with ECR. It turns
+    itself off, and says so at INFO, after two requests that failed before their turn, or one that
+    an event handler answered itself. ``overlap=False`` turns it off from the start, as is necessary
+    where a proxy allows only one connection. It requires a botocore client that encodes JSON, as
+    those for ``ecr`` do.
 
     ``max_bandwidth`` limits what is sent, in bytes per second of all layers of this uploader
     together. A part takes 4/3 of its size, because it is sent in base64. It requires a botocore
