@@ -5,6 +5,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from ecr_calls import Caller
 from helpers import NO_WAIT, SMALL_LIMITS
 
 from ecr_parts import LayerUploader
@@ -37,6 +38,16 @@ def ecr() -> Iterator[LocalECR]:
     """A LocalECR with small limits: a layer of 45 bytes has six parts of up to 8 bytes."""
     with LocalECR(limits=SMALL_LIMITS, part_size=8) as ecr:
         yield ecr
+
+
+@pytest.fixture(params=["ecr", "ecr-public"])
+def service(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def call(ecr: LocalECR, service: str) -> Caller:
+    return Caller(ecr.client(service))
 
 
 @pytest.fixture

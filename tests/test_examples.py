@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 from helpers import operations, random_bytes, run_on_terminal, write_layer
-from registry_front import front
 
 from ecr_parts import DigestMismatchError, ServiceError
 from ecr_parts.testing import LocalECR
@@ -117,7 +116,7 @@ def test_push_uploads_whole_image_once(layout: Path, client: Any, local_ecr: Loc
 
     repository = local_ecr.registry.repositories["demo"]
     assert repository.tags == {"v1": digest}
-    manifests = {digest: text.encode() for digest, (text, _) in repository.manifests.items()}
+    manifests = {digest: image.manifest.encode() for digest, image in repository.images.items()}
     layers = {digest: local_ecr.layer("demo", digest) for digest in repository.layers}
     stored = {digest.removeprefix("sha256:"): blob for digest, blob in (manifests | layers).items()}
     assert stored == read_blobs(layout)
@@ -140,7 +139,7 @@ def test_push_uploads_layer_again_that_ecr_deleted(
 
     patch = mocker.patch.object(push_oci_image, "put", delete_layer_and_put)
     push_oci_image.push(client, layout, "demo")
-    assert len(repository.manifests) == 3
+    assert len(repository.images) == 3
     assert len(repository.layers) == 5  # two configs, two layers of one platform, one of both
 
 
@@ -182,7 +181,7 @@ def test_push_rejects_invalid_layout(layout: Path, client: Any, local_ecr: Local
     with pytest.raises(push_oci_image.LayoutError, match="not an OCI image layout"):
         push_oci_image.push(client, layout, "demo")
 
-    assert local_ecr.registry.repositories["demo"].manifests == {}
+    assert local_ecr.registry.repositories["demo"].images == {}
 
 
 def test_push_reports_missing_repository_and_immutable_tag(
@@ -192,7 +191,12 @@ def test_push_reports_missing_repository_and_immutable_tag(
     with pytest.raises(ServiceError, match="'none'"):
         push_oci_image.push(client, layout, "none")
     client.create_repository(repositoryName="fixed", imageTagMutability="IMMUTABLE")
-    client.put_image(repositoryName="fixed", imageManifest="{}", imageTag="v1")
+    client.put_image(
+        repositoryName="fixed",
+        imageManifest="{}",
+        imageManifestMediaType="application/vnd.oci.image.manifest.v1+json",
+        imageTag="v1",
+    )
     with pytest.raises(push_oci_image.LayoutError, match=r"tag v1 .*immutable"):
         push_oci_image.push(client, layout, "fixed", "v1")
 
@@ -212,11 +216,7 @@ def test_push_oci_image_as_command(layout: Path, local_ecr: LocalECR) -> None:
 def test_skopeo_pulls_pushed_image(layout: Path, local_ecr: LocalECR, tmp_path: Path) -> None:
     push_oci_image.push(local_ecr.client(), layout, "demo", "v1")
     copy = tmp_path / "copy"
-    with front(local_ecr) as host:
-        command = ["skopeo", "copy", "--all", "--insecure-policy", "--src-tls-verify=false"]
-        subprocess.run(
-            [*command, f"docker://{host}/demo:v1", f"oci:{copy}:v1"],
-            check=True,
-            capture_output=True,
-        )
+    image = f"docker://{local_ecr.endpoint_url.removeprefix('http://')}/demo:v1"
+    command = ["skopeo", "copy", "--all", "--insecure-policy", "--src-tls-verify=false"]
+    subprocess.run([*command, image, f"oci:{copy}:v1"], check=True, capture_output=True)
     assert read_blobs(copy) == read_blobs(layout)

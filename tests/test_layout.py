@@ -22,7 +22,9 @@ MODULES = [
     "_session", "_models", "errors", "_limits", "_chunks", "_sources", "_digest", "_checkpoint",
     "_retry", "_failures", "_answers", "_request", "_client", "_calls", "_pipeline",
     "_layer_upload", "_workers", "_batch", "_uploader", "__init__", "_cli", "__main__",
-    "testing._parameters", "testing._registry", "testing._faults", "testing._server",
+    "testing._unknowns", "testing._parameters", "testing._content", "testing._uploads",
+    "testing._repositories", "testing._images", "testing._registry", "testing._faults",
+    "testing._pull", "testing._service", "testing._http", "testing._local_ecr",
     "testing.__init__", "testing.pytest_plugin", "testing.__main__",
 ]  # fmt: skip
 

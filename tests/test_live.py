@@ -47,6 +47,7 @@ SIMULATED = [
         completed_again="LayerAlreadyExistsException",
         missing_layers="failures alone",
         availability_lag=2,
+        image_lag=3,
         broken_part="fragment",
         last_byte_received="in the part",
         longest_silence=0.05,
@@ -114,20 +115,28 @@ class Service:
 
     def wait_until_available(self, digest: str) -> int:
         """Ask until a layer is listed. Returns the number of calls."""
-        calls = 0
 
         def is_available() -> bool:
-            nonlocal calls
-            calls += 1
             layers = self.check_availability(digest).get("layers", [])
             return [layer["layerAvailability"] for layer in layers] == ["AVAILABLE"]
 
-        tenacity.Retrying(
-            retry=tenacity.retry_if_result(lambda available: not available),
+        return self.count_calls(is_available)
+
+    def count_calls(self, call: Callable[[], bool]) -> int:
+        """Call until it returns ``True``. Returns the number of calls."""
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_result(lambda succeeded: not succeeded),
             wait=tenacity.wait_fixed(0.2 if self.unknowns is None else 0),
             stop=tenacity.stop_after_delay(60),
-        )(is_available)
-        return calls
+        )
+        retrying(call)
+        return int(retrying.statistics["attempt_number"])
+
+    def put_image(self, manifest: str) -> dict[str, Any]:
+        return self._call(self.client.put_image, imageManifest=manifest)
+
+    def delete_image(self, digest: str) -> dict[str, Any]:
+        return self._call(self.client.batch_delete_image, imageIds=[{"imageDigest": digest}])
 
     def _save_body(self, response_dict: dict[str, Any] | None, **_event: object) -> None:
         self.last_body = b"" if response_dict is None else response_dict["body"]
@@ -269,6 +278,30 @@ def availability_lag(service: Service) -> object:
     return service.wait_until_available(digest_of(blob)) - 1
 
 
+def image_lag(service: Service) -> object:
+    """Puts an image without a tag, and deletes it if that is permitted."""
+    blob, upload_id = os.urandom(1024), service.initiate()
+    service.upload_part(upload_id, 0, blob)
+    service.complete(upload_id, digest_of(blob))
+    descriptor = {"digest": digest_of(blob), "size": len(blob)}
+    document = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {**descriptor, "mediaType": "application/vnd.oci.empty.v1+json"},
+        "layers": [{**descriptor, "mediaType": "application/vnd.oci.image.layer.v1.tar"}],
+    }
+    manifest = json.dumps(document)
+
+    def is_put() -> bool:
+        answer = service.put_image(manifest)
+        assert answer.get("code") in (None, "LayersNotFoundException"), answer
+        return "image" in answer
+
+    calls = service.count_calls(is_put)
+    service.delete_image(digest_of(manifest.encode()))
+    return calls - 1
+
+
 def broken_part(service: Service) -> object:
     blob, upload_id = os.urandom(5 * MIB), service.initiate()
     service.upload_part(upload_id, 0, blob)
@@ -356,6 +389,10 @@ UNKNOWN: dict[str, tuple[str, Callable[[Service], object]]] = {
     "availability_lag": (
         "how many times a completed layer is still reported as missing",
         availability_lag,
+    ),
+    "image_lag": (
+        "how many times PutImage still reports a completed layer as missing",
+        image_lag,
     ),
     "broken_part": (
         "what is stored of a part if the connection breaks while it is sent",

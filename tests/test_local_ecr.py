@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
+from ecr_calls import Caller
 from helpers import digest_of, operations, random_bytes
 
 from ecr_parts import LayerUploader, Limits, ServiceError
@@ -33,47 +34,6 @@ DIGEST = digest_of(BLOB)
 ECR_API = "AmazonEC2ContainerRegistry_V20150921"
 INITIATE = f"{ECR_API}.InitiateLayerUpload"
 DEMO = b'{"repositoryName": "demo"}'
-
-
-@pytest.fixture(params=["ecr", "ecr-public"])
-def service(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-class Caller:
-    """Calls ECR for repository ``demo``; returns the answer, or the response of an error."""
-
-    def __init__(self, client: Any) -> None:
-        self.client = client
-
-    def __call__(self, method: str, **parameters: Any) -> dict[str, Any]:
-        try:
-            answer = getattr(self.client, method)(**{"repositoryName": "demo", **parameters})
-        except ClientError as error:
-            answer = {"code": error.response["Error"]["Code"], **error.response}
-        del answer["ResponseMetadata"]
-        answer.pop("Error", None)
-        return dict(answer)
-
-    def initiate(self) -> str:
-        return str(self("initiate_layer_upload")["uploadId"])
-
-    def part(self, upload_id: str, first: int, blob: bytes, last: int | None = None) -> Any:
-        return self(
-            "upload_layer_part",
-            uploadId=upload_id,
-            partFirstByte=first,
-            partLastByte=first + len(blob) - 1 if last is None else last,
-            layerPartBlob=blob,
-        )
-
-    def complete(self, upload_id: str, *digests: str) -> Any:
-        return self("complete_layer_upload", uploadId=upload_id, layerDigests=digests)
-
-
-@pytest.fixture
-def call(ecr: LocalECR, service: str) -> Caller:
-    return Caller(ecr.client(service))
 
 
 # Uploads
@@ -261,86 +221,11 @@ def test_creates_repositories(call: Caller, service: str) -> None:
     assert call("create_repository", repositoryName="No")["code"] == "InvalidParameterException"
 
 
-# Images
-
-
-def manifest_of(*layers: str) -> str:
-    return json.dumps(
-        {
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": {"digest": DIGEST, "size": 20, "mediaType": "c"},
-            "layers": [{"digest": layer, "size": 20, "mediaType": "l"} for layer in layers],
-        }
-    )
-
-
-def index_of(*manifests: str) -> str:
-    return json.dumps(
-        {
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.index.v1+json",
-            "manifests": [{"digest": manifest} for manifest in manifests],
-        }
-    )
-
-
-def test_stores_images(call: Caller, ecr: LocalECR) -> None:
-    LayerUploader(ecr.client(), "demo").upload(BLOB)
-    manifest = manifest_of(DIGEST)
-    digest = digest_of(manifest.encode())
-    put = call("put_image", imageManifest=manifest, imageTag="v1", imageDigest=digest)
-    assert put["image"]["imageId"] == {"imageDigest": digest, "imageTag": "v1"}
-
-    def code(**parameters: Any) -> Any:
-        return call("put_image", **{"imageManifest": manifest, **parameters}).get("code")
-
-    assert code(imageTag="v1") == "ImageAlreadyExistsException"
-    assert code() == "ImageAlreadyExistsException"
-    assert code(imageTag="v2") is None
-    assert code(imageManifest=manifest_of(DIGEST, DIGEST)) is None
-    assert code(imageManifest=manifest_of(digest_of(b"x"))) == "LayersNotFoundException"
-    assert code(imageDigest=digest_of(b"x")) == "ImageDigestDoesNotMatchException"
-    assert code(imageManifest="text") == "InvalidParameterException"
-    assert code(imageManifest="[]") == "InvalidParameterException"
-
-    assert code(imageManifest=index_of(DIGEST)) == "ReferencedImagesNotFoundException"
-    assert code(imageManifest=index_of(digest), imageTag="all") is None
-
-
-def test_returns_images_by_tag_and_digest(ecr: LocalECR) -> None:
-    LayerUploader(ecr.client(), "demo").upload(BLOB)
-    call = Caller(ecr.client())
-    image = manifest_of(DIGEST)
-    index = index_of(digest_of(image.encode()))
-    call("put_image", imageManifest=image, imageTag="v1")
-    call("put_image", imageManifest=index)
-    answer = call(
-        "batch_get_image",
-        imageIds=[
-            {"imageTag": "v1"},
-            {"imageDigest": digest_of(index.encode())},
-            {"imageTag": "-"},
-        ],
-    )
-    assert [found["imageManifest"] for found in answer["images"]] == [image, index]
-    assert [failure["failureCode"] for failure in answer["failures"]] == ["ImageNotFound"]
-
-
-def test_does_not_overwrite_immutable_tag(ecr: LocalECR) -> None:
-    call = Caller(ecr.client())
-    call("create_repository", repositoryName="fixed", imageTagMutability="IMMUTABLE")
-    put = {"repositoryName": "fixed", "imageTag": "v1"}
-    assert "image" in call("put_image", imageManifest='{"a": 1}', **put)
-    error = call("put_image", imageManifest='{"a": 2}', **put)
-    assert error["code"] == "ImageTagAlreadyExistsException"
-
-
 # Requests that no SDK sends
 
 
 def test_rejects_unknown_operation(call: Caller) -> None:
-    error = call("describe_images")
+    error = call("get_repository_policy")
     assert error["code"] == "UnknownOperationException"
 
 

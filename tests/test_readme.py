@@ -418,6 +418,14 @@ def test_every_public_error_is_documented() -> None:
     assert public_errors - {EcrPartsError.__name__} <= ALL_NAMES
 
 
+def test_every_operation_of_local_ecr_is_documented() -> None:
+    with pytest.raises(ValueError, match="one of") as raised:
+        LocalECR().fail("NoOperation", "slow")
+    operations = re.findall(r"[A-Z][A-Za-z]+", str(raised.value).partition("one of")[2])[:-1]
+    listed = README.partition("The operations are")[2].partition(".")[0]
+    assert re.findall(r"[A-Z]\w+", listed) == operations
+
+
 def test_every_fault_is_documented() -> None:
     faults = list(get_args(Fault))
     paragraphs_and_items = re.split(r"\n\n|\n(?=- )", README)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import boto3
 import botocore.session
+from mypy_boto3_ecr import ECRClient
+from mypy_boto3_ecr_public import ECRPublicClient
 from typing_extensions import assert_type
 
 from ecr_parts import (
@@ -18,6 +20,7 @@ from ecr_parts import (
     UploadSession,
     default_retrying,
 )
+from ecr_parts.testing import LocalECR
 
 
 def upload_with_botocore(path: str) -> UploadedLayer:
@@ -38,6 +41,18 @@ def upload_in_single_steps(uploader: LayerUploader, blob: bytes) -> UploadedLaye
     while session.next_byte < len(blob):
         uploader.upload_part(session, blob[session.next_byte :][: session.part_size])
     return uploader.complete(session, "sha256:…")
+
+
+def test_with_local_ecr(ecr: LocalECR) -> None:
+    client = ecr.client(config=CLIENT_CONFIG)
+    assert_type(client, ECRClient)
+    layer = LayerUploader(client, "demo").upload(b"a layer")
+    client.get_download_url_for_layer(repositoryName="demo", layerDigest=layer.digest)
+    pages = client.get_paginator("list_images").paginate(repositoryName="demo")
+    assert [page["imageIds"] for page in pages] == []
+    public = ecr.client("ecr-public")
+    assert_type(public, ECRPublicClient)
+    public.describe_repositories(repositoryNames=["demo"])
 
 
 def inspect_types(uploader: LayerUploader) -> None:

@@ -111,3 +111,6 @@ ECR_PUBLIC_LIMITS = Limits(
 )
 """Amazon ECR Public. Reference: "Amazon ECR Public service quotas" in the user guide; for
 ``max_part``, its UploadLayerPart API page."""
+
+MAX_RESULTS = 1_000
+"""The largest page of a list that ECR answers. Reference: ``maxResults`` in the API reference."""

@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # at run time, each name is imported when it is first used
     from ecr_parts.testing._faults import Fault
+    from ecr_parts.testing._local_ecr import LocalECR
     from ecr_parts.testing._parameters import EcrError
-    from ecr_parts.testing._registry import Registry, Unknowns
-    from ecr_parts.testing._server import Call, LocalECR
+    from ecr_parts.testing._registry import Registry
+    from ecr_parts.testing._service import Call
+    from ecr_parts.testing._unknowns import Unknowns
 
 __all__ = ["Call", "EcrError", "Fault", "LocalECR", "Registry", "Unknowns"]
 
 _MODULE_OF = {
-    "Call": "_server",
+    "Call": "_service",
     "EcrError": "_parameters",
     "Fault": "_faults",
-    "LocalECR": "_server",
+    "LocalECR": "_local_ecr",
     "Registry": "_registry",
-    "Unknowns": "_registry",
+    "Unknowns": "_unknowns",
 }
 
 

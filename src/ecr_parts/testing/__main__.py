@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 
-from ecr_parts.testing._server import LocalECR
+from ecr_parts.testing._local_ecr import LocalECR
 
 
 def main() -> None:

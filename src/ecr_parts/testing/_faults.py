@@ -142,6 +142,7 @@ def answer(
     planned: Effect | None = None,
     *,
     public: bool = False,
+    endpoint_url: str = "http://127.0.0.1",
     error_namespace: str = "",
 ) -> Reply:
     """Carry out a call in ``registry``, unless the planned fault prevents it. Return the reply."""
@@ -160,7 +161,7 @@ def answer(
     if planned == "stored_in_part":
         parameters = _first_half(parameters)
     try:
-        answered = registry.call(operation, parameters, public=public)
+        answered = registry.call(operation, parameters, public=public, endpoint_url=endpoint_url)
         reply = Reply(200, json.dumps(answered).encode(), "ok")
     except EcrError as error:
         reply = _error_reply(error, error.code, error_namespace)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from ecr_parts._limits import Limits
+from ecr_parts._limits import MAX_RESULTS, Limits
 
 REGISTRY_ID = "012345678910"
 """The account that owns the registry, as in the examples of the AWS documentation."""
@@ -35,17 +36,27 @@ class EcrError(Exception):
 
 
 class Request:
-    """The parameters of a request, checked for their types."""
+    """The parameters of a request, checked when they are read."""
 
-    def __init__(self, parameters: Mapping[str, object], limits: Limits) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, object],
+        limits: Limits,
+        *,
+        public: bool,
+        endpoint_url: str,
+    ) -> None:
         self._parameters = parameters
         self.limits = limits
+        self.public = public
+        """Whether it is a request to ECR Public."""
+        self.endpoint_url = endpoint_url
+        """Where the URLs in the answer lead to."""
         self.registry_id = self.text("registryId", REGISTRY_ID)
-        self.repository_name = self.text("repositoryName")
-        if not REPOSITORY_NAME.fullmatch(self.repository_name):
-            raise invalid(
-                "repositoryName", f"must satisfy regular expression '{REPOSITORY_NAME.pattern}'"
-            )
+
+    @property
+    def repository_name(self) -> str:
+        return check_repository_name("repositoryName", self.text("repositoryName"))
 
     def text(self, name: str, default: str | None = None) -> str:
         text = self._get(name, str, default)
@@ -53,19 +64,63 @@ class Request:
             raise invalid(name, "must be valid Unicode")
         return text
 
-    def number(self, name: str) -> int:
-        return self._get(name, int, None)
+    def choice(self, name: str, default: str, *others: str) -> str:
+        choice = self.text(name, default)
+        if choice not in (default, *others):
+            raise invalid(name, f"must be one of {', '.join((default, *others))}")
+        return choice
+
+    def number(self, name: str, default: int | None = None) -> int:
+        return self._get(name, int, default)
+
+    def flag(self, name: str) -> bool:
+        flag = self._parameters.get(name)
+        if flag not in (None, True, False):
+            raise invalid(name, "has the wrong type")
+        return bool(flag)
 
     def blob(self, name: str) -> bytes:
         return self._get(name, bytes, None)
 
-    def items(self, name: str, kind: type[_T]) -> list[_T]:
-        items: list[_T] = self._get(name, list, None)
+    def items(self, name: str, kind: type[_T], *, optional: bool = False) -> list[_T]:
+        items: list[_T] = self._get(name, list, [] if optional else None)
+        if optional and not items:
+            return items
         if not 1 <= len(items) <= 100:
             raise invalid(name, f"must have 1 to 100 members, not {len(items)}")
         if not all(isinstance(item, kind) for item in items):
             raise invalid(name, "has a member of the wrong type")
         return items
+
+    def nested(self, name: str) -> Request:
+        """The parameters inside the parameter ``name``, which is optional."""
+        nested: dict[str, object] = self._get(name, dict, {})
+        return Request(nested, self.limits, public=self.public, endpoint_url=self.endpoint_url)
+
+    def page(self, items: Mapping[str, _T]) -> tuple[list[_T], dict[str, object]]:
+        """The page of ``items`` to answer, in the order of their keys, and ``nextToken``."""
+        size = self.number("maxResults", 100)
+        if not 1 <= size <= MAX_RESULTS:
+            raise invalid("maxResults", f"must be 1 to {MAX_RESULTS}, not {size}")
+        last_key = self._last_key()
+        keys = sorted(key for key in items if key > last_key)
+        page = [items[key] for key in keys[:size]]
+        if len(keys) <= size:
+            return page, {}
+        return page, {"nextToken": base64.urlsafe_b64encode(keys[size - 1].encode()).decode()}
+
+    def _last_key(self) -> str:
+        """The key of the last item of the page before this one."""
+        token = self.text("nextToken", "")
+        try:
+            return base64.b64decode(token, altchars=b"-_", validate=True).decode()
+        except ValueError as error:
+            raise invalid("nextToken", "is not a token of this operation") from error
+
+    def refuse_paging(self, name: str) -> None:
+        """Raise ``EcrError`` if a request that has the parameter ``name`` asks for a page."""
+        if not self._parameters.keys().isdisjoint(("maxResults", "nextToken")):
+            raise invalid(name, "cannot be used together with maxResults and nextToken")
 
     def _get(self, name: str, kind: type[_T], default: _T | None) -> _T:
         value = self._parameters.get(name)
@@ -82,6 +137,36 @@ class Request:
             "repositoryName": self.repository_name,
             **fields,
         }
+
+
+def parse_body(body: bytes) -> dict[str, Any]:
+    """The parameters in the body of a request. Raises ``ValueError`` and ``RecursionError``."""
+    parameters: Any = json.loads(body)
+    if not isinstance(parameters, dict):
+        raise ValueError("a request must be a JSON object")  # noqa: TRY004  (it is malformed)
+    blob = parameters.get("layerPartBlob")
+    if isinstance(blob, str):
+        parameters["layerPartBlob"] = base64.b64decode(blob, validate=True)
+    return parameters
+
+
+def parse_fragment(body: bytes) -> dict[str, Any]:
+    """The parameters of a request of which only the start arrived; empty if it has no blob."""
+    base64_text = body.rpartition(b'"')[2]
+    try:
+        fragment = parse_body(body[: len(body) - len(base64_text) % 4] + b'"}')
+        size = len(fragment["layerPartBlob"])
+        fragment["partLastByte"] = fragment["partFirstByte"] + size - 1
+    except (KeyError, RecursionError, TypeError, ValueError):
+        return {}
+    return fragment
+
+
+def check_repository_name(parameter: str, name: str) -> str:
+    """Raise ``EcrError`` for the name of a repository that is not valid."""
+    if not REPOSITORY_NAME.fullmatch(name):
+        raise invalid(parameter, f"must satisfy regular expression '{REPOSITORY_NAME.pattern}'")
+    return name
 
 
 def _is_unicode(text: str) -> bool:
@@ -105,10 +190,12 @@ def parse_manifest(text: str) -> dict[str, Any]:
 
 
 def descriptor_digests(manifest: Mapping[str, Any], member: str) -> list[str]:
-    """The digests of the descriptors in a list of a manifest."""
+    """The digests of the descriptors in a manifest's ``config``, ``layers`` or ``manifests``."""
     descriptors = manifest.get(member, [])
+    if isinstance(descriptors, dict):
+        descriptors = [descriptors]
     if not isinstance(descriptors, list):
-        raise invalid("imageManifest", f"its {member} must be a list of descriptors")
+        raise invalid("imageManifest", f"its {member} must be descriptors")
     digests = [item.get("digest") if isinstance(item, dict) else None for item in descriptors]
     if not all(isinstance(digest, str) for digest in digests):
         raise invalid("imageManifest", f"its {member} must be descriptors with digests")

@@ -1,0 +1,223 @@
+"""The HTTP server of LocalECR."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import struct
+import sys
+import threading
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from typing_extensions import override
+
+from ecr_parts.testing._faults import Effect, Reply
+from ecr_parts.testing._parameters import parse_body
+from ecr_parts.testing._pull import PullAnswer, PullRequest, refuse
+from ecr_parts.testing._service import Service
+
+_IS_PUBLIC = {"AmazonEC2ContainerRegistry_V20150921": False, "SpencerFrontendService": True}
+_DRIPS_EVERY = 0.05  # seconds
+_LARGEST_REQUEST = 1024**3  # bytes
+_READ = 1024**2  # bytes
+_LINGER = 2.0  # seconds without a byte
+_LOOPBACK = re.compile(r"(127(\.[0-9]{1,3}){3}|localhost|\[::1\])(:[0-9]+)?", re.IGNORECASE)
+_NOT_LOOPBACK = "LocalECR serves this machine only: Host must be loopback"
+_NOT_A_REQUEST = b'{"__type": "SerializationException", "message": "Not a JSON 1.1 request"}'
+
+
+class Server(ThreadingHTTPServer):
+    """Serves a ``Service`` on 127.0.0.1."""
+
+    def __init__(self, service: Service, port: int) -> None:
+        self.service = service
+        self._connections: set[socket.socket] = set()
+        self._handlers: list[threading.Thread] = []
+        super().__init__(("127.0.0.1", port), _Handler)
+
+    @override
+    def process_request(self, request: Any, client_address: Any) -> None:
+        # Daemons, so that a server that was not stopped does not keep the process alive.
+        handler = threading.Thread(
+            target=self.process_request_thread, args=(request, client_address), daemon=True
+        )
+        self._connections.add(request)
+        self._handlers = [thread for thread in self._handlers if thread.is_alive()] + [handler]
+        handler.start()
+
+    @override
+    def shutdown_request(self, request: Any) -> None:
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
+    @override
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Ignore clients that closed their connection."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)  # prints the traceback
+
+    def break_connections(self) -> None:
+        """Close all connections, and wait until their threads have ended."""
+        for connection in list(self._connections):
+            _shut(connection)
+        for handler in self._handlers:
+            handler.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1  # buffered: header and body in separate packets would cost a round trip
+    server: Server
+    _is_unread = False
+    """Whether the client may send bytes that nobody will read."""
+
+    @override
+    def finish(self) -> None:
+        with suppress(OSError):  # the client has closed its connection
+            if self._is_unread:
+                self._linger()
+            super().finish()
+        self.rfile.close()
+
+    def _linger(self) -> None:
+        """Discard what the client still sends: if it is unread, closing loses the answer."""
+        self.wfile.flush()
+        self.connection.shutdown(socket.SHUT_WR)
+        self.connection.settimeout(_LINGER)
+        while self.connection.recv(_READ):
+            pass
+
+    @override
+    def end_headers(self) -> None:
+        if self._is_unread:
+            self.send_header("Connection", "close")
+        super().end_headers()
+
+    def do_GET(self) -> None:
+        if not self._is_from_loopback():
+            return self._send_answer(refuse(400, "DENIED", _NOT_LOOPBACK))
+        if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
+            self._is_unread = self.close_connection = True
+        request = PullRequest(
+            self.path,
+            accept=",".join(self.headers.get_all("Accept", [])),
+            byte_range=self.headers.get("Range", ""),
+        )
+        return self._send_answer(self.server.service.pull(request))
+
+    do_HEAD = do_GET  # noqa: N815  (http.server's names, here and below)
+
+    def _refuse_push(self) -> None:
+        self._is_unread = self.close_connection = True
+        message = "LocalECR serves pulls only by this route: push through ECR's API"
+        self._send_answer(refuse(405, "UNSUPPORTED", message, {"Allow": "GET, HEAD"}))
+
+    do_PUT = do_PATCH = do_DELETE = _refuse_push  # noqa: N815
+
+    def _send_answer(self, answer: PullAnswer) -> None:
+        self.send_response(answer.status)
+        self.send_header("Docker-Distribution-Api-Version", "registry/2.0")
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.writelines(answer.body)
+
+    def _is_from_loopback(self) -> bool:
+        # Web pages whose host name resolves to 127.0.0.1 must not reach it from a browser.
+        return _LOOPBACK.fullmatch(self.headers.get("Host", "")) is not None
+
+    def do_POST(self) -> None:
+        if not self._is_from_loopback():
+            return self._refuse(400, _NOT_LOOPBACK)
+        if self.path.startswith("/v2/"):
+            return self._refuse_push()
+        length = self.headers.get("Content-Length", "")
+        if not length:
+            return self._refuse(411, "A request needs Content-Length and must not be chunked")
+        if not re.fullmatch(r"[0-9]{1,15}", length) or int(length) > _LARGEST_REQUEST:
+            return self._refuse(400, "Content-Length is malformed or too large")
+        return self._answer(int(length))
+
+    def _answer(self, length: int) -> None:
+        ecr = self.server.service
+        target, _, operation = self.headers.get("X-Amz-Target", "").partition(".")
+        planned: Effect | None = "reset"
+        if ecr.begin_request(operation):
+            body = self.rfile.read(length // 2)
+        else:
+            body = self._read_body(length)
+            planned = ecr.end_request(operation, complete=len(body) == length)
+            if len(body) < length:  # the client has closed the connection, or was silent
+                ecr.keep_fragment(body)
+                self.close_connection = True
+                return None
+        if planned == "reset":
+            ecr.keep_fragment(body[: length // 2])
+            body = b"{}"
+        try:
+            parameters = parse_body(body)
+            public = _IS_PUBLIC[target]
+        except (KeyError, RecursionError, ValueError) as error:
+            return self._send(Reply(400, _NOT_A_REQUEST, repr(error)))
+        endpoint_url = f"http://{self.headers['Host']}"
+        return self._send(
+            ecr.answer(operation, parameters, planned, public=public, endpoint_url=endpoint_url)
+        )
+
+    def _read_body(self, length: int) -> bytes:
+        """The body, or what has arrived of it when the connection closes or is silent for long."""
+        body = bytearray()
+        self.connection.settimeout(self.server.service.unknowns.longest_silence)
+        with suppress(OSError):
+            while len(body) < length and (
+                piece := self.rfile.read1(min(length - len(body), _READ))
+            ):
+                body += piece
+        self.connection.settimeout(None)
+        return bytes(body)
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Refuse a request that no SDK sends."""
+        self._is_unread = self.close_connection = True
+        body = {"__type": "InvalidParameterException", "message": message}
+        self._send(Reply(status, json.dumps(body).encode(), "refused"))
+
+    def _send(self, reply: Reply) -> None:
+        if reply.delivery in ("request_lost", "reset", "lost"):
+            if reply.delivery == "reset":
+                # Closing then discards unsent data, and the client sees a reset.
+                linger = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.close_connection = True
+            return
+        body = bytes(range(128, 256)) if reply.delivery == "garbled" else reply.body
+        self.send_response(reply.status)
+        kind = "text/html" if body.startswith(b"<html") else "application/x-amz-json-1.1"
+        self.send_header("Content-Type", kind)
+        if reply.delivery == "drips":
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            self.send_header("Content-Length", str(len(body)))
+        self.send_header("x-amzn-RequestId", f"local-{len(self.server.service.calls)}")
+        if reply.delivery == "cut":
+            body = body[: len(body) // 2]
+            self.close_connection = True
+        self.end_headers()
+        while reply.delivery == "drips" and not self.server.service.stopped.wait(_DRIPS_EVERY):
+            self.wfile.write(b"1\r\n \r\n")
+            self.wfile.flush()
+        if reply.delivery != "drips":
+            self.wfile.write(body)
+
+    @override
+    def log_message(self, format: str, *args: Any) -> None:
+        """Log nothing: ``LocalECR.calls`` has the calls."""
+
+
+def _shut(connection: socket.socket) -> None:
+    with suppress(OSError):  # the client may have closed it already
+        connection.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,81 @@
+"""ECR's rules for repositories, and its authorization token."""
+
+from __future__ import annotations
+
+import base64
+
+from ecr_parts.testing._content import Content, Repository
+from ecr_parts.testing._parameters import REGISTRY_ID, EcrError, Request, check_repository_name
+
+_TOKEN_LIFETIME = 12 * 3600  # seconds, as the AWS documentation says
+
+
+def create_repository(content: Content, request: Request) -> dict[str, object]:
+    """CreateRepository."""
+    name = request.repository_name
+    if name in content.repositories:
+        raise EcrError(
+            "RepositoryAlreadyExistsException",
+            f"The repository with name '{name}' already exists in the registry with id "
+            f"'{request.registry_id}'",
+        )
+    mutability = request.choice("imageTagMutability", "MUTABLE", "IMMUTABLE")
+    repository = content.create(name, immutable_tags=mutability == "IMMUTABLE")
+    return {"repository": _describe(request, repository)}
+
+
+def describe_repositories(content: Content, request: Request) -> dict[str, object]:
+    """DescribeRepositories."""
+    names = request.items("repositoryNames", str, optional=True)
+    if names:
+        request.refuse_paging("repositoryNames")
+        found = [
+            content.find_repository(request, check_repository_name("repositoryNames", name))
+            for name in names
+        ]
+        return {"repositories": [_describe(request, one) for one in found]}
+    mine = content.repositories if request.registry_id == REGISTRY_ID else {}
+    page, more = request.page(mine)
+    return {"repositories": [_describe(request, one) for one in page], **more}
+
+
+def delete_repository(content: Content, request: Request) -> dict[str, object]:
+    """DeleteRepository."""
+    repository = content.repository(request)
+    if repository.images and not request.flag("force"):
+        raise EcrError(
+            "RepositoryNotEmptyException",
+            f"The repository with name '{repository.name}' in registry with id "
+            f"'{request.registry_id}' cannot be deleted because it still contains images",
+        )
+    del content.repositories[repository.name]
+    return {"repository": _describe(request, repository)}
+
+
+def get_authorization_token(content: Content, request: Request) -> dict[str, object]:
+    """GetAuthorizationToken. Pulls need no token, and any is accepted."""
+    data: dict[str, object] = {
+        "authorizationToken": base64.b64encode(b"AWS:local").decode(),
+        "expiresAt": content.clock() + _TOKEN_LIFETIME,
+    }
+    if request.public:
+        return {"authorizationData": data}
+    return {"authorizationData": [{**data, "proxyEndpoint": request.endpoint_url}]}
+
+
+def _describe(request: Request, repository: Repository) -> dict[str, object]:
+    service = "ecr-public" if request.public else "ecr"
+    region = "" if request.public else "us-east-1"
+    described: dict[str, object] = {
+        "repositoryArn": f"arn:aws:{service}:{region}:{REGISTRY_ID}:repository/{repository.name}",
+        "registryId": REGISTRY_ID,
+        "repositoryName": repository.name,
+        "repositoryUri": f"{request.endpoint_url.partition('://')[2]}/{repository.name}",
+        "createdAt": repository.created_at,
+    }
+    if not request.public:
+        mutability = "IMMUTABLE" if repository.immutable_tags else "MUTABLE"
+        described["imageTagMutability"] = mutability
+        described["imageScanningConfiguration"] = {"scanOnPush": False}
+        described["encryptionConfiguration"] = {"encryptionType": "AES256"}
+    return described

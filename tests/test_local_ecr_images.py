@@ -1,0 +1,471 @@
+"""LocalECR stores images, and answers what ECR answers about them and about repositories."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+from botocore.config import Config
+from botocore.loaders import create_loader
+from botocore.model import ListShape, ServiceModel, Shape, StructureShape
+from ecr_calls import Caller
+from helpers import SMALL_LIMITS, digest_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ecr_parts import LayerUploader
+from ecr_parts.testing import EcrError, LocalECR, Registry, Unknowns
+
+CONFIG, LAYER = b"{}", b"a layer"
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+PUBLIC_OPERATIONS = (
+    "BatchDeleteImage",
+    "DeleteRepository",
+    "DescribeImages",
+    "DescribeRepositories",
+    "GetAuthorizationToken",
+)
+OPERATIONS = (*PUBLIC_OPERATIONS, "BatchGetImage", "GetDownloadUrlForLayer", "ListImages")
+
+
+def manifest(number: int = 0) -> str:
+    """The manifest of an image with one layer; each number makes another one."""
+    return json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "config": {"digest": digest_of(CONFIG), "size": len(CONFIG), "mediaType": "config"},
+            "layers": [{"digest": digest_of(LAYER), "size": len(LAYER), "mediaType": "layer"}],
+            "annotations": {"number": str(number)},
+        }
+    )
+
+
+def index(*manifests: str) -> str:
+    """An index of the images with ``manifests``."""
+    descriptors = [{"digest": image_digest(text)} for text in manifests]
+    return json.dumps({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": descriptors})
+
+
+def image_digest(text: str) -> str:
+    return digest_of(text.encode())
+
+
+@pytest.fixture(autouse=True)
+def _layers(ecr: LocalECR) -> None:
+    LayerUploader(ecr.client(), "demo", limits=SMALL_LIMITS).upload_many([CONFIG, LAYER])
+
+
+@pytest.fixture
+def ecr_call(ecr: LocalECR) -> Caller:
+    return Caller(ecr.client())
+
+
+# Storing
+
+
+def test_stores_images(call: Caller) -> None:
+    put = call("put_image", imageManifest=manifest(), imageTag="v1")
+    image_id = {"imageDigest": image_digest(manifest()), "imageTag": "v1"}
+    assert put["image"]["imageId"] == image_id
+    assert put["image"]["imageManifestMediaType"] == MANIFEST_TYPE
+
+    def code(**parameters: Any) -> Any:
+        return call("put_image", **{"imageManifest": manifest(), **parameters}).get("code")
+
+    assert code(imageTag="v1") == "ImageAlreadyExistsException"
+    assert code() == "ImageAlreadyExistsException"
+    assert code(imageTag="v2") is None
+    assert code(imageManifest=manifest(1)) is None
+    other_layer = manifest().replace(digest_of(LAYER), digest_of(b"x"))
+    assert code(imageManifest=other_layer) == "LayersNotFoundException"
+    assert code(imageDigest=digest_of(b"x")) == "ImageDigestDoesNotMatchException"
+    assert code(imageDigest=image_digest(manifest()), imageTag="v3") is None
+
+    assert code(imageManifest=index(manifest(2))) == "ReferencedImagesNotFoundException"
+    assert code(imageManifest=index(manifest(1)), imageTag="all") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "text",
+        "[]",
+        "{}",  # without a media type
+        '{"mediaType": 1}',
+        json.dumps({"mediaType": MANIFEST_TYPE, "layers": 1}),
+        json.dumps({"mediaType": MANIFEST_TYPE, "layers": [1]}),
+        json.dumps({"mediaType": MANIFEST_TYPE, "config": {"digest": 1}}),
+    ],
+)
+def test_rejects_invalid_manifest(text: str, call: Caller) -> None:
+    assert call("put_image", imageManifest=text)["code"] == "InvalidParameterException"
+
+
+def test_does_not_overwrite_immutable_tag(call: Caller, ecr: LocalECR) -> None:
+    ecr.registry.repositories["demo"].immutable_tags = True
+    assert "image" in call("put_image", imageManifest=manifest(1), imageTag="v1")
+    error = call("put_image", imageManifest=manifest(2), imageTag="v1")
+    assert error["code"] == "ImageTagAlreadyExistsException"
+
+
+def test_put_image_lags_behind_completed_layers() -> None:
+    with LocalECR(unknowns=Unknowns(image_lag=2)) as ecr:
+        LayerUploader(ecr.client(), "demo").upload_many([CONFIG, LAYER])
+        call = Caller(ecr.client())
+        for _ in range(2):
+            error = call("put_image", imageManifest=manifest())
+            assert error["code"] == "LayersNotFoundException"
+        assert "image" in call("put_image", imageManifest=manifest())
+
+
+# Reading
+
+
+def test_returns_images_by_tag_and_digest(ecr_call: Caller) -> None:
+    put_all(ecr_call, {"v1": manifest(), None: index(manifest())})
+    answer = ecr_call(
+        "batch_get_image",
+        imageIds=[{"imageTag": "v1"}, {"imageDigest": image_digest(index(manifest()))}],
+    )
+    assert [image["imageManifest"] for image in answer["images"]] == [manifest(), index(manifest())]
+    assert answer["failures"] == []
+
+
+FAILURES = [
+    ({"imageTag": "none"}, "ImageNotFound"),
+    ({"imageDigest": digest_of(b"none")}, "ImageNotFound"),
+    ({"imageDigest": image_digest(manifest(1)), "imageTag": "none"}, "ImageNotFound"),
+    ({"imageDigest": image_digest(manifest(1)), "imageTag": "v2"}, "ImageTagDoesNotMatchDigest"),
+    ({"imageDigest": "sha256:none"}, "InvalidImageDigest"),
+    ({}, "MissingDigestAndTag"),
+]
+
+
+@pytest.mark.parametrize(("image_id", "code"), FAILURES)
+def test_reports_images_that_do_not_exist(
+    image_id: dict[str, str], code: str, ecr_call: Caller
+) -> None:
+    put_all(ecr_call, {"v1": manifest(1), "v2": manifest(2)})
+    for method in ("batch_get_image", "batch_delete_image"):
+        answer = ecr_call(method, imageIds=[image_id, {"imageTag": "v1"}])
+        (failure,) = answer.pop("failures")
+        assert failure["imageId"] == image_id
+        assert failure["failureCode"] == code
+        assert failure["failureReason"]
+        (done,) = answer.values()
+        assert len(done) == 1
+    error = ecr_call("describe_images", imageIds=[image_id])
+    assert error["code"] == "ImageNotFoundException"
+    assert "in the registry with id '012345678910'" in error["message"]
+
+
+def put_all(call: Caller, images: Mapping[str | None, str]) -> None:
+    """Put images by tag; the key ``None`` is for one without a tag."""
+    for tag, text in images.items():
+        assert "image" in call(
+            "put_image", imageManifest=text, **({} if tag is None else {"imageTag": tag})
+        )
+
+
+def test_describes_images(call: Caller) -> None:
+    before = time.time()
+    everything = index(manifest(1), manifest(2))
+    put_all(call, {"v1": manifest(1), "latest": manifest(1), None: manifest(2), "all": everything})
+    described = {image["imageDigest"]: image for image in call("describe_images")["imageDetails"]}
+    assert described.keys() == set(map(image_digest, (manifest(1), manifest(2), everything)))
+    for image in described.values():
+        assert image["registryId"], image["repositoryName"] == ("012345678910", "demo")
+        assert image["imageSizeInBytes"] == len(CONFIG) + len(LAYER)
+        assert before - 1 < image["imagePushedAt"].timestamp() < time.time() + 1
+    one = described[image_digest(manifest(1))]
+    assert one["imageTags"] == ["v1", "latest"]
+    assert one["imageManifestMediaType"] == MANIFEST_TYPE
+    assert one["artifactMediaType"] == "config"
+    assert "imageTags" not in described[image_digest(manifest(2))]
+    assert "artifactMediaType" not in described[image_digest(everything)]
+
+    asked = [{"imageTag": "all"}, {"imageDigest": image_digest(manifest(2))}]
+    answer = call("describe_images", imageIds=asked)["imageDetails"]
+    assert [image["imageDigest"] for image in answer] == [
+        image_digest(everything),
+        image_digest(manifest(2)),
+    ]
+
+
+def test_describes_images_whose_layers_and_images_are_gone(call: Caller, ecr: LocalECR) -> None:
+    put_all(call, {None: manifest(), "all": index(manifest())})
+    repository = ecr.registry.repositories["demo"]
+    repository.layers.clear()
+    del repository.images[image_digest(manifest())]
+    (image,) = call("describe_images")["imageDetails"]
+    assert image["imageSizeInBytes"] == 0
+
+
+def test_lists_images_by_tag_status(ecr_call: Caller) -> None:
+    put_all(ecr_call, {"v1": manifest(1), "v2": manifest(1), None: manifest(2)})
+    tagged = [{"imageDigest": image_digest(manifest(1)), "imageTag": tag} for tag in ("v1", "v2")]
+    untagged = [{"imageDigest": image_digest(manifest(2))}]
+
+    def listed(**parameters: Any) -> Any:
+        ids = ecr_call("list_images", **parameters)["imageIds"]
+        return sorted(ids, key=lambda image_id: str(image_id.get("imageTag")))
+
+    assert listed() == listed(filter={}) == listed(filter={"tagStatus": "ANY"}) == untagged + tagged
+    assert listed(filter={"tagStatus": "TAGGED"}) == tagged
+    assert listed(filter={"tagStatus": "UNTAGGED"}) == untagged
+    error = ecr_call("list_images", filter={"tagStatus": "NONE"})
+    assert error["code"] == "InvalidParameterException"
+    details = ecr_call("describe_images", filter={"tagStatus": "UNTAGGED"})["imageDetails"]
+    assert [image["imageDigest"] for image in details] == [image_digest(manifest(2))]
+
+
+# Pages
+
+
+@pytest.mark.parametrize("page_size", [None, 1, 7, 100, 249, 250, 1000])
+def test_paginators_return_each_item_once(page_size: int | None, ecr: LocalECR) -> None:
+    client = ecr.client()
+    for number in range(250):
+        client.put_image(
+            repositoryName="demo", imageManifest=manifest(number), imageTag=f"v{number}"
+        )
+        client.create_repository(repositoryName=f"team/app{number}")
+    sizes = {} if page_size is None else {"PageSize": page_size}
+
+    def read(method: str, result: str, **parameters: Any) -> Iterator[list[Any]]:
+        paginator: Any = client.get_paginator(method)  # type: ignore[call-overload]  # any of them
+        for page in paginator.paginate(**parameters, PaginationConfig=sizes):
+            yield page[result]
+
+    for method, result, name in (
+        ("list_images", "imageIds", "demo"),
+        ("describe_images", "imageDetails", "demo"),
+        ("describe_repositories", "repositories", None),
+    ):
+        pages = list(read(method, result, **({"repositoryName": name} if name else {})))
+        items = [item for page in pages for item in page]
+        count = 250 if name else 251
+        assert len({json.dumps(item, default=str) for item in items}) == len(items) == count
+        assert {len(page) for page in pages[:-1]} <= {page_size or 100}
+
+
+def test_page_continues_after_items_that_were_deleted(ecr_call: Caller) -> None:
+    put_all(ecr_call, {f"v{number}": manifest(number) for number in range(4)})
+    first = ecr_call("list_images", maxResults=2)
+    ecr_call("batch_delete_image", imageIds=first["imageIds"])
+    second = ecr_call("list_images", maxResults=2, nextToken=first["nextToken"])
+    assert len(second["imageIds"]) == 2
+    assert "nextToken" not in second
+
+
+@pytest.mark.parametrize(
+    "page", [{"maxResults": 0}, {"maxResults": 1001}, {"nextToken": "!"}, {"nextToken": "/w=="}]
+)
+@pytest.mark.parametrize("method", ["list_images", "describe_images", "describe_repositories"])
+def test_rejects_invalid_page(method: str, page: dict[str, Any], ecr: LocalECR) -> None:
+    call = Caller(ecr.client(config=Config(parameter_validation=False)))
+    assert call(method, **page)["code"] == "InvalidParameterException"
+
+
+def test_rejects_page_of_named_items(call: Caller) -> None:
+    put_all(call, {"v1": manifest()})
+    named: dict[str, dict[str, Any]] = {
+        "describe_images": {"imageIds": [{"imageTag": "v1"}]},
+        "describe_repositories": {"repositoryNames": ["demo"]},
+    }
+    for method, parameters in named.items():
+        error = call(method, **parameters, maxResults=5)
+        assert error["code"] == "InvalidParameterException"
+
+
+# Deleting
+
+
+def test_deletes_tag_before_image(call: Caller) -> None:
+    put_all(call, {"v1": manifest(), "v2": manifest()})
+    digest = image_digest(manifest())
+
+    def delete(**image_id: str) -> Any:
+        return call("batch_delete_image", imageIds=[image_id])["imageIds"]
+
+    assert delete(imageTag="v1") == [{"imageDigest": digest, "imageTag": "v1"}]
+    assert call("describe_images")["imageDetails"][0]["imageTags"] == ["v2"]
+    assert delete(imageTag="v2") == [{"imageDigest": digest, "imageTag": "v2"}]
+    assert call("describe_images")["imageDetails"] == []
+
+    put_all(call, {"v1": manifest(), "v2": manifest(), None: manifest(1)})
+    assert [image_id["imageTag"] for image_id in delete(imageDigest=digest)] == ["v1", "v2"]
+    digest = image_digest(manifest(1))
+    assert delete(imageDigest=digest) == [{"imageDigest": digest}]
+    assert call("describe_images")["imageDetails"] == []
+
+
+def test_does_not_delete_image_of_index(call: Caller) -> None:
+    everything = index(manifest())
+    put_all(call, {"v1": manifest(), "all": everything})
+    image_id = {"imageTag": "v1"}
+    (failure,) = call("batch_delete_image", imageIds=[image_id])["failures"]
+    assert failure["failureCode"] == "ImageReferencedByManifestList"
+    assert image_digest(everything) in failure["failureReason"]
+    answer = call("batch_delete_image", imageIds=[{"imageTag": "all"}, image_id])
+    assert answer["failures"] == []
+
+
+def test_deletes_repository(call: Caller, ecr: LocalECR) -> None:
+    put_all(call, {"v1": manifest()})
+    assert call("delete_repository")["code"] == "RepositoryNotEmptyException"
+    assert call("delete_repository", force=True)["repository"]["repositoryName"] == "demo"
+    assert call("delete_repository")["code"] == "RepositoryNotFoundException"
+    assert ecr.registry.repositories == {}
+
+
+# Repositories, and where to pull from
+
+
+def test_describes_repositories(ecr: LocalECR, service: str) -> None:
+    client: Any = ecr.client(service)
+    client.create_repository(repositoryName="team/app")
+    for answer in (
+        client.describe_repositories(),
+        client.describe_repositories(repositoryNames=["demo", "team/app"]),
+    ):
+        assert [one["repositoryName"] for one in answer["repositories"]] == ["demo", "team/app"]
+        app = answer["repositories"][1]
+        assert app["repositoryUri"] == f"{ecr.endpoint_url.removeprefix('http://')}/team/app"
+        assert isinstance(app["createdAt"], datetime)
+    with pytest.raises(client.exceptions.RepositoryNotFoundException, match="'none'"):
+        client.describe_repositories(repositoryNames=["none"])
+    with pytest.raises(client.exceptions.InvalidParameterException, match="regular expression"):
+        client.describe_repositories(repositoryNames=["None"])
+
+
+def test_other_registry_has_no_repositories(ecr: LocalECR) -> None:
+    assert ecr.client().describe_repositories(registryId="210987654321")["repositories"] == []
+
+
+def test_authorization_token_is_that_of_docker_login(ecr: LocalECR) -> None:
+    (data,) = ecr.client().get_authorization_token()["authorizationData"]
+    public = ecr.client("ecr-public").get_authorization_token()["authorizationData"]
+    for one in (data, public):
+        assert base64.b64decode(one["authorizationToken"]).startswith(b"AWS:")
+        assert one["expiresAt"] > datetime.now(timezone.utc)
+    assert data["proxyEndpoint"] == ecr.endpoint_url
+
+
+def test_download_url_leads_to_layer(ecr_call: Caller, ecr: LocalECR) -> None:
+    digest = digest_of(LAYER)
+
+    def code(digest: str) -> Any:
+        return ecr_call("get_download_url_for_layer", layerDigest=digest).get("code")
+
+    assert code(digest) == "LayerInaccessibleException"  # not in an image yet
+    put_all(ecr_call, {None: manifest()})
+    answer = ecr_call("get_download_url_for_layer", layerDigest=digest)
+    assert answer["layerDigest"] == digest
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(answer["downloadUrl"]) as response:
+        assert response.read() == LAYER
+    assert code(digest_of(b"none")) == "LayersNotFoundException"
+    ecr.registry.repositories["demo"].layers[digest].status = "ARCHIVED"
+    assert code(digest) == "LayerInaccessibleException"
+
+
+# All operations
+
+
+def model_of(service: str) -> ServiceModel:
+    return ServiceModel(create_loader().load_service_model(service, "service-2"), service)
+
+
+def undocumented(shape: Shape, value: Any, path: str = "") -> list[str]:
+    """Where ``value`` has members that ``shape`` does not have."""
+    if isinstance(shape, ListShape):
+        return [name for item in value for name in undocumented(shape.member, item, f"{path}[]")]
+    if not isinstance(shape, StructureShape):
+        return []
+    found = [f"{path}.{name}" for name in value if name not in shape.members]
+    for name, member in shape.members.items():
+        if name in value:
+            found += undocumented(member, value[name], f"{path}.{name}")
+    return found
+
+
+image_ids = st.fixed_dictionaries(
+    {},
+    optional={
+        "imageTag": st.sampled_from(["v1", "v2", "none", "", 1]),
+        "imageDigest": st.sampled_from(
+            [image_digest(manifest(number)) for number in range(3)] + ["sha256:none", "", 1]
+        ),
+    },
+)
+anything: st.SearchStrategy[Any] = st.one_of(st.none(), st.booleans(), st.integers(), st.just({}))
+PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
+    "repositoryName": st.sampled_from(["demo", "demo", "demo", "none", "None"]),
+    "registryId": st.sampled_from(["012345678910", "210987654321"]),
+    "repositoryNames": st.lists(st.sampled_from(["demo", "none", "None"]), max_size=2),
+    "imageIds": st.lists(image_ids, max_size=3),
+    "layerDigest": st.sampled_from([digest_of(LAYER), digest_of(b"none"), "none"]),
+    "maxResults": st.integers(-1, 1001),
+    "nextToken": st.one_of(st.text(max_size=4), st.just("c2hh")),
+    "force": st.booleans(),
+    "filter": st.fixed_dictionaries({"tagStatus": st.sampled_from(["ANY", "TAGGED", "NONE"])}),
+}
+
+
+@pytest.mark.parametrize(
+    ("service", "operation"),
+    [("ecr", operation) for operation in OPERATIONS]
+    + [("ecr-public", operation) for operation in PUBLIC_OPERATIONS],
+)
+def test_answers_as_in_the_service_model(service: str, operation: str) -> None:
+    model = model_of(service).operation_model(operation)
+    errors = {shape.name for shape in model.error_shapes} | {"RegistryNotFoundException"}
+    assert isinstance(model.output_shape, StructureShape)
+    output = model.output_shape
+
+    @given(
+        parameters=st.fixed_dictionaries(
+            {},
+            optional={
+                name: st.one_of(strategy, strategy, strategy, anything)
+                for name, strategy in PARAMETERS.items()
+            },
+        )
+    )
+    def check(parameters: dict[str, Any]) -> None:
+        registry = Registry(["demo"])
+        for blob in (CONFIG, LAYER):
+            upload_id = registry.call("InitiateLayerUpload", {"repositoryName": "demo"})["uploadId"]
+            upload = {"repositoryName": "demo", "uploadId": upload_id}
+            part = {"partFirstByte": 0, "partLastByte": len(blob) - 1, "layerPartBlob": blob}
+            registry.call("UploadLayerPart", upload | part)
+            registry.call("CompleteLayerUpload", upload | {"layerDigests": [digest_of(blob)]})
+        for tag, text in (("v1", manifest(1)), ("v2", manifest(2)), ("all", index(manifest(1)))):
+            put = {"repositoryName": "demo", "imageManifest": text, "imageTag": tag}
+            registry.call("PutImage", put)
+        code, answer = None, {}
+        try:
+            answer = registry.call(operation, parameters, public=service == "ecr-public")
+        except EcrError as error:
+            code = error.code
+        assert code is None or code in errors
+        json.dumps(answer)
+        assert undocumented(output, answer) == []
+
+    check()
+
+
+def test_public_has_no_private_operations() -> None:
+    for operation in OPERATIONS[len(PUBLIC_OPERATIONS) :]:
+        assert operation not in model_of("ecr-public").operation_names
+        with pytest.raises(EcrError, match="no operation"):
+            Registry(["demo"]).call(operation, {"repositoryName": "demo"}, public=True)
