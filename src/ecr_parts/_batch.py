@@ -243,21 +243,22 @@ class BatchUpload:
         self._copy_result(item, first)
 
     def _send(self, item: _Item) -> None:
-        size = self._existing_sizes.get(item.digest or "")
-        if size is not None and item.layer.checkpoint is None:  # which would have to be deleted
-            self._notify(item.layer, size)
-            self._results[item.index] = UploadedLayer(item.digest or "", size, existed=True)
-        else:
+        digest = item.digest or ""
+        size = self._existing_sizes.get(digest)
+        if size is None:
             self._upload(item)
+        else:
+            self._delete_checkpoint(item.layer, digest)
+            self._notify(item.layer, size)
+            self._results[item.index] = UploadedLayer(digest, size, existed=True)
 
     def _upload(self, item: _Item) -> None:
         self._notify(item.layer, 0)  # before the source is opened
         layer = replace(item.layer, digest=item.digest, progress=partial(self._notify, item.layer))
-        checked = item.existence_checked and layer.checkpoint is None
         self._results[item.index] = upload_layer(
             self._calls,
             layer,
-            check_existing=self._check_existing and not checked,
+            check_existing=self._check_existing and not item.existence_checked,
             cancelled=self._stop.is_requested,
         )
 
@@ -269,13 +270,19 @@ class BatchUpload:
         """Use the result of the layer ``first``, unless this one has another digest or size."""
         result = self._results[first]
         if item.digest in (None, result.digest) and item.size in (None, result.size):
-            if item.layer.checkpoint is not None:
-                checkpoint = Checkpoint(item.layer.checkpoint)
-                self._waiter.run("disk", partial(_delete_if_of, checkpoint, result.digest))
+            self._delete_checkpoint(item.layer, result.digest)
             self._notify(item.layer, result.size)
             self._results[item.index] = replace(result, existed=True, parts=())
         else:
             self._upload(item)  # which raises an error for the difference
+
+    def _delete_checkpoint(self, layer: Layer, digest: str) -> None:
+        """Delete the layer's checkpoint, if it is of the layer with ``digest``."""
+        if layer.checkpoint is not None:
+            checkpoint = Checkpoint(layer.checkpoint)
+            # A waiter of its own, because this may run in a worker.
+            with Waiter(self._stop.check, self._stop.is_requested) as waiter:
+                waiter.run("disk", partial(_delete_if_of, checkpoint, digest))
 
     # Progress and errors
 
