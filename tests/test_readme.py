@@ -25,6 +25,7 @@ import botocore.session
 import pytest
 from botocore.exceptions import ConnectionClosedError
 from helpers import OPERATIONS, digest_of, random_bytes, run_on_terminal, wait_for_threads
+from image_makers import docker_archive
 from test_live import UNKNOWN
 
 import ecr_parts
@@ -174,6 +175,12 @@ def first_program(text: str, workspace: Workspace) -> None:
     workspace.run_python(text)
     assert workspace.variables["layer"].digest == DIGEST
     assert workspace.stored_layer() == LAYER
+
+
+def push_image(text: str, workspace: Workspace) -> None:
+    docker_archive(workspace.path / "image.tar", [LAYER])
+    workspace.run_python(text)
+    assert workspace.variables["image"].tags == ("v1",)
 
 
 def command_line(text: str, workspace: Workspace) -> None:
@@ -368,6 +375,7 @@ CHECKS = [
     Check(quickstart, "sh", r"venv .*quickstart\.py$"),
     Check(quickstart_output, "text", r"^\$ python -m ecr_parts upload"),
     Check(first_program, "python", r"botocore\.session\.get_session"),
+    Check(push_image, "python", r"uploader\.push_image"),
     Check(project_tests, "sh", r"venv .*-m pytest"),
     Check(command_line, "sh", r"\| python -m ecr_parts upload -"),
     Check(serve, "sh", r"^python -m ecr_parts\.testing"),

@@ -16,6 +16,7 @@ from ecr_parts import (
     Chunker,
     LayerUploader,
     Part,
+    PushedImage,
     UploadedLayer,
     UploadSession,
     default_retrying,
@@ -33,6 +34,10 @@ def upload_with_boto3(blob: bytes) -> dict[str, str | int]:
     public = LayerUploader(boto3.client("ecr-public"), "team/app")
     private.upload([blob], digest="sha256:…", size=len(blob), progress=print)
     return public.upload(memoryview(blob)).descriptor("application/vnd.oci.image.layer.v1.tar")
+
+
+def push(path: str) -> PushedImage:
+    return LayerUploader(boto3.client("ecr"), "team/app").push_image(path, tags=["v1"])
 
 
 def upload_in_single_steps(uploader: LayerUploader, blob: bytes) -> UploadedLayer:

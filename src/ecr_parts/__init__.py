@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # at run time, each name is imported when it is first used
     from ecr_parts._chunker import Chunker, Part
-    from ecr_parts._client import EcrClient
+    from ecr_parts._client import EcrClient, ImageClient
     from ecr_parts._limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
-    from ecr_parts._models import Blob, Layer, LayerSource, SentPart, UploadedLayer
+    from ecr_parts._models import Blob, Layer, LayerSource, PushedImage, SentPart, UploadedLayer
     from ecr_parts._retry import CLIENT_CONFIG, default_retrying
     from ecr_parts._session import UploadSession
     from ecr_parts._uploader import LayerUploader
@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # at run time, each name is imported when it is first used
         DigestMismatchError,
         EcrPartsError,
         EmptyLayerError,
+        InvalidImageError,
         LayerTooLargeError,
         ServiceError,
         SourceChangedError,
@@ -38,12 +39,15 @@ __all__ = [
     "EcrClient",
     "EcrPartsError",
     "EmptyLayerError",
+    "ImageClient",
+    "InvalidImageError",
     "Layer",
     "LayerSource",
     "LayerTooLargeError",
     "LayerUploader",
     "Limits",
     "Part",
+    "PushedImage",
     "SentPart",
     "ServiceError",
     "SourceChangedError",
@@ -56,9 +60,9 @@ __all__ = [
 
 _MODULES = {
     "_chunker": ("Chunker", "Part"),
-    "_client": ("EcrClient",),
+    "_client": ("EcrClient", "ImageClient"),
     "_limits": ("ECR_LIMITS", "ECR_PUBLIC_LIMITS", "Limits"),
-    "_models": ("Blob", "Layer", "LayerSource", "SentPart", "UploadedLayer"),
+    "_models": ("Blob", "Layer", "LayerSource", "PushedImage", "SentPart", "UploadedLayer"),
     "_retry": ("CLIENT_CONFIG", "default_retrying"),
     "_session": ("UploadSession",),
     "_uploader": ("LayerUploader",),

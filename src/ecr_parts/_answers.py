@@ -90,6 +90,19 @@ def check_complete_refusal(digest: str, error: ClientError) -> None:
         raise WrongDigestError(f"{digest}: {describe_error(error)}") from error
 
 
+def check_put_image(digest: str, answer: Answer) -> bool:
+    """Raise ``BadAnswerError`` unless ECR stored the manifest with ``digest``."""
+    stored = _member(_member(_member(answer, "image", dict), "imageId", dict), "imageDigest", str)
+    if stored != digest:
+        raise BadAnswerError(f"it has {short_repr(stored)} instead of {digest}", transient=False)
+    return True
+
+
+def parse_put_image_refusal(error: ClientError) -> bool | None:
+    """``True`` if ECR has the image already; ``None`` for other errors."""
+    return True if error_code(error) == "ImageAlreadyExistsException" else None
+
+
 def parse_error(
     error: Exception, parse_refusal: Callable[[ClientError], _T | None]
 ) -> _T | Failure:

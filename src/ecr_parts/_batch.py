@@ -16,7 +16,7 @@ from ecr_parts._client import Failed
 from ecr_parts._digest import hash_source
 from ecr_parts._failures import ClearOwnFrames
 from ecr_parts._layer_upload import NOT_RESUMABLE, upload_layer
-from ecr_parts._models import Layer, LayerSource, UploadedLayer, is_path
+from ecr_parts._models import FileRegion, Layer, LayerSource, UploadedLayer, is_path
 from ecr_parts._sources import check_source, is_background_readable, open_source
 from ecr_parts._threads import Abandoned, Waiter
 from ecr_parts._validation import check_callback, check_digest, check_int, short_repr
@@ -339,7 +339,9 @@ def _create_item(index: int, layer: Layer) -> _Item:
     if background_readable:
         with open_source(layer.source, layer.size) as source:
             size = source.size
-        if is_path(layer.source):
+        if isinstance(layer.source, FileRegion):
+            identity = layer.source
+        elif is_path(layer.source):
             status = os.stat(layer.source)
             identity = (status.st_dev, status.st_ino)
     return _Item(index, layer, background_readable, identity, size, layer.digest)

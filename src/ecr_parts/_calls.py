@@ -31,6 +31,8 @@ AVAILABLE = frozenset({"AVAILABLE"})
 COMPLETED = frozenset({"AVAILABLE", "ARCHIVED"})
 MAX_DIGESTS = 100  # in one call of BatchCheckLayerAvailability (API reference)
 _MAX_POLLS = 4  # availability checks after a completion, because ECR may lag
+_MAX_PUTS = 5  # of one manifest that refers to something that ECR does not find
+_NOT_FOUND = frozenset({"LayersNotFoundException", "ReferencedImagesNotFoundException"})
 
 
 class NotListedError(Exception):
@@ -216,6 +218,24 @@ class UploadCalls:
                 return None
             if found or backoff.attempt == _MAX_POLLS:
                 return found.get(digest)
+            backoff.plan(NotListedError(digest))
+            backoff.wait()
+
+    def put_image(
+        self, digest: str, media_type: str, manifest: str, tag: str | None
+    ) -> Failed | None:
+        """Put a manifest; ``None`` if ECR has it.
+
+        If ECR does not find what the manifest refers to, tries up to five times: PutImage may lag
+        behind completed layers, by public reports. Of the retry policy, only the waits are used.
+        """
+        backoff = Backoff(self.client.retrying, self.client.waiter, self.put_image)
+        while True:
+            outcome = self.client.put_image(digest, media_type, manifest, tag)
+            if isinstance(outcome, Answered):
+                return None
+            if outcome.code not in _NOT_FOUND or backoff.attempt == _MAX_PUTS:
+                return outcome
             backoff.plan(NotListedError(digest))
             backoff.wait()
 

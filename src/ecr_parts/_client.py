@@ -1,4 +1,4 @@
-"""The four ECR calls, with retries and checked answers. Failures are returned, not raised."""
+"""The ECR calls, with retries and checked answers. Failures are returned, not raised."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ from ecr_parts._answers import (
     check_answer,
     check_complete_refusal,
     check_completed,
+    check_put_image,
     parse_availability,
     parse_error,
     parse_part_refusal,
+    parse_put_image_refusal,
     parse_received,
     parse_upload,
 )
@@ -47,6 +49,7 @@ _METHODS = {
     "InitiateLayerUpload": "initiate_layer_upload",
     "UploadLayerPart": "upload_layer_part",
     "CompleteLayerUpload": "complete_layer_upload",
+    "PutImage": "put_image",
 }
 
 
@@ -84,6 +87,25 @@ EcrClient: TypeAlias = EcrApi | botocore.client.BaseClient
 """A botocore or boto3 client for ``ecr`` or ``ecr-public``, or any object with the methods
 ``batch_check_layer_availability``, ``initiate_layer_upload``, ``upload_layer_part`` and
 ``complete_layer_upload``."""
+
+
+class ImageApi(EcrApi, Protocol):
+    """The methods of an ``ecr`` or ``ecr-public`` client that pushing an image calls."""
+
+    def put_image(
+        self,
+        *,
+        repositoryName: str,
+        imageManifest: str,
+        imageManifestMediaType: str = ...,
+        imageTag: str = ...,
+        imageDigest: str = ...,
+        registryId: str = ...,
+    ) -> Answer: ...
+
+
+ImageClient: TypeAlias = ImageApi | botocore.client.BaseClient
+"""An ``EcrClient`` that also has the method ``put_image``."""
 
 
 @dataclass(eq=False)
@@ -237,6 +259,24 @@ class RepositoryClient:
         )
         return self._finish(call)
 
+    def put_image(
+        self, digest: str, media_type: str, manifest: str, tag: str | None
+    ) -> Answered[bool] | Failed:
+        """Put a manifest. That ECR has it already counts as an answer."""
+        parameters = {
+            "imageManifest": manifest,
+            "imageManifestMediaType": media_type,
+            "imageDigest": digest,
+        }
+        call = _Call(
+            "PutImage",
+            parameters if tag is None else {**parameters, "imageTag": tag},
+            partial(check_put_image, digest),
+            parse_put_image_refusal,
+            subject=digest if tag is None else f"{digest} as {tag}",
+        )
+        return self._finish(call)
+
     @property
     def _repository(self) -> dict[str, object]:
         registry = {} if self.registry_id is None else {"registryId": self.registry_id}
@@ -355,13 +395,24 @@ class RepositoryClient:
 
 
 def check_client(client: EcrClient) -> None:
-    """Raise ``TypeError`` if one of the four methods is missing."""
-    for method in _METHODS.values():
-        if not callable(getattr(client, method, None)):
-            raise TypeError(
-                "client must be a botocore or boto3 client for 'ecr' or 'ecr-public', not "
-                f"{short_repr(client)}, which has no {method}"
-            )
+    """Raise ``TypeError`` if a method that uploads layers is missing."""
+    for operation in _METHODS:
+        if operation != "PutImage":
+            _check_method(client, operation)
+
+
+def check_image_client(client: EcrClient) -> None:
+    """Raise ``TypeError`` if the method that puts images is missing."""
+    _check_method(client, "PutImage")
+
+
+def _check_method(client: EcrClient, operation: str) -> None:
+    method = _METHODS[operation]
+    if not callable(getattr(client, method, None)):
+        raise TypeError(
+            "client must be a botocore or boto3 client for 'ecr' or 'ecr-public', not "
+            f"{short_repr(client)}, which has no {method}"
+        )
 
 
 def service_name(client: EcrClient) -> str | None:

@@ -159,6 +159,9 @@ _REMEDIES = {
         ),
         _CREDENTIALS,
     ),
+    "ImageTagAlreadyExistsException": (
+        "The tag is immutable and names another image: push with another tag, or delete that image"
+    ),
     "InvalidParameterException": (
         f"Check the parameter that ECR names; a repository's name is {_NAME_RULES}"
     ),
@@ -171,6 +174,7 @@ _REMEDIES = {
         "ECR has only a fragment of a part, left by a broken connection: upload the layer again "
         "from the beginning"
     ),
+    "LayersNotFoundException": "Push the image again: what is missing will be uploaded",
     "LimitExceededException": (
         "A quota of the registry is reached: request a higher one, or delete what is not needed"
     ),

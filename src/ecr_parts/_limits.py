@@ -112,5 +112,13 @@ ECR_PUBLIC_LIMITS = Limits(
 """Amazon ECR Public. Reference: "Amazon ECR Public service quotas" in the user guide; for
 ``max_part``, its UploadLayerPart API page."""
 
+MAX_IMAGE_LAYERS = 500
+"""The maximum number of layers in an image. Not documented, but measured by others:
+https://github.com/cirruslabs/tart/issues/890"""
+
+MAX_MANIFEST = 4 * _MIB
+"""The maximum size of a manifest, in bytes. Reference: "Pushing Manifests" in the OCI distribution
+specification asks registries to accept this size; other registries accept no more."""
+
 MAX_RESULTS = 1_000
 """The largest page of a list that ECR answers. Reference: ``maxResults`` in the API reference."""

@@ -36,6 +36,24 @@ def is_path(source: object) -> TypeGuard[str | os.PathLike[str]]:
 
 
 @dataclass(frozen=True)
+class FileRegion(os.PathLike[str]):
+    """Bytes of a regular file, such as a blob in an archive, as the source of a layer."""
+
+    path: str
+    offset: int
+    size: int
+    """Bytes."""
+    file: io.FileIO | None = field(default=None, repr=False, compare=False)
+    """The open file if ``path`` only describes it, because it is temporary and has no name."""
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, int, int]]:
+        return type(self), (self.path, self.offset, self.size)  # an open file cannot be pickled
+
+
+@dataclass(frozen=True)
 class SentPart:
     """A part that ECR confirmed."""
 
@@ -70,6 +88,21 @@ class UploadedLayer:
 
 
 @dataclass(frozen=True)
+class PushedImage:
+    """An image that ECR has, whole and under all its tags."""
+
+    __module__ = "ecr_parts"
+
+    digest: str
+    """``"sha256:…"``, of the manifest or the index."""
+    media_type: str
+    """That of the manifest or the index."""
+    tags: tuple[str, ...]
+    layers: tuple[UploadedLayer, ...] = field(repr=False)
+    """The layers and configs of all its platforms, each of them once."""
+
+
+@dataclass(frozen=True)
 class Layer:
     """A layer for ``upload_many``, with options of its own.
 
@@ -87,7 +120,11 @@ class Layer:
     progress: Callable[[int], object] | None = field(default=None, kw_only=True)
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
-        path = os.fspath(self.source) if is_path(self.source) else None
+        path: str | FileRegion | None = None
+        if isinstance(self.source, FileRegion):
+            path = self.source
+        elif is_path(self.source):
+            path = os.fspath(self.source)
         description = short_repr(self.source)
         checkpoint = os.fspath(self.checkpoint) if is_path(self.checkpoint) else None
         return self._unpickle, (path, description, self.digest, self.size, checkpoint)
@@ -95,7 +132,7 @@ class Layer:
     @classmethod
     def _unpickle(
         cls,
-        path: str | None,
+        path: str | FileRegion | None,
         description: str,
         digest: str | None,
         size: int | None,

@@ -22,7 +22,7 @@ from ecr_parts._chunks import (
     read_all,
     to_bytes,
 )
-from ecr_parts._models import Blob, LayerSource, Readable, is_path
+from ecr_parts._models import Blob, FileRegion, LayerSource, Readable, is_path
 from ecr_parts._validation import check_int, short_repr
 from ecr_parts.errors import SourceChangedError
 
@@ -149,13 +149,15 @@ class _RegularFile(_SeekableFile):
 
     background_readable = True
 
-    def __init__(self, path: str | os.PathLike[str], file: io.FileIO) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], file: io.FileIO, size: int | None = None
+    ) -> None:
         self._path = os.path.abspath(os.fspath(path))  # the working directory may change
         self.name = repr(os.fspath(path))
         self._opened = file
         self._stat = os.fstat(file.fileno())
         self._buffers = [bytearray(), bytearray()]
-        super().__init__(file, self._stat.st_size)
+        super().__init__(file, self._stat.st_size if size is None else size)
 
     @override
     def _read_all(self, size: int) -> Blob:
@@ -316,6 +318,8 @@ def open_source(source: LayerSource, size: int | None = None) -> Source:
 
 def is_background_readable(source: LayerSource) -> bool:
     """Whether the opened source will be ``background_readable``; also true for a missing file."""
+    if isinstance(source, FileRegion):
+        return True
     if is_path(source):
         return os.path.isfile(source) or not os.path.exists(source)
     return isinstance(source, bytes | bytearray | memoryview)
@@ -342,6 +346,8 @@ def _open(source: LayerSource, size: int | None) -> Source:
     check_source(source)
     if isinstance(source, bytes | bytearray | memoryview):
         return _Buffer(source)
+    if isinstance(source, FileRegion):
+        return _open_region(source)
     if is_path(source):
         file = open(source, "rb", buffering=0)  # noqa: SIM115  (closed with the source)
         regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
@@ -355,6 +361,23 @@ def _open(source: LayerSource, size: int | None) -> Source:
             return _stream(file_object, size)
         return _SeekableFile(file_object, available)
     return _Stream(pull_from(iter(cast("Iterable[Blob]", source))), size)
+
+
+def _open_region(region: FileRegion) -> Source:
+    file = region.file or open(region.path, "rb", buffering=0)  # noqa: SIM115  (closed with it)
+    opened_file = file if region.file is None else None
+    size = os.fstat(file.fileno()).st_size
+    if size < region.offset + region.size:
+        if opened_file is not None:
+            opened_file.close()
+        raise SourceChangedError(
+            f"{region.path!r} has {size:,} bytes, but the layer in it ends at byte "
+            f"{region.offset + region.size:,}: the file is cut off, or was replaced"
+        )
+    file.seek(region.offset)
+    opened = _RegularFile(region, file, region.size)
+    opened.opened_file = opened_file
+    return opened
 
 
 def _size_if_seekable(file: _Seekable) -> int | None:

@@ -18,9 +18,10 @@ from ecr_parts._chunks import contiguous_view, slices
 from ecr_parts._client import EcrClient, Failed, RepositoryClient, check_client, service_name
 from ecr_parts._failures import ClearOwnFrames
 from ecr_parts._gate import Overlap
+from ecr_parts._images import ImagePush
 from ecr_parts._layer_upload import upload_layer
 from ecr_parts._limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
-from ecr_parts._models import Blob, Layer, LayerSource, UploadedLayer
+from ecr_parts._models import Blob, Layer, LayerSource, PushedImage, UploadedLayer
 from ecr_parts._retry import default_retrying
 from ecr_parts._session import UploadSession
 from ecr_parts._transitions import NextAction
@@ -213,6 +214,52 @@ class LayerUploader:
         stream is passed twice in a sequence, or twice in succession in another iterable.
         """
         return BatchUpload(self._calls, max_workers, check_existing, progress).run(layers)
+
+    def push_image(
+        self,
+        image: str | os.PathLike[str],
+        *,
+        tags: Iterable[str] | None = None,
+        platforms: Iterable[str] | None = None,
+        max_workers: int = 4,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> PushedImage:
+        """Push an image: its blobs that ECR lacks, then its manifests, its tags last.
+
+        ``image`` is the path of an OCI image layout, of a tar archive of one (``docker save`` since
+        version 25, ``docker buildx build -o type=oci``, ``podman save --format oci-archive``), or
+        of a docker archive (older ``docker save``, ``podman save``, kaniko, jib, Bazel). Archives
+        are read in place. Manifests are pushed byte for byte. A docker archive has none, so one is
+        made, and layers that are not compressed are compressed into temporary files.
+
+        ``tags`` are the image's tags at ECR; without them, those that it has in the layout or
+        archive. ``platforms`` (``"linux/arm64"``) selects from an image for several platforms: one
+        platform gives its image alone, several give an index of them.
+
+        ``checkpoint_dir`` is a directory, created if necessary, that makes the push resumable: a
+        push that was killed continues each blob at the byte that ECR has. The checkpoint of a blob
+        is deleted when the blob is complete. ``max_workers`` and ``progress`` are those of
+        ``upload_many``.
+
+        Everything is checked before the first call: that all files are there and have their sizes,
+        and that manifests and configs match their digests. ECR verifies the digests of the layers.
+
+        Raises ``InvalidImageError``; what ``upload_many`` raises; ``TypeError`` if the client has
+        no ``put_image``; ``TypeError`` and ``ValueError`` for bad arguments; and what opening
+        ``image`` raises. The error's ``manifests`` are the digests that ECR has got before it.
+        """
+        push = ImagePush(
+            self._calls,
+            image,
+            tags=tags,
+            platforms=platforms,
+            max_workers=max_workers,
+            checkpoint_dir=checkpoint_dir,
+            progress=progress,
+        )
+        with ClearOwnFrames():
+            return push.run()
 
     def initiate(
         self, *, layer_size: int | None = None, layer_digest: str | None = None

@@ -35,6 +35,9 @@ class EcrPartsError(Exception):
     parts: tuple[SentPart, ...] = ()
     """The parts that ECR confirmed before the error."""
 
+    manifests: tuple[str, ...] = ()
+    """From ``push_image``: the digests of the manifests that ECR has got before the error."""
+
 
 class EmptyLayerError(EcrPartsError, ValueError):
     """The layer has no bytes. ECR rejects empty layers.
@@ -72,6 +75,12 @@ class CheckpointError(EcrPartsError):
 
 class UnexpectedResponseError(EcrPartsError):
     """ECR's answer is malformed or contradicts its earlier answers."""
+
+    __module__ = "ecr_parts"
+
+
+class InvalidImageError(EcrPartsError, ValueError):
+    """What is to be pushed is not an image, or not a whole one, or not one that ECR takes."""
 
     __module__ = "ecr_parts"
 

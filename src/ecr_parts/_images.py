@@ -1,0 +1,243 @@
+"""Pushing an image: its blobs first, then its manifests, its tags last."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from ecr_parts._batch import BatchUpload
+from ecr_parts._calls import UploadCalls
+from ecr_parts._client import Failed, check_image_client
+from ecr_parts._docker_archive import (
+    CompressedLayers,
+    DockerArchive,
+    StoredLayer,
+    compress_layer,
+    read_docker_archive,
+)
+from ecr_parts._image_files import open_image_files
+from ecr_parts._image_layout import Image, read_layout
+from ecr_parts._models import Layer, PushedImage, UploadedLayer, is_path
+from ecr_parts._threads import Abandoned, Waiter
+from ecr_parts._validation import check_callback, check_int, short_repr
+from ecr_parts._workers import Stop, Workers
+from ecr_parts.errors import InvalidImageError
+
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,299}")  # 300 characters (API reference)
+_PLATFORM = re.compile(r"[a-z0-9]+(/[a-z0-9_.]+){1,2}")
+
+
+def read_image(
+    path: str | os.PathLike[str], platforms: tuple[str, ...] | None
+) -> Image | DockerArchive:
+    """The image at ``path``, checked. Raises ``InvalidImageError``, and what opening it raises."""
+    files = open_image_files(path)
+    if files.find("index.json") is not None:
+        return read_layout(files, platforms)
+    if files.find("manifest.json") is not None:
+        return read_docker_archive(files, platforms)
+    raise InvalidImageError(
+        f"{files.path!r} is no image: it has neither index.json, as an OCI image layout has, nor "
+        "manifest.json, as a docker archive has"
+    )
+
+
+class ImagePush:
+    """One call of ``push_image``."""
+
+    def __init__(
+        self,
+        calls: UploadCalls,
+        image: str | os.PathLike[str],
+        *,
+        tags: Iterable[str] | None,
+        platforms: Iterable[str] | None,
+        max_workers: int,
+        checkpoint_dir: str | os.PathLike[str] | None,
+        progress: Callable[[int], object] | None,
+    ) -> None:
+        check_image_client(calls.client.client)
+        if not is_path(image):
+            raise TypeError(f"image must be a path, not {short_repr(image)}")
+        if checkpoint_dir is not None and not is_path(checkpoint_dir):
+            raise TypeError(f"checkpoint_dir must be a path, not {short_repr(checkpoint_dir)}")
+        check_int("max_workers", max_workers)
+        check_callback("progress", progress)
+        self._path = image
+        self._tags = None if tags is None else _check_names("tags", tags, _TAG)
+        self._platforms = (
+            None if platforms is None else _check_names("platforms", platforms, _PLATFORM)
+        )
+        if self._platforms == ():
+            raise ValueError("platforms must not be empty: pass None for all of them")
+        self._max_workers = max_workers
+        self._checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir).absolute()
+        self._progress = progress
+        self._waiter = Waiter(lambda: self._notify(0))
+        self._batch_calls = calls
+        self._calls = calls.with_waiter(self._waiter)
+        self._compressed: dict[str, Layer] = {}
+        """By diff ID."""
+        self._put: list[str] = []
+        """The digests of the manifests that ECR has got."""
+
+    def run(self) -> PushedImage:
+        """Push the image."""
+        with self._waiter, ExitStack() as temporary_files:
+            found = self._waiter.run("disk", partial(read_image, self._path, self._platforms))
+            tags = found.tags if self._tags is None else self._tags
+            image, layers = self._send_blobs(found, temporary_files)
+            failed = self._put_manifests(image, tags)
+            if failed is not None and failed.code == "LayersNotFoundException":
+                # ECR may delete layers that no image refers to, so upload them again.
+                image, layers = self._send_blobs(found, temporary_files)
+                failed = self._put_manifests(image, tags)
+        if failed is not None:
+            failed.error.manifests = tuple(self._put)
+            raise failed.error
+        root = image.manifests[-1]
+        return PushedImage(root.digest, root.media_type, tags, layers)
+
+    def _notify(self, newly_confirmed: int) -> None:
+        if self._progress is not None:
+            self._progress(newly_confirmed)
+
+    # Blobs
+
+    def _send_blobs(
+        self, found: Image | DockerArchive, temporary_files: ExitStack
+    ) -> tuple[Image, tuple[UploadedLayer, ...]]:
+        """Upload the blobs that ECR lacks."""
+        results: dict[str | None, UploadedLayer] = {}
+        if self._checkpoint_dir is not None:
+            make_directory = partial(self._checkpoint_dir.mkdir, 0o700, True, True)
+            self._waiter.run("disk", make_directory)
+        if isinstance(found, DockerArchive):
+            image, existing = self._compress(found, temporary_files)
+            for layer in existing:
+                self._notify(layer.size)
+                results[layer.digest] = layer
+        else:
+            image = found
+        blobs = [self._with_checkpoint(blob) for blob in image.blobs if blob.digest not in results]
+        batch = BatchUpload(self._batch_calls, self._max_workers, True, self._progress)
+        for layer in batch.run(blobs):
+            results[layer.digest] = layer
+        return image, tuple(results[blob.digest] for blob in image.blobs)
+
+    def _with_checkpoint(self, blob: Layer) -> Layer:
+        if self._checkpoint_dir is None:
+            return blob
+        name = f"{str(blob.digest).partition(':')[2]}.checkpoint"
+        return replace(blob, checkpoint=self._checkpoint_dir / name)
+
+    def _compress(
+        self, archive: DockerArchive, temporary_files: ExitStack
+    ) -> tuple[Image, list[UploadedLayer]]:
+        """Compress the layers, except those whose compressed form ECR is known to have."""
+        directory = self._checkpoint_dir
+        table = None if directory is None else CompressedLayers(directory)
+        known = {} if table is None else self._waiter.run("disk", table.load)
+        uncompressed = [layer for layer in archive.layers if not layer.is_compressed]
+        wanted = dict(known[layer.diff_id] for layer in uncompressed if layer.diff_id in known)
+        existing = self._calls.existing_sizes(wanted)
+        if isinstance(existing, Failed):
+            raise existing.error
+        blobs = dict(self._compressed)
+        for layer in uncompressed:
+            digest, size = known.get(layer.diff_id, ("", 0))
+            if digest in existing:
+                blobs.setdefault(layer.diff_id, Layer(b"", digest=digest, size=size))
+        missing = {layer.diff_id: layer for layer in archive.layers if layer.diff_id not in blobs}
+        self._check_disk_space(list(missing.values()))
+        self._compressed |= self._compress_all(list(missing.values()), temporary_files)
+        blobs |= self._compressed
+        if table is not None and self._compressed:
+            self._waiter.run("disk", partial(table.save, self._compressed))
+        layers = [
+            UploadedLayer(digest, size, existed=True)
+            for digest, size in existing.items()
+            if digest not in {layer.digest for layer in self._compressed.values()}
+        ]
+        return archive.image(blobs), layers
+
+    def _check_disk_space(self, layers: list[StoredLayer]) -> None:
+        directory = tempfile.gettempdir()
+        needed = sum(layer.region.size for layer in layers if not layer.is_compressed)
+        free = shutil.disk_usage(directory).free
+        if needed > free:
+            raise OSError(
+                errno.ENOSPC,
+                f"compressing the image's layers may need {needed:,} bytes, and {directory} has "
+                f"{free:,}: set TMPDIR to a directory with more",
+            )
+
+    def _compress_all(
+        self, layers: list[StoredLayer], temporary_files: ExitStack
+    ) -> dict[str, Layer]:
+        """Compress layers in parallel; by diff ID."""
+        stop = Stop()
+        compressed: dict[str, Layer] = {}
+        errors: list[BaseException] = []
+
+        def heartbeat() -> None:
+            stop.check()
+            self._notify(0)
+
+        def compress(layer: StoredLayer) -> None:
+            try:
+                blob = compress_layer(layer, temporary_files, stop.check)
+                compressed[layer.diff_id] = blob
+            except BaseException as error:
+                if not stop.requested:
+                    errors.append(error)
+                    stop.requested = True
+                raise
+
+        with Waiter(heartbeat, stop.is_requested) as waiter:
+            workers = Workers(self._max_workers, waiter, stop)
+            try:
+                for layer in layers:
+                    workers.submit(partial(compress, layer), max_waiting=len(layers))
+                workers.finish()
+            except Abandoned:
+                pass  # because of an error, which is raised below
+            finally:
+                workers.stop()
+        if errors:
+            raise errors[0]
+        return compressed
+
+    # Manifests
+
+    def _put_manifests(self, image: Image, tags: tuple[str, ...]) -> Failed | None:
+        """Put all manifests, that of the image under each tag. The first failure ends it."""
+        *others, root = image.manifests
+        puts = [(manifest, None) for manifest in others] + [(root, tag) for tag in tags or (None,)]
+        for manifest, tag in puts:
+            failed = self._calls.put_image(manifest.digest, manifest.media_type, manifest.text, tag)
+            if failed is not None:
+                return failed
+            if manifest.digest not in self._put:
+                self._put.append(manifest.digest)
+        return None
+
+
+def _check_names(name: str, values: Iterable[str], pattern: re.Pattern[str]) -> tuple[str, ...]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be an iterable of str, not {short_repr(values)}: pass a list")
+    checked = tuple(dict.fromkeys(values))
+    for value in checked:
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be an iterable of str, not of {short_repr(value)}")
+        if not pattern.fullmatch(value):
+            raise ValueError(f"{name}: {short_repr(value)} does not match {pattern.pattern}")
+    return checked
