@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from botocore.config import Config
+from botocore.exceptions import ClientError, ParamValidationError
 from botocore.loaders import create_loader
 from botocore.model import ListShape, ServiceModel, Shape, StructureShape
 from ecr_calls import Caller
@@ -103,10 +104,32 @@ def test_stores_images(call: Caller) -> None:
         json.dumps({"mediaType": MANIFEST_TYPE, "layers": 1}),
         json.dumps({"mediaType": MANIFEST_TYPE, "layers": [1]}),
         json.dumps({"mediaType": MANIFEST_TYPE, "config": {"digest": 1}}),
+        json.dumps({"mediaType": MANIFEST_TYPE, "config": [{"digest": digest_of(CONFIG)}]}),
+        json.dumps({"mediaType": MANIFEST_TYPE, "layers": {"digest": digest_of(LAYER)}}),
+        json.dumps({"mediaType": "a/b\r\nX-Header: 1"}),
+        json.dumps({"mediaType": "a/b\n"}),
+        json.dumps({"mediaType": "application/\u2603"}),
+        json.dumps({"mediaType": "a/b\ud800"}),
+        json.dumps({"mediaType": "a/" + "b" * 128}),
     ],
 )
 def test_rejects_invalid_manifest(text: str, call: Caller) -> None:
     assert call("put_image", imageManifest=text)["code"] == "InvalidParameterException"
+
+
+@pytest.mark.parametrize("tag", ["a/b", "a b", "a\n", ".", "", "a" * 301, digest_of(CONFIG)])
+def test_rejects_invalid_tag(tag: str, ecr: LocalECR) -> None:
+    call = Caller(ecr.client(config=Config(parameter_validation=False)))
+    answer = call("put_image", imageManifest=manifest(), imageTag=tag)
+    assert answer.get("code") == ("InvalidParameterException" if tag else None)
+
+
+def test_rejects_huge_manifest(call: Caller) -> None:
+    text = manifest() + " " * 4_194_304
+    client = call.client
+    client.meta.config.parameter_validation = False
+    with pytest.raises((ClientError, ParamValidationError)):
+        client.put_image(repositoryName="demo", imageManifest=text)
 
 
 def test_does_not_overwrite_immutable_tag(call: Caller, ecr: LocalECR) -> None:
@@ -200,13 +223,28 @@ def test_describes_images(call: Caller) -> None:
     ]
 
 
-def test_describes_images_whose_layers_and_images_are_gone(call: Caller, ecr: LocalECR) -> None:
-    put_all(call, {None: manifest(), "all": index(manifest())})
-    repository = ecr.registry.repositories["demo"]
-    repository.layers.clear()
-    del repository.images[image_digest(manifest())]
-    (image,) = call("describe_images")["imageDetails"]
-    assert image["imageSizeInBytes"] == 0
+def test_describes_deep_and_wide_indexes(ecr_call: Caller) -> None:
+    texts = [manifest(1), manifest(2)]
+    for _ in range(60):  # each level has two indexes of both images of the level below
+        for text in texts:
+            put_all(ecr_call, {None: text})
+        texts = [index(*texts), index(*texts) + " "]
+    put_all(ecr_call, {None: texts[0]})
+    (image,) = ecr_call("describe_images", imageIds=[{"imageDigest": image_digest(texts[0])}])[
+        "imageDetails"
+    ]
+    assert image["imageSizeInBytes"] == len(CONFIG) + len(LAYER)
+
+
+def test_describes_subject_of_image(call: Caller, service: str) -> None:
+    put_all(call, {None: manifest()})
+    about = {"digest": image_digest(manifest()), "size": 1, "mediaType": MANIFEST_TYPE}
+    artifact = json.dumps({**json.loads(manifest(1)), "subject": about, "artifactType": "a/b"})
+    put_all(call, {"signature": artifact})
+    (image,) = call("describe_images", imageIds=[{"imageTag": "signature"}])["imageDetails"]
+    assert image["artifactMediaType"] == "a/b"
+    subject = None if service == "ecr-public" else image_digest(manifest())
+    assert image.get("subjectManifestDigest") == subject
 
 
 def test_lists_images_by_tag_status(ecr_call: Caller) -> None:
@@ -351,6 +389,29 @@ def test_other_registry_has_no_repositories(ecr: LocalECR) -> None:
     assert ecr.client().describe_repositories(registryId="210987654321")["repositories"] == []
 
 
+def test_each_registry_has_its_authorization_token(ecr: LocalECR) -> None:
+    answer = ecr.client().get_authorization_token(registryIds=["111111111111", "222222222222"])
+    assert len(answer["authorizationData"]) == 2
+
+
+def test_null_counts_as_absent(ecr: LocalECR) -> None:
+    registry = ecr.registry
+    put = {"repositoryName": "demo", "imageManifest": manifest(), "imageTag": "v1"}
+    registry.call("PutImage", put)
+    image_id = {"imageTag": "v1", "imageDigest": None}
+    parameters = {"repositoryName": "demo", "imageIds": [image_id], "maxResults": None}
+    assert registry.call("DescribeImages", parameters)["imageDetails"]
+    with pytest.raises(EcrError, match="1 to 100 members"):
+        registry.call("DescribeImages", {**parameters, "imageIds": []})
+
+
+def test_failure_does_not_repeat_what_was_not_asked_for(ecr: LocalECR) -> None:
+    image_id = {"imageTag": "none", "other": [[[]]]}
+    parameters = {"repositoryName": "demo", "imageIds": [image_id]}
+    failures: Any = ecr.registry.call("BatchGetImage", parameters)["failures"]
+    assert [failure["imageId"] for failure in failures] == [{"imageTag": "none"}]
+
+
 def test_authorization_token_is_that_of_docker_login(ecr: LocalECR) -> None:
     (data,) = ecr.client().get_authorization_token()["authorizationData"]
     public = ecr.client("ecr-public").get_authorization_token()["authorizationData"]
@@ -374,6 +435,7 @@ def test_download_url_leads_to_layer(ecr_call: Caller, ecr: LocalECR) -> None:
     with opener.open(answer["downloadUrl"]) as response:
         assert response.read() == LAYER
     assert code(digest_of(b"none")) == "LayersNotFoundException"
+    assert code("none") == "InvalidParameterException"
     ecr.registry.repositories["demo"].layers[digest].status = "ARCHIVED"
     assert code(digest) == "LayerInaccessibleException"
 
@@ -428,7 +490,7 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
 )
 def test_answers_as_in_the_service_model(service: str, operation: str) -> None:
     model = model_of(service).operation_model(operation)
-    errors = {shape.name for shape in model.error_shapes} | {"RegistryNotFoundException"}
+    errors = {shape.name for shape in model.error_shapes}
     assert isinstance(model.output_shape, StructureShape)
     output = model.output_shape
 

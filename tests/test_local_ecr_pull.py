@@ -105,6 +105,9 @@ def test_returns_content_and_its_headers(repository: str, reference: str, pull: 
         ("*/*", 200),
         ("application/*;q=0.1", 200),
         ("application/vnd.oci.image.index.v1+json", 404),
+        (MANIFEST_TYPE.upper(), 200),
+        (f"{MANIFEST_TYPE};q=0", 404),
+        (f"{MANIFEST_TYPE};q=0.0, */*", 200),
     ],
 )
 def test_respects_accept(accept: str, status: int, pull: Puller) -> None:
@@ -134,7 +137,9 @@ def expected_range(first: str, last: str) -> bytes | None:
     return LAYER[selected.start : selected.stop] or None
 
 
-numbers = st.one_of(st.integers(0, 60), st.integers(0, 10**25)).map(str)
+numbers = st.one_of(st.integers(0, 60), st.integers(0, 10**25)).flatmap(
+    lambda number: st.sampled_from([str(number), f"{number:030}"])
+)
 
 
 def test_returns_ranges_of_blobs(pull: Puller) -> None:
@@ -173,6 +178,14 @@ def test_ignores_ranges_that_it_does_not_understand(byte_range: str, pull: Pulle
 def test_answers_range_with_thousands_of_digits(byte_range: str, pull: Puller) -> None:
     answer = pull(f"/v2/demo/blobs/{DIGEST}", Range=byte_range)
     assert answer.status == (206 if "0-" in byte_range else 416)
+
+
+def test_ignores_range_of_head_and_with_if_range(pull: Puller) -> None:
+    path = f"/v2/demo/blobs/{DIGEST}"
+    assert pull(path, "HEAD", Range="bytes=1-2").status == 200
+    assert pull(path, Range="bytes=1-2", If_Range='"x"').body == LAYER
+    assert pull(path, Range="bytes=1-2 ").body == LAYER[1:3]
+    assert "accept-ranges" not in pull("/v2/demo/manifests/v1").headers
 
 
 # Tags
@@ -273,6 +286,60 @@ def test_refuses_push_whose_body_never_ends(ecr: LocalECR) -> None:
 def test_closes_connection_of_pull_with_body(pull: Puller) -> None:
     assert pull("/v2/", body=b"GET /v2/none HTTP/1.1\r\n\r\n").status == 200
     assert pull("/v2/").status == 200
+
+
+@pytest.mark.parametrize("host", ["example.com", "127.0.0.1"])
+def test_body_of_pull_is_not_taken_for_a_request(host: str, pull: Puller) -> None:
+    hidden = b"GET /v2/ HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    head = f"GET /v2/ HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n"
+    head += f"Content-Length: {len(hidden)}\r\n\r\n"
+    answers = exchange(pull.host, head.encode() + hidden)
+    assert answers.count(b"HTTP/1.1") == 1
+
+
+def exchange(host: str, request: bytes) -> bytes:
+    """Everything that is answered to ``request``."""
+    address, port = host.split(":")
+    with socket.create_connection((address, int(port)), timeout=10) as connection:
+        connection.sendall(request)
+        connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        while block := connection.recv(65_536):
+            answer += block
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("request_line", "fields", "status"),
+    [
+        ("OPTIONS /v2/", [f"Content-Length: {3_000_000}", "", "x" * 3_000_000], 501),
+        (f"GET /v2/{'x' * 70_000}", [], 414),
+        (f"GET /v2/{'x' * 3_000_000}", [], 414),
+        ("GET /v2/", ["Accept: */*"] * 150, 431),
+        ("GET /v2/", [f"Accept: {'x' * 3_000_000}"], 431),
+        ("GET /v2/ x", [], 400),
+    ],
+)
+def test_refuses_malformed_request(
+    request_line: str, fields: list[str], status: int, pull: Puller
+) -> None:
+    lines = [f"{request_line} HTTP/1.1", "Host: 127.0.0.1", *fields, "", ""]
+    answer = exchange(pull.host, "\r\n".join(lines).encode())
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b'"code": "UNSUPPORTED"' in answer
+
+
+def test_accepts_absolute_url(pull: Puller) -> None:
+    assert pull(f"http://{pull.host}/v2/demo/manifests/v1").body == MANIFEST
+    assert pull("/v2/", Host=f"{pull.host} ").status == 200
+
+
+def test_archived_layer_cannot_be_pulled(local_ecr: LocalECR) -> None:
+    LayerUploader(local_ecr.client(), "demo").upload(LAYER)
+    local_ecr.registry.repositories["demo"].layers[DIGEST].status = "ARCHIVED"
+    puller = Puller(local_ecr)
+    assert puller(f"/v2/demo/blobs/{DIGEST}").code == "BLOB_UNKNOWN"
+    puller.connection.close()
 
 
 def test_refuses_pull_for_another_host(pull: Puller) -> None:

@@ -50,6 +50,10 @@ class Image:
     """The digests of the images in an index."""
     layers: frozenset[str]
     """The digests of the config and the layers."""
+    size: int
+    """Bytes of the config and the layers; for an index, of its largest image."""
+    subject: str | None
+    """The digest of the image that it is about."""
     pushed_at: float
     """Seconds since 1970."""
 
@@ -71,21 +75,16 @@ class Repository:
     tags: dict[str, str] = field(default_factory=dict)
     """By tag: the digest of the image."""
 
-    def tags_of(self, digest: str) -> list[str]:
-        """The tags of an image, in the order in which they were added."""
-        return [tag for tag, tagged in self.tags.items() if tagged == digest]
+    def tags_by_digest(self) -> dict[str, list[str]]:
+        """The tags of each image that has any, in the order in which they were added."""
+        tags: dict[str, list[str]] = {}
+        for tag, digest in self.tags.items():
+            tags.setdefault(digest, []).append(tag)
+        return tags
 
     def indexes_of(self, digest: str) -> list[str]:
         """The digests of the indexes that an image is in."""
         return [index for index, image in self.images.items() if digest in image.images]
-
-    def image_size(self, digest: str) -> int:
-        """Bytes of the config and the layers; for an index, of its largest image."""
-        image = self.images.get(digest)
-        if image is None:
-            return 0
-        layers = [self.layers[layer].size for layer in image.layers if layer in self.layers]
-        return max([sum(layers), *map(self.image_size, image.images)])
 
 
 @dataclass

@@ -96,15 +96,23 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Connection", "close")
         super().end_headers()
 
+    @override
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer what ``http.server`` refuses, such as a method or a line that is too long."""
+        self._is_unread = self.close_connection = True
+        self._send_answer(refuse(code, "UNSUPPORTED", message or "The request is malformed"))
+
     def do_GET(self) -> None:
+        lengths = self.headers.get_all("Content-Length", ["0"])
+        if set(lengths) != {"0"} or "Transfer-Encoding" in self.headers:
+            self._is_unread = self.close_connection = True
         if not self._is_from_loopback():
             return self._send_answer(refuse(400, "DENIED", _NOT_LOOPBACK))
-        if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
-            self._is_unread = self.close_connection = True
+        is_ranged = self.command == "GET" and "If-Range" not in self.headers
         request = PullRequest(
             self.path,
             accept=",".join(self.headers.get_all("Accept", [])),
-            byte_range=self.headers.get("Range", ""),
+            byte_range=self.headers.get("Range", "").strip() if is_ranged else "",
         )
         return self._send_answer(self.server.service.pull(request))
 
@@ -128,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _is_from_loopback(self) -> bool:
         # Web pages whose host name resolves to 127.0.0.1 must not reach it from a browser.
-        return _LOOPBACK.fullmatch(self.headers.get("Host", "")) is not None
+        return _LOOPBACK.fullmatch(self.headers.get("Host", "").strip()) is not None
 
     def do_POST(self) -> None:
         if not self._is_from_loopback():
@@ -163,7 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
             public = _IS_PUBLIC[target]
         except (KeyError, RecursionError, ValueError) as error:
             return self._send(Reply(400, _NOT_A_REQUEST, repr(error)))
-        endpoint_url = f"http://{self.headers['Host']}"
+        endpoint_url = f"http://{self.headers['Host'].strip()}"
         return self._send(
             ecr.answer(operation, parameters, planned, public=public, endpoint_url=endpoint_url)
         )

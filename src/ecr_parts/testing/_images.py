@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
+from ecr_parts._limits import MAX_MANIFEST
 from ecr_parts.testing._content import Content, Image, Repository
 from ecr_parts.testing._parameters import (
+    DIGEST,
     EcrError,
     Request,
+    descriptor,
     descriptor_digests,
     invalid,
     parse_manifest,
@@ -20,7 +24,8 @@ _INDEX_TYPES = (
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 )
-_DIGEST = re.compile(r"[a-zA-Z0-9-_+.]+:[a-fA-F0-9]+")  # as in ECR's own message
+_MEDIA_TYPE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9!#$&^_.+-]{0,126}/[a-zA-Z0-9!#$&^_.+-]{1,127}")
+_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,299}")  # 300 characters: API reference
 _T = TypeVar("_T")
 
 
@@ -32,6 +37,10 @@ def put_image(content: Content, request: Request) -> dict[str, object]:
     """PutImage."""
     repository = content.repository(request)
     text, tag = request.text("imageManifest"), request.text("imageTag", "")
+    if tag and not _TAG.fullmatch(tag):
+        raise invalid("imageTag", f"must satisfy regular expression '{_TAG.pattern}'")
+    if len(text) > MAX_MANIFEST:
+        raise invalid("imageManifest", f"must have at most {MAX_MANIFEST} characters")
     digest = f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
     if request.text("imageDigest", digest) != digest:
         raise EcrError(
@@ -40,6 +49,9 @@ def put_image(content: Content, request: Request) -> dict[str, object]:
         )
     image = _parse_image(content, request, text)
     _check_references(repository, image)
+    layers = [repository.layers[layer].size for layer in image.layers]
+    images = [repository.images[child].size for child in image.images]
+    image = replace(image, size=max([sum(layers), *images]))
     if digest in repository.images and (not tag or repository.tags.get(tag) == digest):
         raise EcrError(
             "ImageAlreadyExistsException",
@@ -72,10 +84,11 @@ def get_images(content: Content, request: Request) -> dict[str, object]:
 def list_images(content: Content, request: Request) -> dict[str, object]:
     """ListImages."""
     repository = content.repository(request)
+    tags = repository.tags_by_digest()
     image_ids = {
         f"{digest} {image_id.get('imageTag', '')}": image_id
-        for digest in _filtered(repository, request)
-        for image_id in _image_ids(repository, digest)
+        for digest in _filtered(tags, repository, request)
+        for image_id in _image_ids(tags, digest)
     }
     page, more = request.page(image_ids)
     return {"imageIds": page, **more}
@@ -85,13 +98,18 @@ def describe_images(content: Content, request: Request) -> dict[str, object]:
     """DescribeImages."""
     repository = content.repository(request)
     image_ids = request.items("imageIds", dict, optional=True)
+    tags = repository.tags_by_digest()
     more: dict[str, object] = {}
     if image_ids:
         request.refuse_paging("imageIds")
         digests = [_find(request, repository, image_id) for image_id in image_ids]
     else:
-        digests, more = request.page({digest: digest for digest in _filtered(repository, request)})
-    return {"imageDetails": [_details(request, repository, one) for one in digests], **more}
+        selected = _filtered(tags, repository, request)
+        digests, more = request.page({digest: digest for digest in selected})
+    details = [
+        _details(request, digest, repository.images[digest], tags.get(digest)) for digest in digests
+    ]
+    return {"imageDetails": details, **more}
 
 
 def delete_images(content: Content, request: Request) -> dict[str, object]:
@@ -100,8 +118,9 @@ def delete_images(content: Content, request: Request) -> dict[str, object]:
 
     def delete_one(image_id: Mapping[str, Any]) -> list[dict[str, str]]:
         digest, tag = _resolve(repository, image_id)
-        deleted = _image_ids(repository, digest)
-        if "imageDigest" not in image_id and len(deleted) > 1:
+        tags = repository.tags_by_digest()
+        deleted = _image_ids(tags, digest)
+        if not image_id.get("imageDigest") and len(deleted) > 1:
             del repository.tags[tag]
             return [{"imageDigest": digest, "imageTag": tag}]
         if indexes := repository.indexes_of(digest):
@@ -109,7 +128,7 @@ def delete_images(content: Content, request: Request) -> dict[str, object]:
                 "ImageReferencedByManifestList",
                 f"Requested image referenced by manifest list: [{', '.join(indexes)}]",
             )
-        for one_tag in repository.tags_of(digest):
+        for one_tag in tags.get(digest, ()):
             del repository.tags[one_tag]
         del repository.images[digest]
         return deleted
@@ -121,24 +140,27 @@ def delete_images(content: Content, request: Request) -> dict[str, object]:
 def _parse_image(content: Content, request: Request, text: str) -> Image:
     manifest = parse_manifest(text)
     media_type = request.text("imageManifestMediaType", "") or manifest.get("mediaType")
-    if not media_type or not isinstance(media_type, str):
+    if not media_type:
         raise EcrError(
             "InvalidParameterException",
             "image manifest mediatype not provided in manifest or parameter",
         )
-    config = descriptor_digests(manifest, "config")
-    layers = config + descriptor_digests(manifest, "layers")
+    if not isinstance(media_type, str) or not _MEDIA_TYPE.fullmatch(media_type):
+        raise invalid("imageManifestMediaType", "must be a media type")
+    config, subject = descriptor(manifest, "config"), descriptor(manifest, "subject")
+    layers = [config["digest"]] if config else []
+    layers += descriptor_digests(manifest, "layers")
     images = descriptor_digests(manifest, "manifests")
     is_index = media_type in _INDEX_TYPES
-    artifact_type = manifest.get("artifactType") or (
-        manifest["config"].get("mediaType") if config else None
-    )
+    artifact_type = manifest.get("artifactType") or config.get("mediaType")
     return Image(
         manifest=text,
         media_type=media_type,
         artifact_type=artifact_type if isinstance(artifact_type, str) else None,
         images=frozenset(images if is_index else ()),
         layers=frozenset(() if is_index else layers),
+        size=0,
+        subject=subject.get("digest"),
         pushed_at=content.clock(),
     )
 
@@ -174,13 +196,18 @@ def _for_each(
             done += act(image_id)
         except _NotFoundError as error:
             code, reason = error.args
-            failures.append({"imageId": image_id, "failureCode": code, "failureReason": reason})
+            named = {
+                name: value
+                for name in ("imageTag", "imageDigest")
+                if isinstance(value := image_id.get(name), str)
+            }
+            failures.append({"imageId": named, "failureCode": code, "failureReason": reason})
     return done, failures
 
 
 def _resolve(repository: Repository, image_id: Mapping[str, Any]) -> tuple[str, str]:
     """The digest of the image that ``image_id`` names, and the tag in ``image_id``."""
-    tag, digest = image_id.get("imageTag", ""), image_id.get("imageDigest", "")
+    tag, digest = image_id.get("imageTag") or "", image_id.get("imageDigest") or ""
     if not isinstance(tag, str) or not isinstance(digest, str):
         raise invalid("imageIds", "has a member of the wrong type")
     if not tag and not digest:
@@ -188,11 +215,10 @@ def _resolve(repository: Repository, image_id: Mapping[str, Any]) -> tuple[str, 
             "MissingDigestAndTag",
             "Invalid request parameters: both tag and digest cannot be null",
         )
-    if digest and not _DIGEST.fullmatch(digest):
+    if digest and not DIGEST.fullmatch(digest):
         raise _NotFoundError(
             "InvalidImageDigest",
-            "Invalid request parameters: image digest should satisfy the regex "
-            f"'{_DIGEST.pattern}'",
+            f"Invalid request parameters: image digest should satisfy the regex '{DIGEST.pattern}'",
         )
     tagged = repository.tags.get(tag, "")
     if (digest or tagged) not in repository.images or (tag and not tagged):
@@ -217,20 +243,19 @@ def _find(request: Request, repository: Repository, image_id: Mapping[str, Any])
         ) from error
 
 
-def _filtered(repository: Repository, request: Request) -> list[str]:
+def _filtered(tags: Mapping[str, list[str]], repository: Repository, request: Request) -> list[str]:
     """The digests of the images that the filter of ``request`` selects."""
     status = request.nested("filter").choice("tagStatus", "ANY", "TAGGED", "UNTAGGED")
-    tagged = set(repository.tags.values())
     return [
         digest
         for digest in repository.images
-        if status == "ANY" or (status == "TAGGED") == (digest in tagged)
+        if status == "ANY" or (status == "TAGGED") == (digest in tags)
     ]
 
 
-def _image_ids(repository: Repository, digest: str) -> list[dict[str, str]]:
+def _image_ids(tags: Mapping[str, list[str]], digest: str) -> list[dict[str, str]]:
     """One image ID for each tag of an image, or one without a tag."""
-    tagged = [{"imageDigest": digest, "imageTag": tag} for tag in repository.tags_of(digest)]
+    tagged = [{"imageDigest": digest, "imageTag": tag} for tag in tags.get(digest, ())]
     return tagged or [{"imageDigest": digest}]
 
 
@@ -243,13 +268,18 @@ def _image(request: Request, repository: Repository, digest: str, tag: str) -> d
     )
 
 
-def _details(request: Request, repository: Repository, digest: str) -> dict[str, object]:
-    image, tags = repository.images[digest], repository.tags_of(digest)
+def _details(
+    request: Request, digest: str, image: Image, tags: list[str] | None
+) -> dict[str, object]:
+    optional = {
+        "imageTags": tags,
+        "artifactMediaType": image.artifact_type,
+        "subjectManifestDigest": None if request.public else image.subject,
+    }
     return request.echo(
         imageDigest=digest,
-        **({"imageTags": tags} if tags else {}),
-        imageSizeInBytes=repository.image_size(digest),
+        imageSizeInBytes=image.size,
         imagePushedAt=image.pushed_at,
         imageManifestMediaType=image.media_type,
-        **({"artifactMediaType": image.artifact_type} if image.artifact_type else {}),
+        **{name: value for name, value in optional.items() if value is not None},
     )

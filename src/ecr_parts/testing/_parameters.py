@@ -17,6 +17,7 @@ REGISTRY_ID = "012345678910"
 REPOSITORY_NAME = re.compile(
     r"(?=.{2,256}$)[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*"
 )
+DIGEST = re.compile(r"[a-zA-Z0-9-_+.]+:[a-fA-F0-9]+")  # as in ECR's own message
 _T = TypeVar("_T")
 
 
@@ -75,7 +76,7 @@ class Request:
 
     def flag(self, name: str) -> bool:
         flag = self._parameters.get(name)
-        if flag not in (None, True, False):
+        if flag is not None and not isinstance(flag, bool):
             raise invalid(name, "has the wrong type")
         return bool(flag)
 
@@ -83,9 +84,9 @@ class Request:
         return self._get(name, bytes, None)
 
     def items(self, name: str, kind: type[_T], *, optional: bool = False) -> list[_T]:
-        items: list[_T] = self._get(name, list, [] if optional else None)
-        if optional and not items:
-            return items
+        if optional and self._parameters.get(name) is None:
+            return []
+        items: list[_T] = self._get(name, list, None)
         if not 1 <= len(items) <= 100:
             raise invalid(name, f"must have 1 to 100 members, not {len(items)}")
         if not all(isinstance(item, kind) for item in items):
@@ -119,7 +120,7 @@ class Request:
 
     def refuse_paging(self, name: str) -> None:
         """Raise ``EcrError`` if a request that has the parameter ``name`` asks for a page."""
-        if not self._parameters.keys().isdisjoint(("maxResults", "nextToken")):
+        if any(self._parameters.get(one) is not None for one in ("maxResults", "nextToken")):
             raise invalid(name, "cannot be used together with maxResults and nextToken")
 
     def _get(self, name: str, kind: type[_T], default: _T | None) -> _T:
@@ -189,11 +190,19 @@ def parse_manifest(text: str) -> dict[str, Any]:
     return manifest
 
 
+def descriptor(manifest: Mapping[str, Any], member: str) -> dict[str, Any]:
+    """The descriptor in a manifest's ``config`` or ``subject``; empty if there is none."""
+    found = manifest.get(member)
+    if found is None:
+        return {}
+    if not isinstance(found, dict) or not isinstance(found.get("digest"), str):
+        raise invalid("imageManifest", f"its {member} must be a descriptor with a digest")
+    return found
+
+
 def descriptor_digests(manifest: Mapping[str, Any], member: str) -> list[str]:
-    """The digests of the descriptors in a manifest's ``config``, ``layers`` or ``manifests``."""
-    descriptors = manifest.get(member, [])
-    if isinstance(descriptors, dict):
-        descriptors = [descriptors]
+    """The digests of the descriptors in a manifest's ``layers`` or ``manifests``."""
+    descriptors = manifest.get(member) or []
     if not isinstance(descriptors, list):
         raise invalid("imageManifest", f"its {member} must be descriptors")
     digests = [item.get("digest") if isinstance(item, dict) else None for item in descriptors]

@@ -18,7 +18,9 @@ from ecr_parts._validation import is_digest
 from ecr_parts.testing._content import Repository
 from ecr_parts.testing._parameters import REGISTRY_ID, REPOSITORY_NAME
 
+_ORIGIN = re.compile(r"https?://[^/]*", re.IGNORECASE)
 _PATH = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs|tags)/(?P<reference>[^/]+)")
+_REFUSED = re.compile(r"\bq=0(\.0*)?\s*(;|$)")
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
 _NO_HEADERS: Mapping[str, str] = {}
 
@@ -64,7 +66,7 @@ def refuse(
 
 
 def _pull(repositories: Mapping[str, Repository], request: PullRequest) -> PullAnswer:
-    path, _, query = request.url.partition("?")
+    path, _, query = _ORIGIN.sub("", request.url, count=1).partition("?")
     path = unquote(path)
     if path in ("/v2/", "/v2"):
         return _json({})
@@ -95,8 +97,9 @@ def _manifest(repository: Repository, reference: str, accept: str) -> PullAnswer
     image = repository.images.get(digest)
     if image is None:
         raise _RefusedError(404, "MANIFEST_UNKNOWN", f"Requested image not found: {reference}")
-    accepted = {media_range.partition(";")[0].strip() for media_range in accept.split(",")}
-    if accept and not accepted & {image.media_type, "*/*", "application/*"}:
+    ranges = (media_range.lower().partition(";") for media_range in accept.split(","))
+    accepted = {name.strip() for name, _, rest in ranges if not _REFUSED.search(rest)}
+    if accept and not accepted & {image.media_type.lower(), "*/*", "application/*"}:
         message = f"The image is {image.media_type}, which Accept does not allow"
         raise _RefusedError(404, "MANIFEST_UNKNOWN", message)
     return _content([image.manifest.encode()], image.media_type, digest)
@@ -106,9 +109,10 @@ def _blob(repository: Repository, digest: str, byte_range: str) -> PullAnswer:
     if not is_digest(digest):
         raise _RefusedError(400, "DIGEST_INVALID", f"'{digest}' is not a sha256 digest")
     layer = repository.layers.get(digest)
-    if layer is None:
+    if layer is None or layer.status == "ARCHIVED":
         raise _RefusedError(404, "BLOB_UNKNOWN", f"Requested layer not found: {digest}")
     whole = _content(layer.blobs, "application/octet-stream", digest)
+    whole.headers["Accept-Ranges"] = "bytes"
     wanted = _RANGE.fullmatch(byte_range)
     if wanted is None or wanted.group(0) == "bytes=-":
         return whole  # RFC 9110 allows to ignore Range, and requires it for malformed ones
@@ -135,6 +139,7 @@ def _resolve_range(first: str, last: str, *, size: int) -> tuple[int, int]:
 
 def _number(digits: str) -> int:
     """``digits`` as a number. Python refuses to parse thousands of digits."""
+    digits = digits.lstrip("0") or "0"
     return int(digits) if len(digits) < 19 else sys.maxsize
 
 
@@ -165,7 +170,6 @@ def _content(blobs: list[bytes], media_type: str, digest: str) -> PullAnswer:
         "Content-Type": media_type,
         "Content-Length": str(sum(map(len, blobs))),
         "Docker-Content-Digest": digest,
-        "Accept-Ranges": "bytes",
     }
     return PullAnswer(200, headers, blobs)
 

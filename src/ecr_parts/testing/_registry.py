@@ -48,6 +48,13 @@ OPERATIONS: dict[str, Callable[[Content, Request], dict[str, object]]] = {
     "PutImage": put_image,
     "UploadLayerPart": upload_part,
 }
+_UPLOADS = (
+    "BatchCheckLayerAvailability",
+    "CompleteLayerUpload",
+    "InitiateLayerUpload",
+    "PutImage",
+    "UploadLayerPart",
+)
 _NOT_PUBLIC = ("BatchGetImage", "GetDownloadUrlForLayer", "ListImages")
 
 
@@ -103,7 +110,7 @@ class Registry:
             raise EcrError("UnknownOperationException", f"There is no operation {operation}")
         limits = self._limits or (ECR_PUBLIC_LIMITS if public else ECR_LIMITS)
         request = Request(parameters, limits, public=public, endpoint_url=endpoint_url)
-        if public and request.registry_id != REGISTRY_ID:
+        if public and operation in _UPLOADS and request.registry_id != REGISTRY_ID:
             raise EcrError(
                 "RegistryNotFoundException",
                 f"The registry with id '{request.registry_id}' does not exist",

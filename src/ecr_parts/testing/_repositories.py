@@ -60,7 +60,9 @@ def get_authorization_token(content: Content, request: Request) -> dict[str, obj
     }
     if request.public:
         return {"authorizationData": data}
-    return {"authorizationData": [{**data, "proxyEndpoint": request.endpoint_url}]}
+    data["proxyEndpoint"] = request.endpoint_url
+    registries = request.items("registryIds", str, optional=True) or [REGISTRY_ID]
+    return {"authorizationData": [data for _ in registries]}
 
 
 def _describe(request: Request, repository: Repository) -> dict[str, object]:

@@ -6,7 +6,7 @@ import uuid
 
 from ecr_parts._validation import is_digest
 from ecr_parts.testing._content import Content, Layer, Upload
-from ecr_parts.testing._parameters import EcrError, Request, invalid
+from ecr_parts.testing._parameters import DIGEST, EcrError, Request, invalid
 
 _LAYER_MEDIA_TYPE = "application/vnd.docker.image.rootfs.diff.tar"
 
@@ -117,6 +117,8 @@ def check_availability(content: Content, request: Request) -> dict[str, object]:
 def get_download_url(content: Content, request: Request) -> dict[str, object]:
     """GetDownloadUrlForLayer."""
     repository, digest = content.repository(request), request.text("layerDigest")
+    if not DIGEST.fullmatch(digest):
+        raise invalid("layerDigest", f"must satisfy regular expression '{DIGEST.pattern}'")
     layer = repository.layers.get(digest)
     if layer is None:
         raise EcrError(
