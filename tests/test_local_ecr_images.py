@@ -365,6 +365,11 @@ def test_deletes_repository(call: Caller, ecr: LocalECR) -> None:
     assert ecr.registry.repositories == {}
 
 
+def test_force_must_be_a_bool(ecr: LocalECR) -> None:
+    with pytest.raises(EcrError, match="wrong type"):
+        ecr.registry.call("DeleteRepository", {"repositoryName": "demo", "force": 1})
+
+
 # Repositories, and where to pull from
 
 

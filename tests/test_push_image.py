@@ -6,10 +6,11 @@ import gzip
 import io
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import tarfile
-import threading
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,14 @@ def test_leaves_out_layer_that_is_downloaded_from_elsewhere(
     ecr.respond("PutImage", EcrError("ImageAlreadyExistsException", ""))  # LocalECR wants all
     pushed = uploader.push_image(small.path)
     assert missing["digest"] not in {layer.digest for layer in pushed.layers}
+
+
+def test_config_may_be_larger_than_a_manifest(small: Layout, local_ecr: LocalECR) -> None:
+    config = small.add(bytes(4_194_305), "application/octet-stream")
+    manifest = {"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": config, "layers": []}
+    small.finish(small.add_json(manifest, MANIFEST_TYPE))
+    LayerUploader(local_ecr.client(), "demo").push_image(small.path)
+    assert stored(local_ecr) == small.content()
 
 
 # Platforms
@@ -324,17 +333,46 @@ def test_layer_that_does_not_match_its_diff_id_is_not_sent(
     assert ecr.calls_of("InitiateLayerUpload") == []
 
 
-def test_progress_can_end_the_compression(local_ecr: LocalECR, tmp_path: Path) -> None:
+def test_first_error_ends_the_compression(local_ecr: LocalECR, tmp_path: Path) -> None:
+    layers = [LAYERS[1], random_bytes(30_000_000)]
+    path = docker_archive(tmp_path / "image.tar", layers)
+    path.write_bytes(path.read_bytes().replace(LAYERS[1], bytes(len(LAYERS[1]))))
+    with pytest.raises(InvalidImageError, match=f"does not match {digest_of(LAYERS[1])}"):
+        LayerUploader(local_ecr.client(), "demo").push_image(path)
+    assert local_ecr.calls == []
+
+
+def test_archive_that_changes_while_it_is_compressed(
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path, mocker: MockerFixture
+) -> None:
+    path = docker_archive(tmp_path / "image.tar", LAYERS[:1])
+
+    class Compressor:
+        def compress(self, _blob: object) -> bytes:
+            os.truncate(path, 600)
+            return b""
+
+    mocker.patch("zlib.compressobj", return_value=Compressor())
+    with pytest.raises(SourceChangedError, match=r"image\.tar' changed its size .* to 600 bytes"):
+        uploader.push_image(path)
+    assert ecr.calls == []
+
+
+def test_progress_can_end_the_compression(
+    local_ecr: LocalECR, tmp_path: Path, mocker: MockerFixture
+) -> None:
+    mocker.patch("ecr_parts._threads._WAKE_INTERVAL", 0.01)  # seconds, for a faster test
+    temporary_files = mocker.spy(tempfile, "TemporaryFile")
     path = docker_archive(tmp_path / "image.tar", [random_bytes(30_000_000)])
 
     def raise_interrupt(_confirmed: int) -> None:
-        if threading.active_count() > threads_before:
+        if temporary_files.called:
             raise KeyboardInterrupt
 
-    threads_before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
         LayerUploader(local_ecr.client(), "demo").push_image(path, progress=raise_interrupt)
-    assert local_ecr.calls_of("InitiateLayerUpload") == []
+    assert local_ecr.calls == []
+    assert temporary_files.spy_return.closed
 
 
 @pytest.mark.parametrize(
@@ -490,6 +528,7 @@ def add_second_image(layout: Layout, image: Descriptor) -> None:
         (with_descriptor(size=-1), "with -1 bytes"),
         (with_descriptor(digest="sha256:../../etc/passwd"), r"refers to 'sha256:\.\./"),
         (with_descriptor(digest="sha512:00"), "refers to 'sha512:00'"),
+        (with_descriptor(digest=digest_of(b""), urls=["https://example.com"]), "has no blob"),
         (with_descriptor(mediaType="text/plain"), "has the media type 'text/plain'"),
         (with_descriptor(mediaType=""), "mediaType is None"),
         (make_deep, "too deep a tree"),
@@ -707,6 +746,32 @@ def test_blob_with_other_bytes_is_named_and_no_manifest_is_put(
     assert ecr.calls_of("PutImage") == []
 
 
+def test_error_can_be_pickled(layout: Layout, uploader: LayerUploader, tmp_path: Path) -> None:
+    path = archive(layout.path, tmp_path / "image.tar")
+    path.write_bytes(path.read_bytes().replace(LAYERS[1], bytes(len(LAYERS[1]))))
+    with pytest.raises(DigestMismatchError) as raised:
+        uploader.push_image(path)
+    layer = pickle.loads(pickle.dumps(raised.value)).layer
+    assert layer == raised.value.layer
+    with pytest.raises(DigestMismatchError):
+        uploader.upload(layer.source, digest=layer.digest)
+
+
+@pytest.mark.parametrize("size", [0, 1024])
+def test_archive_that_is_cut_during_the_push(
+    size: int, layout: Layout, ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    path = archive(layout.path, tmp_path / "image.tar")
+
+    def truncate(_confirmed: int) -> None:
+        if ecr.calls:
+            os.truncate(path, size)
+
+    with pytest.raises(SourceChangedError, match="cut off, or was replaced"):
+        uploader.push_image(path, progress=truncate)
+    assert ecr.calls_of("PutImage") == []
+
+
 def test_progress_adds_up_to_the_sizes_of_the_blobs(image: Path, uploader: LayerUploader) -> None:
     for _ in range(2):
         sizes: list[int] = []
@@ -822,8 +887,11 @@ def test_repository_that_does_not_exist(layout: Layout, ecr: LocalECR) -> None:
     uploader = LayerUploader(ecr.client(), "none")
     with pytest.raises(ServiceError, match="Create the repository"):
         uploader.push_image(layout.path)
-    with pytest.raises(ServiceError, match="Create the repository"):
-        uploader.push_image(docker_archive(layout.path.parent / "image.tar", LAYERS))
+    path, directory = docker_archive(layout.path.parent / "image.tar", LAYERS), layout.path.parent
+    LayerUploader(ecr.client(), "demo").push_image(path, checkpoint_dir=directory)
+    for checkpoint_dir in (None, directory):  # ECR is asked for what was compressed before
+        with pytest.raises(ServiceError, match="Create the repository"):
+            uploader.push_image(path, checkpoint_dir=checkpoint_dir)
 
 
 @pytest.mark.parametrize(

@@ -364,19 +364,20 @@ def _open(source: LayerSource, size: int | None) -> Source:
 
 
 def _open_region(region: FileRegion) -> Source:
-    file = region.file or open(region.path, "rb", buffering=0)  # noqa: SIM115  (closed with it)
-    opened_file = file if region.file is None else None
+    if region.file is not None:
+        region.file.seek(region.offset)
+        return _RegularFile(region, region.file, region.size)
+    file = open(region.path, "rb", buffering=0)  # noqa: SIM115  (closed with the source)
     size = os.fstat(file.fileno()).st_size
     if size < region.offset + region.size:
-        if opened_file is not None:
-            opened_file.close()
+        file.close()
         raise SourceChangedError(
             f"{region.path!r} has {size:,} bytes, but the layer in it ends at byte "
             f"{region.offset + region.size:,}: the file is cut off, or was replaced"
         )
     file.seek(region.offset)
     opened = _RegularFile(region, file, region.size)
-    opened.opened_file = opened_file
+    opened.opened_file = file
     return opened
 
 

@@ -41,8 +41,8 @@ def describe_repositories(content: Content, request: Request) -> dict[str, objec
 
 def delete_repository(content: Content, request: Request) -> dict[str, object]:
     """DeleteRepository."""
-    repository = content.repository(request)
-    if repository.images and not request.flag("force"):
+    repository, force = content.repository(request), request.flag("force")
+    if repository.images and not force:
         raise EcrError(
             "RepositoryNotEmptyException",
             f"The repository with name '{repository.name}' in registry with id "
