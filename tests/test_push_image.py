@@ -218,7 +218,7 @@ def test_platform_of_an_image_without_index_is_that_of_its_config(
     del descriptor["platform"]
     small.finish(descriptor)
     assert uploader.push_image(small.path, platforms=["linux/amd64"]).digest == descriptor["digest"]
-    with pytest.raises(InvalidImageError, match=r"'linux/arm64'. There are: linux/amd64"):
+    with pytest.raises(InvalidImageError, match=r"'linux/arm64'. Available: linux/amd64"):
         uploader.push_image(small.path, platforms=["linux/amd64", "linux/arm64"])
 
 
@@ -226,7 +226,7 @@ def test_platform_of_an_image_without_index_is_that_of_its_config(
 def test_reports_which_platforms_there_are(
     platform: str, layout: Layout, ecr: LocalECR, uploader: LayerUploader
 ) -> None:
-    with pytest.raises(InvalidImageError, match="There are: linux/amd64, linux/arm64"):
+    with pytest.raises(InvalidImageError, match="Available: linux/amd64, linux/arm64"):
         uploader.push_image(layout.path, platforms=["linux/amd64", platform])
     assert ecr.calls == []
 
@@ -310,7 +310,7 @@ def test_table_that_cannot_be_written_leaves_no_file(
 def test_docker_archive_without_tags(uploader: LayerUploader, tmp_path: Path) -> None:
     path = docker_archive(tmp_path / "image.tar", LAYERS, tags=None)
     assert uploader.push_image(path, platforms=["linux/amd64"]).tags == ()
-    with pytest.raises(InvalidImageError, match=r"'linux/arm64'. There is: linux/amd64"):
+    with pytest.raises(InvalidImageError, match=r"'linux/arm64'. Available: linux/amd64"):
         uploader.push_image(path, platforms=["linux/arm64"])
 
 
@@ -519,7 +519,7 @@ def add_second_image(layout: Layout, image: Descriptor) -> None:
         (change_manifest, "blob sha256:.* has other content"),
         (change_config, "blob sha256:.* has other content"),
         (delete_manifest, "has no blob sha256:"),
-        (make_too_many_layers, "has 501 layers, and ECR takes 500"),
+        (make_too_many_layers, "has 501 layers, and ECR accepts 500"),
         (broken(config=None), "config is None"),
         (broken(layers={}), r"layers is \{\}"),
         (broken(layers=[1]), "mediaType is None"),
@@ -533,10 +533,10 @@ def add_second_image(layout: Layout, image: Descriptor) -> None:
         (with_descriptor(mediaType=""), "mediaType is None"),
         (make_deep, "too deep a tree"),
         (make_too_many_manifests, "more than 2,000 manifests"),
-        (make_bomb, "is no JSON"),
+        (make_bomb, "is not JSON"),
         (make_huge, "has 5,000,000 bytes, more than 4,194,304"),
         (make_huge_index_json, "has 5,000,000 bytes, more than 4,194,304"),
-        (write_index_json("{"), "is no JSON"),
+        (write_index_json("{"), "is not JSON"),
         (write_index_json("[]"), "manifests is None"),
         (write_index_json('{"manifests": []}'), "has 0 images: .* none"),
         (add_second_image, r"has 2 images: .*\(app:v1\), sha256:.* \(linux/arm64\)"),
@@ -590,7 +590,7 @@ def test_names_in_an_archive_never_leave_it(
     members: list[Any], ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
 ) -> None:
     path = write_tar(tmp_path / "image.tar", *members)
-    with pytest.raises(InvalidImageError, match=r"is no image|leads nowhere"):
+    with pytest.raises(InvalidImageError, match=r"is not an image|leads nowhere"):
         uploader.push_image(path)
     assert ecr.calls == []
 
@@ -630,7 +630,7 @@ def test_refuses_what_is_no_archive(
 ) -> None:
     path = tmp_path / "image.tar"
     path.write_bytes(content)
-    with pytest.raises(InvalidImageError, match=r"is no tar archive|is no image"):
+    with pytest.raises(InvalidImageError, match=r"is not a tar archive|is not an image"):
         uploader.push_image(path)
 
 
@@ -649,7 +649,7 @@ def test_sparse_files_in_an_archive_are_not_read(uploader: LayerUploader, tmp_pa
     member.type = tarfile.GNUTYPE_SPARSE
     path = tmp_path / "image.tar"
     path.write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(10_240))
-    with pytest.raises(InvalidImageError, match="is no image"):
+    with pytest.raises(InvalidImageError, match="is not an image"):
         uploader.push_image(path)
 
 

@@ -171,7 +171,7 @@ def compress_layer(layer: StoredLayer, files: ExitStack, heartbeat: Callable[[],
 
 
 class CompressedLayers:
-    """What layers were compressed to, remembered in a file, so that none is compressed twice."""
+    """A file with the digests of compressed layers, so that a repeated push compresses nothing."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / _TABLE

@@ -126,7 +126,7 @@ def _read_entries(path: str) -> dict[str, FileRegion | str]:
                 _add_entry(path, entries, member)
     except (tarfile.TarError, EOFError, OverflowError, ValueError) as error:
         raise InvalidImageError(
-            f"{path!r} is no tar archive of an image: {error}. Pass an OCI image layout, an "
+            f"{path!r} is not a tar archive of an image: {error}. Pass an OCI image layout, an "
             "archive of one, or what docker save or podman save wrote"
         ) from error
     finally:

@@ -25,7 +25,7 @@ DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 _MANIFEST_TYPES = ("application/vnd.oci.image.manifest.v1+json", DOCKER_MANIFEST)
 _REF_NAME = "org.opencontainers.image.ref.name"
 _ATTESTED = "vnd.docker.reference.digest"
-"""The annotation of an attestation in an index that tells the image that it is about."""
+"""The annotation of an attestation in an index: the digest of the image that it describes."""
 # What an image can take of memory is bounded, whatever its indexes say.
 _MAX_MANIFESTS = 2_000
 _MAX_DEPTH = 5
@@ -154,7 +154,7 @@ class _LayoutReader:
             if not any(_fits(descriptor.platform, platform) for descriptor in chosen):
                 there = sorted({descriptor.platform or "none" for descriptor in found})
                 raise self.error(
-                    f"has no image for the platform {short_repr(platform)}. There are: "
+                    f"has no image for the platform {short_repr(platform)}. Available: "
                     f"{', '.join(there)}"
                 )
         if len(chosen) > 1:
@@ -279,7 +279,7 @@ def parse_json(content: bytes, error_of: ErrorOf, where: str) -> tuple[str, Any]
         text = content.decode()
         return text, json.loads(text)
     except (RecursionError, ValueError) as error:
-        raise error_of(f"{where} is no JSON: {error}. Save the image again") from error
+        raise error_of(f"{where} is not JSON: {error}. Save the image again") from error
 
 
 def member(item: object, name: str, kind: type[_T], error_of: ErrorOf, where: str) -> _T:
@@ -291,10 +291,10 @@ def member(item: object, name: str, kind: type[_T], error_of: ErrorOf, where: st
 
 
 def check_layer_count(count: int, error_of: ErrorOf, where: str) -> None:
-    """Raise ``InvalidImageError`` for an image with more layers than ECR takes."""
+    """Raise ``InvalidImageError`` for an image with more layers than ECR accepts."""
     if count > MAX_IMAGE_LAYERS:
         raise error_of(
-            f"{where} has {count:,} layers, and ECR takes {MAX_IMAGE_LAYERS}: merge some of them"
+            f"{where} has {count:,} layers, and ECR accepts {MAX_IMAGE_LAYERS}: merge some of them"
         )
 
 
@@ -311,7 +311,7 @@ def check_platform(config: Mapping[str, Any], platforms: Sequence[str], error_of
     for platform in platforms:
         if not _fits(there, platform):
             raise error_of(
-                f"has no image for the platform {short_repr(platform)}. There is: {there or 'none'}"
+                f"has no image for the platform {short_repr(platform)}. Available: {there or 'none'}"
             )
 
 

@@ -45,7 +45,7 @@ def read_image(
     if files.find("manifest.json") is not None:
         return read_docker_archive(files, platforms)
     raise InvalidImageError(
-        f"{files.path!r} is no image: it has neither index.json, as an OCI image layout has, nor "
+        f"{files.path!r} is not an image: it has neither index.json, as an OCI image layout has, nor "
         "manifest.json, as a docker archive has"
     )
 
@@ -87,7 +87,7 @@ class ImagePush:
         self._compressed: dict[str, Layer] = {}
         """By diff ID."""
         self._put: list[str] = []
-        """The digests of the manifests that ECR has got."""
+        """The digests of the manifests that were put."""
 
     def run(self) -> PushedImage:
         """Push the image."""

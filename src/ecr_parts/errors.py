@@ -36,7 +36,7 @@ class EcrPartsError(Exception):
     """The parts that ECR confirmed before the error."""
 
     manifests: tuple[str, ...] = ()
-    """From ``push_image``: the digests of the manifests that ECR has got before the error."""
+    """From ``push_image``: the digests of the manifests that were put before the error."""
 
 
 class EmptyLayerError(EcrPartsError, ValueError):
@@ -80,7 +80,7 @@ class UnexpectedResponseError(EcrPartsError):
 
 
 class InvalidImageError(EcrPartsError, ValueError):
-    """What is to be pushed is not an image, or not a whole one, or not one that ECR takes."""
+    """The image cannot be pushed: it is incomplete, damaged, or of an unknown format."""
 
     __module__ = "ecr_parts"
 
