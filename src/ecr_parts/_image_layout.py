@@ -311,7 +311,8 @@ def check_platform(config: Mapping[str, Any], platforms: Sequence[str], error_of
     for platform in platforms:
         if not _fits(there, platform):
             raise error_of(
-                f"has no image for the platform {short_repr(platform)}. Available: {there or 'none'}"
+                f"has no image for the platform {short_repr(platform)}. Available: "
+                f"{there or 'none'}"
             )
 
 

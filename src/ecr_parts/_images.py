@@ -45,8 +45,8 @@ def read_image(
     if files.find("manifest.json") is not None:
         return read_docker_archive(files, platforms)
     raise InvalidImageError(
-        f"{files.path!r} is not an image: it has neither index.json, as an OCI image layout has, nor "
-        "manifest.json, as a docker archive has"
+        f"{files.path!r} is not an image: it has neither index.json, as an OCI image layout has, "
+        "nor manifest.json, as a docker archive has"
     )
 
 

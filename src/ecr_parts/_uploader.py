@@ -247,7 +247,7 @@ class LayerUploader:
 
         Raises ``InvalidImageError``; what ``upload_many`` raises; ``TypeError`` if the client has
         no ``put_image``; ``TypeError`` and ``ValueError`` for bad arguments; and what opening
-        ``image`` raises. The error's ``manifests`` are the digests of those that were put before it.
+        ``image`` raises. The error's ``manifests`` are the digests that were put before it.
         """
         push = ImagePush(
             self._calls,
