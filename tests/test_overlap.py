@@ -247,7 +247,9 @@ def test_continues_after_fragment_of_withdrawn_request(source: str, call: int) -
 
 def test_session_of_error_may_be_behind_ecr(ecr: LocalECR) -> None:
     once = NO_WAIT.copy(stop=lambda _state: True)
-    uploader = LayerUploader(ecr.client(), "demo", limits=SMALL_LIMITS, retrying=once)
+    uploader = LayerUploader(
+        ecr.client(), "demo", limits=SMALL_LIMITS, retrying=once, overlap=False
+    )
     ecr.fail("UploadLayerPart", "answer_lost", call=2)
     with pytest.raises(ServiceError) as raised:
         uploader.upload(BLOB)

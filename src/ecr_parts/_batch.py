@@ -282,7 +282,7 @@ class BatchUpload:
             checkpoint = Checkpoint(layer.checkpoint)
             # A waiter of its own, because this may run in a worker.
             with Waiter(self._stop.check, self._stop.is_requested) as waiter:
-                waiter.run("disk", partial(_delete_if_of, checkpoint, digest))
+                waiter.run("disk", partial(checkpoint.delete_if_of, digest))
 
     # Progress and errors
 
@@ -325,12 +325,6 @@ def _raise_repeated_stream() -> None:
 
 def _to_layer(given: LayerSource | Layer) -> Layer:
     return given if isinstance(given, Layer) else Layer(given)
-
-
-def _delete_if_of(checkpoint: Checkpoint, digest: str) -> None:
-    stored = checkpoint.load()
-    if stored is not None and stored.layer_digest == digest:
-        checkpoint.delete()
 
 
 def _create_item(index: int, layer: Layer) -> _Item:

@@ -72,6 +72,12 @@ class Checkpoint:
         except FileNotFoundError:
             return None
 
+    def delete_if_of(self, digest: str) -> None:
+        """Delete the file if it has the session of the layer with ``digest``."""
+        stored = self.load()
+        if stored is not None and stored.layer_digest == digest:
+            self.delete()
+
     def is_at(self, path: str | os.PathLike[str]) -> bool:
         """Whether ``path`` refers to the same file."""
         try:

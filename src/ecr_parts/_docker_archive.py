@@ -5,7 +5,9 @@ Their layers are mostly not compressed. A registry gets them with gzip, as docke
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import json
 import os
 import re
@@ -17,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ecr_parts._digest import hash_source
+from typing_extensions import override
+
+from ecr_parts._digest import RunningDigest
 from ecr_parts._image_files import ImageFiles, read_file
 from ecr_parts._image_layout import (
     DOCKER_MANIFEST,
@@ -30,9 +34,9 @@ from ecr_parts._image_layout import (
     tag_of,
 )
 from ecr_parts._models import FileRegion, Layer
-from ecr_parts._sources import open_source
+from ecr_parts._sources import Source, open_source
 from ecr_parts._validation import is_digest, short_repr
-from ecr_parts.errors import InvalidImageError
+from ecr_parts.errors import CheckpointError, InvalidImageError
 
 _CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
 _LAYER_TYPE = "application/vnd.docker.image.rootfs.diff.tar.gzip"
@@ -88,8 +92,8 @@ def read_docker_archive(files: ImageFiles, platforms: Sequence[str] | None) -> D
         raise error_of(f"has {count} images: save one image to one archive")
     (image,) = images
     config_name = member(image, "Config", str, error_of, "manifest.json")
-    text, config = read_json(files, config_name, error_of)
-    digest = f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+    content, config = read_json(files, config_name, error_of)
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
     named = re.search(r"([0-9a-f]{64})(\.json)?$", config_name)
     if named is not None and f"sha256:{named[1]}" != digest:
         raise error_of(f"{config_name} has other content than its name says. Save it again")
@@ -127,17 +131,64 @@ def _stored_layer(
     return StoredLayer(region, diff_id, start == _GZIP)
 
 
+def _check_compressed_layer(layer: StoredLayer, heartbeat: Callable[[], object]) -> Layer:
+    content = hashlib.sha256()
+    with open_source(layer.region) as source:
+        reader = _HashingReader(source, heartbeat)
+        try:
+            with gzip.GzipFile(fileobj=io.BufferedReader(reader, _CHUNK_SIZE)) as file:
+                while blob := file.read(_CHUNK_SIZE):
+                    heartbeat()
+                    content.update(blob)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise InvalidImageError(
+                f"{layer.region.path!r}: the compressed layer at byte {layer.region.offset:,} is "
+                f"damaged: {error}. Save the image again"
+            ) from error
+    _check_diff_id(layer, content.hexdigest())
+    return Layer(layer.region, digest=reader.digest.digest(), size=layer.region.size)
+
+
+class _HashingReader(io.RawIOBase):
+    """Reads a source from its start to its end, and computes its digest."""
+
+    def __init__(self, source: Source, heartbeat: Callable[[], object]) -> None:
+        self._source = source
+        self._heartbeat = heartbeat
+        self._next_byte = 0
+        self.digest = RunningDigest()
+
+    @override
+    def readable(self) -> bool:
+        return True
+
+    @override
+    def readinto(self, buffer: Any) -> int:
+        self._heartbeat()
+        blob = self._source.read(self._next_byte, len(buffer))
+        self.digest.feed(self._next_byte, blob)
+        self._next_byte += len(blob)
+        buffer[: len(blob)] = blob
+        return len(blob)
+
+
+def _check_diff_id(layer: StoredLayer, digest: str) -> None:
+    if f"sha256:{digest}" != layer.diff_id:
+        raise InvalidImageError(
+            f"{layer.region.path!r}: the layer at byte {layer.region.offset:,} does not match "
+            f"{layer.diff_id}, the config's diff ID. Save the image again"
+        )
+
+
 def compress_layer(layer: StoredLayer, files: ExitStack, heartbeat: Callable[[], object]) -> Layer:
     """Compress a layer into a temporary file without a name, which ``files`` will close.
 
     The same content gives the same digest, as long as the version of zlib is the same. A layer that
-    is compressed already is only read. Raises ``InvalidImageError`` if the content does not match
-    the diff ID.
+    is compressed already is only verified. Raises ``InvalidImageError`` if the content does not
+    match the diff ID.
     """
     if layer.is_compressed:
-        with open_source(layer.region) as source:
-            digest, size = hash_source(source, heartbeat)
-        return Layer(layer.region, digest=digest, size=size)
+        return _check_compressed_layer(layer, heartbeat)
     opened = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  (``files`` closes it)
     file = files.enter_context(opened)
     compressor = zlib.compressobj(wbits=31)  # gzip, without a name and a time
@@ -146,8 +197,15 @@ def compress_layer(layer: StoredLayer, files: ExitStack, heartbeat: Callable[[],
     def write(data: bytes) -> None:
         compressed.update(data)
         view = memoryview(data)
-        while view:
-            view = view[file.write(view) :]
+        try:
+            while view:
+                view = view[file.write(view) :]
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"compressing a layer into a temporary file failed: {error.strerror}: set TMPDIR "
+                "to another directory",
+            ) from error
 
     with open_source(layer.region) as source:
         first_byte = 0
@@ -160,11 +218,7 @@ def compress_layer(layer: StoredLayer, files: ExitStack, heartbeat: Callable[[],
     if error is not None:
         raise error
     write(compressor.flush())
-    if f"sha256:{content.hexdigest()}" != layer.diff_id:
-        raise InvalidImageError(
-            f"{layer.region.path!r}: the layer at byte {layer.region.offset:,} does not match "
-            f"{layer.diff_id}, the config's diff ID. Save the image again"
-        )
+    _check_diff_id(layer, content.hexdigest())
     size = file.tell()
     region = FileRegion(f"the compressed layer {layer.diff_id}", 0, size, file)
     return Layer(region, digest=f"sha256:{compressed.hexdigest()}", size=size)
@@ -183,13 +237,21 @@ class CompressedLayers:
             return {
                 diff_id: (digest, size)
                 for diff_id, (digest, size) in document["layers"].items()
-                if is_digest(digest) and isinstance(size, int)
+                if is_digest(digest) and isinstance(size, int) and size > 0
             }
         except (OSError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
             return {}
 
     def save(self, layers: Mapping[str, Layer]) -> None:
-        """Add ``layers``, by diff ID."""
+        """Add ``layers``, by diff ID. Raises ``CheckpointError`` if that is not possible."""
+        try:
+            self._save(layers)
+        except OSError as error:
+            raise CheckpointError(
+                f"{str(self._path)!r} cannot be written: {error}. Pass another checkpoint_dir"
+            ) from error
+
+    def _save(self, layers: Mapping[str, Layer]) -> None:
         known: dict[str, Any] = {diff_id: list(known) for diff_id, known in self.load().items()}
         known |= {diff_id: [layer.digest, layer.size] for diff_id, layer in layers.items()}
         text = json.dumps({"version": 1, "layers": known})

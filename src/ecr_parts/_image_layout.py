@@ -29,7 +29,8 @@ _ATTESTED = "vnd.docker.reference.digest"
 # What an image can take of memory is bounded, whatever its indexes say.
 _MAX_MANIFESTS = 2_000
 _MAX_DEPTH = 5
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_MAX_TOTAL = 64 * 1024 * 1024  # bytes of all manifests
+TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,299}")  # 300 characters (API reference)
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Manifest:
 
     digest: str
     media_type: str
-    text: str = field(repr=False)
+    content: bytes = field(repr=False)
     blobs: tuple[Layer, ...]
     """The config and the layers; those of an index belong to its manifests."""
 
@@ -88,7 +89,7 @@ def tag_of(reference: object) -> str | None:
     tag = name.rpartition(":")[2]
     if "/" in reference and ":" not in name:
         return None
-    return tag if _TAG.fullmatch(tag) else None
+    return tag if TAG.fullmatch(tag) else None
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ class _Descriptor:
     annotations: Mapping[str, Any]
     has_urls: bool
     """Whether the blob is to be downloaded from somewhere else, not from ECR."""
+    attested: str | None
+    """For an attestation: the digest of the image that it describes."""
     document: Mapping[str, Any]
 
 
@@ -112,6 +115,8 @@ def _describe(descriptor: _Descriptor) -> str:
 class _LayoutReader:
     def __init__(self, files: ImageFiles) -> None:
         self._files = files
+        self._total = 0
+        """Bytes of all manifests."""
         self.manifests: dict[str, Manifest] = {}
         """By digest, in the order in which to put them."""
 
@@ -127,14 +132,17 @@ class _LayoutReader:
             )
         if depth > _MAX_DEPTH or len(self.manifests) >= _MAX_MANIFESTS:
             raise self.error(f"has more than {_MAX_MANIFESTS:,} manifests, or too deep a tree")
-        text, document = self._read_verified(descriptor, where)
+        content, document = self._read_verified(descriptor, where)
+        self._total += len(content)
+        if self._total > _MAX_TOTAL:
+            raise self.error(f"has manifests of more than {_MAX_TOTAL:,} bytes")
         blobs: tuple[Layer, ...] = ()
         if descriptor.media_type in _INDEX_TYPES:
             for child in self.items(document, "manifests", where):
                 self.read_manifest(child, depth + 1)
         else:
             blobs = tuple(self._blobs(document, where))
-        manifest = Manifest(descriptor.digest, descriptor.media_type, text, blobs)
+        manifest = Manifest(descriptor.digest, descriptor.media_type, content, blobs)
         self.manifests[descriptor.digest] = manifest
 
     def read_platforms(self, root: _Descriptor, platforms: Sequence[str]) -> None:
@@ -159,7 +167,7 @@ class _LayoutReader:
                 )
         if len(chosen) > 1:
             digests = {descriptor.digest for descriptor in chosen}
-            chosen += [one for one in found if one.annotations.get(_ATTESTED) in digests]
+            chosen += [one for one in found if one.attested in digests]
         for descriptor in chosen:
             self.read_manifest(descriptor, depth=1)
         if len(chosen) == len(found) > 1:
@@ -183,16 +191,20 @@ class _LayoutReader:
         check_layer_count(len(layers), self.error, where)
         self._check_digest(config)
         for descriptor in (config, *layers):
-            region = self._find_blob(descriptor)
-            if region is not None:
+            # A layer may be downloaded from its URLs instead of ECR.
+            if descriptor is config or not descriptor.has_urls or self._has_blob(descriptor):
+                region = self._find_blob(descriptor)
                 yield Layer(region, digest=descriptor.digest, size=descriptor.size)
 
-    def _find_blob(self, descriptor: _Descriptor) -> FileRegion | None:
-        region = self._files.find(f"blobs/sha256/{descriptor.digest.partition(':')[2]}")
+    def _has_blob(self, descriptor: _Descriptor) -> bool:
+        return self._files.find(_blob_name(descriptor)) is not None
+
+    def _find_blob(self, descriptor: _Descriptor) -> FileRegion:
+        region = self._files.find(_blob_name(descriptor))
         if region is None:
-            if descriptor.has_urls:
-                return None
             raise self.error(f"has no blob {descriptor.digest}. Save the image again, whole")
+        if not region.size:
+            raise self.error(f"blob {descriptor.digest} is empty, and ECR rejects empty layers")
         if region.size != descriptor.size:
             raise self.error(
                 f"blob {descriptor.digest} has {region.size:,} bytes instead of "
@@ -203,18 +215,15 @@ class _LayoutReader:
     def _check_digest(self, descriptor: _Descriptor) -> None:
         """Verify the digest of a config, if it is small enough to be read at once."""
         region = self._find_blob(descriptor)
-        if region is not None and region.size <= MAX_MANIFEST:
+        if region.size <= MAX_MANIFEST:
             self._verified(descriptor.digest, read_file(region))
 
-    def _read_verified(self, descriptor: _Descriptor, where: str) -> tuple[str, dict[str, Any]]:
-        """The text and the JSON object of a manifest or a config."""
+    def _read_verified(self, descriptor: _Descriptor, where: str) -> tuple[bytes, dict[str, Any]]:
+        """The content and the JSON object of a manifest or a config."""
         if descriptor.size > MAX_MANIFEST:
             raise self.error(f"{where} has {descriptor.size:,} bytes, more than {MAX_MANIFEST:,}")
-        region = self._find_blob(descriptor)
-        if region is None:
-            raise self.error(f"has no blob {descriptor.digest}. Save the image again, whole")
-        content = self._verified(descriptor.digest, read_file(region))
-        return parse_json(content, self.error, where)
+        content = self._verified(descriptor.digest, read_file(self._find_blob(descriptor)))
+        return content, parse_json(content, self.error, where)
 
     def _verified(self, digest: str, content: bytes) -> bytes:
         if f"sha256:{hashlib.sha256(content).hexdigest()}" != digest:
@@ -235,13 +244,16 @@ class _LayoutReader:
         if not is_digest(digest) or size < 0:
             raise self.error(f"{where} refers to {short_repr(digest)} with {size:,} bytes")
         annotations = document.get("annotations")
+        annotations = annotations if isinstance(annotations, dict) else {}
+        attested = annotations.get(_ATTESTED)
         return _Descriptor(
             media_type,
             digest,
             size,
             _platform_name(document.get("platform")),
-            annotations if isinstance(annotations, dict) else {},
+            annotations,
             bool(document.get("urls")),
+            attested if isinstance(attested, str) else None,
             document,
         )
 
@@ -250,34 +262,38 @@ class _LayoutReader:
         return InvalidImageError(f"{self._files.path!r}: {message}")
 
 
+def _blob_name(descriptor: _Descriptor) -> str:
+    return f"blobs/sha256/{descriptor.digest.partition(':')[2]}"
+
+
 def create_manifest(
     document: Mapping[str, Any], media_type: str, blobs: tuple[Layer, ...]
 ) -> Manifest:
     """A new manifest."""
-    text = json.dumps(document)
-    digest = f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
-    return Manifest(digest, media_type, text, blobs)
+    content = json.dumps(document).encode()
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    return Manifest(digest, media_type, content, blobs)
 
 
 ErrorOf = Callable[[str], InvalidImageError]
 """Creates the error for a message about an image."""
 
 
-def read_json(files: ImageFiles, name: str, error_of: ErrorOf) -> tuple[str, Any]:
-    """The text and the JSON value in the file called ``name``."""
+def read_json(files: ImageFiles, name: str, error_of: ErrorOf) -> tuple[bytes, Any]:
+    """The content and the JSON value of the file called ``name``."""
     region = files.find(name)
     if region is None:
         raise error_of(f"has no {name}. Save the image again, whole")
     if region.size > MAX_MANIFEST:
         raise error_of(f"{name} has {region.size:,} bytes, more than {MAX_MANIFEST:,}")
-    return parse_json(read_file(region), error_of, name)
+    content = read_file(region)
+    return content, parse_json(content, error_of, name)
 
 
-def parse_json(content: bytes, error_of: ErrorOf, where: str) -> tuple[str, Any]:
-    """The text and the value of JSON."""
+def parse_json(content: bytes, error_of: ErrorOf, where: str) -> Any:
+    """The value of JSON in UTF-8."""
     try:
-        text = content.decode()
-        return text, json.loads(text)
+        return json.loads(content.decode())
     except (RecursionError, ValueError) as error:
         raise error_of(f"{where} is not JSON: {error}. Save the image again") from error
 

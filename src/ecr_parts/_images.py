@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ecr_parts._batch import BatchUpload
 from ecr_parts._calls import UploadCalls
+from ecr_parts._checkpoint import Checkpoint
 from ecr_parts._client import Failed, check_image_client
 from ecr_parts._docker_archive import (
     CompressedLayers,
@@ -24,14 +25,13 @@ from ecr_parts._docker_archive import (
     read_docker_archive,
 )
 from ecr_parts._image_files import open_image_files
-from ecr_parts._image_layout import Image, read_layout
+from ecr_parts._image_layout import TAG, Image, read_layout
 from ecr_parts._models import Layer, PushedImage, UploadedLayer, is_path
 from ecr_parts._threads import Abandoned, Waiter
 from ecr_parts._validation import check_callback, check_int, short_repr
 from ecr_parts._workers import Stop, Workers
-from ecr_parts.errors import InvalidImageError
+from ecr_parts.errors import CheckpointError, EcrPartsError, InvalidImageError
 
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,299}")  # 300 characters (API reference)
 _PLATFORM = re.compile(r"[a-z0-9]+(/[a-z0-9_.]+){1,2}")
 
 
@@ -42,7 +42,7 @@ def read_image(
     files = open_image_files(path)
     if files.find("index.json") is not None:
         return read_layout(files, platforms)
-    if files.find("manifest.json") is not None:
+    if os.path.isfile(path) and files.find("manifest.json") is not None:
         return read_docker_archive(files, platforms)
     raise InvalidImageError(
         f"{files.path!r} is not an image: it has neither index.json, as an OCI image layout has, "
@@ -72,7 +72,7 @@ class ImagePush:
         check_int("max_workers", max_workers)
         check_callback("progress", progress)
         self._path = image
-        self._tags = None if tags is None else _check_names("tags", tags, _TAG)
+        self._tags = None if tags is None else _check_names("tags", tags, TAG)
         self._platforms = (
             None if platforms is None else _check_names("platforms", platforms, _PLATFORM)
         )
@@ -91,17 +91,24 @@ class ImagePush:
 
     def run(self) -> PushedImage:
         """Push the image."""
-        with self._waiter, ExitStack() as temporary_files:
-            found = self._waiter.run("disk", partial(read_image, self._path, self._platforms))
-            tags = found.tags if self._tags is None else self._tags
+        try:
+            with self._waiter, ExitStack() as temporary_files:
+                return self._run(temporary_files)
+        except EcrPartsError as error:
+            error.manifests = tuple(self._put)
+            raise
+
+    def _run(self, temporary_files: ExitStack) -> PushedImage:
+        found = self._waiter.run("disk", partial(read_image, self._path, self._platforms))
+        tags = found.tags if self._tags is None else self._tags
+        image, layers = self._send_blobs(found, temporary_files)
+        failed = self._put_manifests(image, tags)
+        if failed is not None and failed.code == "LayersNotFoundException":
+            # ECR may delete layers that no image refers to, so upload them again.
+            self._notify(-sum(layer.size for layer in layers))
             image, layers = self._send_blobs(found, temporary_files)
             failed = self._put_manifests(image, tags)
-            if failed is not None and failed.code == "LayersNotFoundException":
-                # ECR may delete layers that no image refers to, so upload them again.
-                image, layers = self._send_blobs(found, temporary_files)
-                failed = self._put_manifests(image, tags)
         if failed is not None:
-            failed.error.manifests = tuple(self._put)
             raise failed.error
         root = image.manifests[-1]
         return PushedImage(root.digest, root.media_type, tags, layers)
@@ -118,8 +125,7 @@ class ImagePush:
         """Upload the blobs that ECR lacks."""
         results: dict[str | None, UploadedLayer] = {}
         if self._checkpoint_dir is not None:
-            make_directory = partial(self._checkpoint_dir.mkdir, 0o700, True, True)
-            self._waiter.run("disk", make_directory)
+            self._waiter.run("disk", partial(_make_directory, self._checkpoint_dir))
         if isinstance(found, DockerArchive):
             image, existing = self._compress(found, temporary_files)
             for layer in existing:
@@ -136,8 +142,7 @@ class ImagePush:
     def _with_checkpoint(self, blob: Layer) -> Layer:
         if self._checkpoint_dir is None:
             return blob
-        name = f"{str(blob.digest).partition(':')[2]}.checkpoint"
-        return replace(blob, checkpoint=self._checkpoint_dir / name)
+        return replace(blob, checkpoint=_checkpoint_path(self._checkpoint_dir, str(blob.digest)))
 
     def _compress(
         self, archive: DockerArchive, temporary_files: ExitStack
@@ -146,11 +151,17 @@ class ImagePush:
         directory = self._checkpoint_dir
         table = None if directory is None else CompressedLayers(directory)
         known = {} if table is None else self._waiter.run("disk", table.load)
+        if table is not None:
+            self._waiter.run("disk", partial(table.save, {}))  # before the time is spent
         uncompressed = [layer for layer in archive.layers if not layer.is_compressed]
         wanted = dict(known[layer.diff_id] for layer in uncompressed if layer.diff_id in known)
         existing = self._calls.existing_sizes(wanted)
         if isinstance(existing, Failed):
             raise existing.error
+        if directory is not None:
+            for digest in existing:
+                checkpoint = Checkpoint(_checkpoint_path(directory, digest))
+                self._waiter.run("disk", partial(checkpoint.delete_if_of, digest))
         blobs = dict(self._compressed)
         for layer in uncompressed:
             digest, size = known.get(layer.diff_id, ("", 0))
@@ -160,8 +171,10 @@ class ImagePush:
         self._check_disk_space(list(missing.values()))
         self._compressed |= self._compress_all(list(missing.values()), temporary_files)
         blobs |= self._compressed
-        if table is not None and self._compressed:
-            self._waiter.run("disk", partial(table.save, self._compressed))
+        if table is not None:
+            diff_ids = {layer.diff_id for layer in uncompressed}
+            new = {key: layer for key, layer in self._compressed.items() if key in diff_ids}
+            self._waiter.run("disk", partial(table.save, new))
         layers = [
             UploadedLayer(digest, size, existed=True)
             for digest, size in existing.items()
@@ -223,12 +236,27 @@ class ImagePush:
         *others, root = image.manifests
         puts = [(manifest, None) for manifest in others] + [(root, tag) for tag in tags or (None,)]
         for manifest, tag in puts:
-            failed = self._calls.put_image(manifest.digest, manifest.media_type, manifest.text, tag)
+            failed = self._calls.put_image(
+                manifest.digest, manifest.media_type, manifest.content.decode(), tag
+            )
             if failed is not None:
                 return failed
             if manifest.digest not in self._put:
                 self._put.append(manifest.digest)
         return None
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint_dir {str(path)!r} cannot be created: {error}. Pass another directory"
+        ) from error
+
+
+def _checkpoint_path(directory: Path, digest: str) -> Path:
+    return directory / f"{digest.partition(':')[2]}.checkpoint"
 
 
 def _check_names(name: str, values: Iterable[str], pattern: re.Pattern[str]) -> tuple[str, ...]:
