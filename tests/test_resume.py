@@ -45,7 +45,7 @@ from ecr_parts.testing import EcrError, LocalECR, Registry, Unknowns
 
 BLOB = random_bytes(45)  # six parts of 8 bytes, the last of 5
 DIGEST = digest_of(BLOB)
-MANY_PARTS = Limits(min_part=4, max_part=16, max_parts=1_000, max_layer=10_000)
+MANY_PARTS = Limits(min_part=4, max_part=16, max_parts=10_000, max_layer=100_000)
 
 
 @pytest.fixture
@@ -470,7 +470,7 @@ from ecr_parts.testing import LocalECR
 
 url, path, checkpoint = sys.argv[1:]
 client = LocalECR().client(endpoint_url=url)
-limits = Limits(min_part=4, max_part=16, max_parts=1_000, max_layer=10_000)
+limits = Limits(min_part=4, max_part=16, max_parts=10_000, max_layer=100_000)
 retrying = default_retrying().copy(sleep=lambda seconds: None)
 uploader = LayerUploader(client, "demo", limits=limits, retrying=retrying)
 print("ready", flush=True)
@@ -526,5 +526,5 @@ def test_resumes_after_repeated_kills(tmp_path: Path, checkpoint: Path) -> None:
 
 
 @pytest.mark.soak
-def test_resumes_after_fifty_kills(tmp_path: Path, checkpoint: Path) -> None:
-    check_repeated_kills(50, 900, 2, tmp_path, checkpoint)
+def test_resumes_after_two_hundred_kills(tmp_path: Path, checkpoint: Path) -> None:
+    check_repeated_kills(200, 4_000, 2, tmp_path, checkpoint)
