@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Callable
@@ -880,6 +881,38 @@ def test_resumes_each_blob_where_ecr_stands(
     ]
     total = sum(layer.size for layer in ecr.registry.repositories["demo"].layers.values())
     assert sum(last - first + 1 for first, last in sent) == total  # no byte twice
+
+
+PUSHING_PROCESS = """
+import sys
+from ecr_parts import LayerUploader, Limits
+from ecr_parts.testing import LocalECR
+
+url, path, directory = sys.argv[1:]
+limits = Limits(min_part=4, max_part=16, max_parts=60, max_layer=500)
+uploader = LayerUploader(LocalECR().client(endpoint_url=url), "demo", limits=limits)
+uploader.push_image(path, checkpoint_dir=directory, progress=lambda n: print(n, flush=True))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="requires SIGKILL")
+def test_resumes_after_kills(
+    image: Path, layout: Layout, ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    directory = tmp_path / "checkpoints"
+    for lines in (5, 40, 80):
+        arguments = [ecr.endpoint_url, str(image), str(directory)]
+        command = [sys.executable, "-c", PUSHING_PROCESS, *arguments]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for _ in range(lines):
+                process.stdout.readline()
+            process.kill()
+    uploader.push_image(image, checkpoint_dir=directory)
+    assert stored(ecr) == layout.content()
+    assert list(directory.glob("*.checkpoint")) == []
+    refused = [call for call in ecr.calls_of("UploadLayerPart") if call.outcome != "ok"]
+    assert len(refused) <= 3 * 4 * 2  # those of each worker that were in flight
 
 
 # Manifests
