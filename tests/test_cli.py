@@ -1,4 +1,4 @@
-"""``python -m ecr_parts upload``: its output, its exit status, its progress bar and Ctrl-C."""
+"""The command ``ecr-parts``: its output, its exit status, its progress bar and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
 from helpers import digest_of, random_bytes, read_terminal, run_on_terminal
+from image_makers import Layout, two_platforms
+from pytest_mock import MockerFixture
 
+import ecr_parts
+import ecr_parts.__main__
+from ecr_parts import LayerUploader
 from ecr_parts._cli import _Terminal, main
 from ecr_parts.testing import LocalECR
 
@@ -80,14 +86,14 @@ def run_in_process(
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    signal_handler = signal.getsignal(signal.SIGINT)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     log = logging.getLogger("ecr_parts")
     log_level, log_handlers = log.level, log.handlers.copy()
 
-    def run_main(ecr: LocalECR | None, *arguments: object) -> Result:
+    def run_main(ecr: LocalECR | None, *arguments: object, subcommand: str = "upload") -> Result:
         for name, value in (ecr.environ() if ecr else {}).items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(sys, "argv", ["ecr_parts", "upload", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["ecr_parts", subcommand, *map(str, arguments)])
         read_end, write_end = os.pipe()
         os.close(write_end)
         with open(read_end) as stdin:
@@ -100,7 +106,8 @@ def run_in_process(
 
     yield run_main
     log.setLevel(log_level)
-    signal.signal(signal.SIGINT, signal_handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def first_bytes_sent(ecr: LocalECR) -> list[int | None]:
@@ -329,14 +336,17 @@ def test_resumes_after_ctrl_c(ecr: LocalECR, path: Path, tmp_path: Path) -> None
     assert not checkpoint.exists()
 
 
-def test_ctrl_c_before_first_part_says_nothing_is_confirmed(ecr: LocalECR, path: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_before_first_part_says_nothing_is_confirmed(
+    number: signal.Signals, status: int, ecr: LocalECR, path: Path
+) -> None:
     ecr.fail("BatchCheckLayerAvailability", "throttled", times=4)
     with start(ecr, path, "demo") as process:
         assert process.stderr is not None
         assert b"trying again in" in process.stderr.readline()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, stderr = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == status
     last_line = stderr.decode().splitlines()[-1]
     assert last_line == "interrupted. ECR has confirmed nothing yet: run it again"
 
@@ -360,6 +370,112 @@ def test_progress_raises_keyboard_interrupt_that_python_ignored() -> None:
     terminal = _Terminal()
     terminal.progress(0)
     with pytest.raises(KeyboardInterrupt):  # ignored by Python while an object is finalized
-        terminal.interrupt()
+        terminal.interrupt(signal.SIGINT, None)
     with pytest.raises(KeyboardInterrupt):
         terminal.progress(0)
+
+
+# Images
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return two_platforms(tmp_path / "image").path
+
+
+@pytest.mark.parametrize("public", [True, False])
+def test_pushes_image(
+    public: bool, image: Path, tmp_path: Path, run_in_process: Callable[..., Result]
+) -> None:
+    with LocalECR(["team/app"]) as ecr:
+        options: tuple[str, ...] = ("--public",) if public else ("--region", "us-east-1")
+        options += ("--tag", "latest", "--checkpoint-dir", str(tmp_path / "saved"))
+        status, digest, stderr = run_in_process(
+            ecr, image, "team/app:v2", *options, subcommand="push"
+        )
+        repository = ecr.registry.repositories["team/app"]
+        assert (status, repository.tags) == (0, dict.fromkeys(("v2", "latest"), digest.strip()))
+        last_line = "image pushed to team/app:v2, team/app:latest: 5 of 5 blobs sent, 5"
+        assert stderr.splitlines()[-1].startswith(last_line)
+        status, digest, stderr = run_in_process(ecr, image, "team/app", subcommand="push")
+        assert set(repository.tags) == {"v1", "v2", "latest"}
+        assert stderr.endswith("team/app:v1: 0 of 5 blobs sent, 0 bytes\n")
+
+
+def test_pushes_one_platform_without_tag(
+    small_image: Path, run_in_process: Callable[..., Result]
+) -> None:
+    with LocalECR() as ecr:
+        options = ("--platform", "linux/amd64", "--max-workers", "1")
+        status, _, stderr = run_in_process(ecr, small_image, "demo", *options, subcommand="push")
+        assert status == 0
+        assert stderr.startswith("image pushed to demo: 2 of 2 blobs sent")
+
+
+@pytest.fixture
+def small_image(tmp_path: Path) -> Path:
+    layout = Layout(tmp_path / "small")
+    return layout.finish(layout.add_image("amd64", [b"layer"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ((), "Run the command again to start over; with --checkpoint-dir it would resume"),
+        (("--checkpoint-dir", "saved"), "Run the same command again to resume"),
+    ],
+)
+def test_tells_how_to_resume_push(
+    options: tuple[str, ...],
+    advice: str,
+    image: Path,
+    run_in_process: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with LocalECR() as ecr:
+        for operation, calls in (("CompleteLayerUpload", 0), ("PutImage", 3)):
+            ecr.fail(operation, "access_denied")
+            status, digest, stderr = run_in_process(ecr, image, "demo", *options, subcommand="push")
+            assert (status, digest) == (1, "")
+            assert stderr.endswith(f"in the caller's IAM policy. {advice}\n")
+            assert len(ecr.calls_of("PutImage")) <= calls
+        ecr.fail("BatchCheckLayerAvailability", "access_denied")
+        _, _, stderr = run_in_process(ecr, image, "demo", *options, subcommand="push")
+        assert stderr.endswith("in the caller's IAM policy\n")
+
+
+def test_reports_invalid_image(run_in_process: Callable[..., Result], tmp_path: Path) -> None:
+    with LocalECR() as ecr:
+        status, _, stderr = run_in_process(ecr, tmp_path, "demo", subcommand="push")
+        assert (status, stderr.startswith("error: ")) == (1, True)
+        assert "is not an image" in stderr
+        assert ecr.calls == []
+
+
+def test_prints_version() -> None:
+    completed = subprocess.run(
+        [sys.executable, "-m", "ecr_parts", "--version"], capture_output=True, text=True, check=True
+    )
+    assert completed.stdout == f"ecr-parts {ecr_parts.__version__}\n"
+
+
+def test_ctrl_c_during_import_leaves_no_traceback(mocker: MockerFixture) -> None:
+    mocker.patch("ecr_parts._cli.main", side_effect=KeyboardInterrupt)
+    with pytest.raises(SystemExit) as raised:
+        ecr_parts.__main__.main()
+    assert raised.value.code == 130
+
+
+def test_console_script_is_installed() -> None:
+    (script,) = entry_points(group="console_scripts", name="ecr-parts")
+    assert script.load() is ecr_parts.__main__.main
+
+
+def test_client_config_names_the_library(ecr: LocalECR) -> None:
+    headers: list[Any] = []
+    client = ecr.client()
+    client.meta.events.register("before-send", lambda request, **_: headers.append(request.headers))
+    LayerUploader(client, "demo").missing([DIGEST])
+    assert f"ecr-parts/{ecr_parts.__version__}".encode() in headers[0]["User-Agent"]

@@ -18,7 +18,8 @@ import ecr_parts.testing
 PACKAGE = Path(ecr_parts.__file__).parent
 # Each module imports only from modules listed before it.
 MODULES = [
-    "_validation", "_threads", "_gate", "_bandwidth", "_notebook", "_chunker", "_transitions",
+    "_version", "_validation", "_threads", "_gate", "_bandwidth", "_notebook", "_chunker",
+    "_transitions",
     "_session", "_models", "errors", "_limits", "_chunks", "_sources", "_digest", "_checkpoint",
     "_retry", "_failures", "_answers", "_request", "_client", "_calls", "_pipeline",
     "_layer_upload", "_workers", "_batch", "_tar", "_image_files", "_image_layout",

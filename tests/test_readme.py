@@ -186,7 +186,9 @@ def push_image(text: str, workspace: Workspace) -> None:
 def command_line(text: str, workspace: Workspace) -> None:
     tar = b"a layer that is not compressed"
     (workspace.path / "layer.tar").write_bytes(tar)
-    digest_of_file, digest_of_stream = workspace.run_shell(text).splitlines()
+    docker_archive(workspace.path / "image.tar", [LAYER])
+    digest_of_image, digest_of_file, digest_of_stream = workspace.run_shell(text).splitlines()
+    assert workspace.ecr.registry.repositories["team/app"].tags == {"v1": digest_of_image}
     assert workspace.stored_layer(digest_of_file) == LAYER
     assert gzip.decompress(workspace.stored_layer(digest_of_stream)) == tar
 
@@ -202,7 +204,7 @@ def serve(text: str, workspace: Workspace) -> None:
             variables = len(workspace.ecr.environ())
             url, *exports = [server.stdout.readline() for _ in range(1 + variables)]
             assert url.startswith("http://127.0.0.1:")
-            command = text_of(command_line).splitlines()[0]
+            command = text_of(command_line).splitlines()[1]
             assert workspace.run_shell("".join([*exports, command])) == f"{DIGEST}\n"
         finally:
             server.terminate()
@@ -377,7 +379,7 @@ CHECKS = [
     Check(first_program, "python", r"botocore\.session\.get_session"),
     Check(push_image, "python", r"uploader\.push_image"),
     Check(project_tests, "sh", r"venv .*-m pytest"),
-    Check(command_line, "sh", r"\| python -m ecr_parts upload -"),
+    Check(command_line, "sh", r"\| ecr-parts upload -"),
     Check(serve, "sh", r"^python -m ecr_parts\.testing"),
     Check(quickstart_with_path, "sh", r"^python examples/quickstart\.py layer\.tar\.gz$"),
     Check(stream_with_digest_and_size, "python", r"^ +size=size,"),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from ecr_parts._version import __version__ as __version__
 
 if TYPE_CHECKING:  # at run time, each name is imported when it is first used
     from ecr_parts._chunker import Chunker, Part
@@ -25,8 +28,6 @@ if TYPE_CHECKING:  # at run time, each name is imported when it is first used
         UnexpectedResponseError,
         UploadLostError,
     )
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CLIENT_CONFIG",
@@ -57,6 +58,8 @@ __all__ = [
     "UploadedLayer",
     "default_retrying",
 ]
+
+logging.getLogger("ecr_parts").addHandler(logging.NullHandler())  # as the logging HOWTO asks for
 
 _MODULES = {
     "_chunker": ("Chunker", "Part"),

@@ -1,4 +1,4 @@
-"""The command ``python -m ecr_parts upload``."""
+"""The command ``ecr-parts``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ecr_parts._checkpoint import Checkpoint
 from ecr_parts._retry import CLIENT_CONFIG
 from ecr_parts._uploader import LayerUploader
 from ecr_parts._validation import mask_passwords, to_printable
+from ecr_parts._version import __version__
 from ecr_parts.errors import (
     CheckpointError,
     EcrPartsError,
@@ -32,6 +33,10 @@ _REDRAW_INTERVAL = 0.1  # seconds
 _BAR_WIDTH = 30  # characters
 _DEFAULT_COLUMNS = 80  # for a terminal that does not report its width
 _MAX_MESSAGE_LENGTH = 4_000  # characters
+_EXIT_STATUS = (
+    "Exit status: 0 if the {} is complete at ECR, 1 after an error, 2 for an invalid command line, "
+    "130 after Ctrl-C, 143 after SIGTERM."
+)
 _CLEAR_LINE = "\r\x1b[K"
 
 
@@ -53,10 +58,13 @@ class _Terminal(logging.Handler):
         self.confirmed = 0
         """The number of bytes that ECR has."""
         self._interrupted = False
+        self.exit_status = 128 + signal.SIGINT
+        """What an interrupted command exits with."""
 
-    def interrupt(self, *_signal: object) -> None:
-        """Handle Ctrl-C."""
+    def interrupt(self, number: int, _frame: object) -> None:
+        """Handle Ctrl-C (SIGINT) and SIGTERM."""
         self._interrupted = True
+        self.exit_status = 128 + number
         raise KeyboardInterrupt
 
     def progress(self, newly_confirmed: int) -> None:
@@ -110,15 +118,17 @@ def main() -> int:
     terminal = _Terminal()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # unless it is ignored
         signal.signal(signal.SIGINT, terminal.interrupt)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, terminal.interrupt)
     log = logging.getLogger("ecr_parts")
     log.addHandler(terminal)
     log.setLevel(logging.INFO)
     try:
-        _upload(options, terminal)
+        options.run(options, terminal)
     except KeyboardInterrupt:
         advice = _how_to_resume(options, terminal.confirmed, own=terminal.confirmed > 0)
         terminal.end(f"interrupted. {advice or 'ECR has confirmed nothing yet: run it again'}")
-        return 130
+        return terminal.exit_status
     except (EcrPartsError, OSError, TypeError, ValueError) as error:
         advice = ""
         resumable = ServiceError | UnexpectedResponseError
@@ -132,17 +142,58 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m ecr_parts", description="Upload image layers to Amazon ECR in parts."
+        prog="ecr-parts", description="Upload images and layers to Amazon ECR in parts."
     )
+    parser.add_argument("--version", action="version", version=f"ecr-parts {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    push = commands.add_parser(
+        "push",
+        help="push an image",
+        description="Push an image from an OCI image layout, an archive of one, or a docker "
+        "archive (docker save, podman save). Prints its digest to standard output, and everything "
+        "else to standard error.",
+        epilog=_EXIT_STATUS.format("image"),
+    )
+    push.set_defaults(run=_push)
+    push.add_argument("image", metavar="IMAGE", help="the image's directory or archive")
+    push.add_argument(
+        "repository", metavar="REPOSITORY[:TAG]", help="the repository's name, and a tag"
+    )
+    push.add_argument(
+        "--tag",
+        action="append",
+        metavar="TAG",
+        dest="tags",
+        help="a tag; may be repeated (default: the tags that the image has in its archive)",
+    )
+    push.add_argument(
+        "--platform",
+        action="append",
+        metavar="OS/ARCH",
+        dest="platforms",
+        help="push only the image for this platform, such as linux/arm64; may be repeated",
+    )
+    push.add_argument(
+        "--max-workers",
+        type=int,
+        default=4,
+        metavar="N",
+        help="how many layers are uploaded at a time (default: 4)",
+    )
+    push.add_argument(
+        "--checkpoint-dir",
+        metavar="DIR",
+        help="save progress in this directory; run the same command again to resume",
+    )
+    _add_common_options(push)
     upload = commands.add_parser(
         "upload",
         help="upload one layer",
         description="Upload one layer. Prints its digest to standard output, and everything else "
         "to standard error.",
-        epilog="Exit status: 0 if the layer is complete at ECR, 1 after an error, 2 for an invalid "
-        "command line, 130 after Ctrl-C.",
+        epilog=_EXIT_STATUS.format("layer"),
     )
+    upload.set_defaults(run=_upload)
     upload.add_argument("file", metavar="FILE", help="the layer's file, or - for standard input")
     upload.add_argument("repository", metavar="REPOSITORY", help="the repository's name")
     upload.add_argument(
@@ -153,25 +204,53 @@ def _options() -> argparse.Namespace:
     upload.add_argument(
         "--digest", metavar="D", help="the layer's digest, sha256:..., if known; verified by ECR"
     )
-    upload.add_argument(
+    _add_common_options(upload)
+    return parser.parse_args()
+
+
+def _add_common_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--public", action="store_true", help="use ECR Public")
+    parser.add_argument(
         "--registry-id",
         metavar="ID",
         help="the AWS account ID of the registry (default: that of the credentials)",
     )
-    upload.add_argument("--region", metavar="R", help="the AWS region of the registry")
-    upload.add_argument("--profile", metavar="P", help="a profile of the AWS configuration")
-    upload.add_argument(
+    parser.add_argument("--region", metavar="R", help="the AWS region of the registry")
+    parser.add_argument("--profile", metavar="P", help="a profile of the AWS configuration")
+    parser.add_argument(
         "--endpoint-url",
         metavar="URL",
         help="the URL of ECR, if it is not the default of the region",
     )
-    return parser.parse_args()
+
+
+def _push(options: argparse.Namespace, terminal: _Terminal) -> None:
+    _check_standard_output()
+    directory, slash, name = options.repository.rpartition("/")
+    name, colon, tag = name.partition(":")
+    repository = f"{directory}{slash}{name}"
+    tags = [*([tag] if colon else []), *(options.tags or [])]
+    uploader = LayerUploader(_client(options), repository, registry_id=options.registry_id)
+    image = uploader.push_image(
+        options.image,
+        tags=tags or None,
+        platforms=options.platforms,
+        max_workers=options.max_workers,
+        checkpoint_dir=options.checkpoint_dir,
+        progress=terminal.progress,
+    )
+    sent = [layer.size for layer in image.layers if not layer.existed]
+    names = ", ".join(f"{repository}:{tag}" for tag in image.tags) or repository
+    terminal.end(
+        f"image pushed to {names}: {len(sent)} of {len(image.layers)} blobs sent, "
+        f"{sum(sent):,} bytes"
+    )
+    _print(image.digest)
 
 
 def _upload(options: argparse.Namespace, terminal: _Terminal) -> None:
     stdin = options.file == "-"
-    if sys.stdout is None:
-        raise ValueError("standard output is closed: redirect it to a file or to /dev/null")
+    _check_standard_output()
     if stdin and sys.stdin is None:
         raise ValueError("standard input is closed: pass a file, or pipe the layer in")
     status = os.stat(sys.stdin.fileno() if stdin else options.file)
@@ -193,14 +272,24 @@ def _upload(options: argparse.Namespace, terminal: _Terminal) -> None:
     what = "already exists in" if layer.existed else "uploaded to"
     sent = f"{len(layer.parts):,} part{'' if len(layer.parts) == 1 else 's'} sent"
     terminal.end(f"layer {what} {options.repository}: {layer.size:,} bytes, {sent}")
-    os.write(sys.stdout.fileno(), f"{layer.digest}\n".encode())  # fails here, not at exit
+    _print(layer.digest)
+
+
+def _check_standard_output() -> None:
+    if sys.stdout is None:
+        raise ValueError("standard output is closed: redirect it to a file or to /dev/null")
+
+
+def _print(line: str) -> None:
+    os.write(sys.stdout.fileno(), f"{line}\n".encode())  # fails here, not at exit
 
 
 def _client(options: argparse.Namespace) -> botocore.client.BaseClient:
     try:
         return botocore.session.Session(profile=options.profile).create_client(
-            "ecr",
-            region_name=options.region,
+            "ecr-public" if options.public else "ecr",
+            # The API of ECR Public is in one region only.
+            region_name=options.region or ("us-east-1" if options.public else None),
             endpoint_url=options.endpoint_url,
             config=CLIENT_CONFIG,
         )
@@ -214,6 +303,12 @@ def _client(options: argparse.Namespace) -> botocore.client.BaseClient:
 
 def _how_to_resume(options: argparse.Namespace, confirmed: int, *, own: bool) -> str:
     """Advice on how to resume. ``own``: whether the checkpoint was written by this upload."""
+    if options.command == "push":
+        if not confirmed:
+            return ""
+        if options.checkpoint_dir is None:
+            return "Run the command again to start over; with --checkpoint-dir it would resume"
+        return "Run the same command again to resume"
     saved = None
     if options.checkpoint is not None:
         with suppress(CheckpointError):  # another error is being reported

@@ -24,6 +24,7 @@ from urllib3.exceptions import HTTPError
 
 from ecr_parts._threads import Waiter
 from ecr_parts._validation import mask_passwords, to_printable
+from ecr_parts._version import __version__
 
 _log = logging.getLogger("ecr_parts")
 _MAX_TEXT_LENGTH = 2_000  # characters; some patterns below take quadratic time
@@ -57,6 +58,7 @@ CLIENT_CONFIG = Config(
     tcp_keepalive=True,
     # Two for each layer of ``upload_many``: one request is sent while another is processed.
     max_pool_connections=50,
+    user_agent_extra=f"ecr-parts/{__version__}",
 )
 """The recommended botocore configuration. Any other works too, but botocore's own retries then
 multiply those of this library."""
