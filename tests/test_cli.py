@@ -8,6 +8,7 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import entry_points
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+from botocore.exceptions import MetadataRetrievalError
 from helpers import digest_of, random_bytes, read_terminal, run_on_terminal
 from image_makers import Layout, two_platforms
 from pytest_mock import MockerFixture
@@ -479,3 +481,92 @@ def test_client_config_names_the_library(ecr: LocalECR) -> None:
     client.meta.events.register("before-send", lambda request, **_: headers.append(request.headers))
     LayerUploader(client, "demo").missing([DIGEST])
     assert f"ecr-parts/{ecr_parts.__version__}".encode() in headers[0]["User-Agent"]
+
+
+@pytest.mark.parametrize("name", ["part-size", "limit-rate", "size"])
+@pytest.mark.parametrize("value", ["5MiB", "5242880", "5242880B"])
+def test_sizes_may_have_units(
+    name: str, value: str, ecr: LocalECR, path: Path, run_in_process: Callable[..., Result]
+) -> None:
+    path.write_bytes(BLOB[: 5 * MIB])
+    status, _, stderr = run_in_process(ecr, path, "demo", f"--{name}", value)
+    assert (status, stderr.count("warning")) == (0, 0)
+
+
+@pytest.mark.parametrize("value", ["5 MiB", "5mib", "-5", "", "1e6", "9" * 19])
+def test_rejects_other_sizes(
+    value: str, run_in_process: Callable[..., Result], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run_in_process(None, "-", "demo", f"--size={value}")
+    assert "must be bytes, or a size such as 5MiB" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        ([], 0, "warning: a stream without --size or --digest: if its producer fails, a"),
+        (["--size", str(len(BLOB))], 0, "layer uploaded"),
+        (["--digest", DIGEST], 0, "layer uploaded"),
+        (["--size", str(len(BLOB) + 1)], 1, "error: the source ended after"),
+    ],
+)
+def test_warns_of_stream_that_may_be_truncated(
+    options: list[str], status: int, message: str, ecr: LocalECR
+) -> None:
+    result = run(ecr, "-", "demo", *options, stdin=BLOB)
+    assert result[0] == status
+    assert result[2].startswith(message)
+    assert len(ecr.registry.repositories["demo"].layers) == 1 - status
+
+
+def test_asks_for_credentials_before_the_first_call(
+    ecr: LocalECR, path: Path, run_in_process: Callable[..., Result], mocker: MockerFixture
+) -> None:
+    """This may print a prompt, and Ctrl-C must end it."""
+    threads: list[threading.Thread] = []
+
+    def freeze(_credentials: object) -> None:
+        threads.append(threading.current_thread())
+        raise MetadataRetrievalError(error_msg="MFA")
+
+    mocker.patch("botocore.credentials.Credentials.get_frozen_credentials", freeze)
+    status, _, stderr = run_in_process(ecr, path, "demo")
+    assert (status, threads) == (1, [threading.main_thread()])
+    assert "MFA. Check the AWS configuration, --profile" in stderr
+    assert ecr.calls == []
+
+
+# Serving a LocalECR
+
+
+def test_serves_local_ecr(ecr: LocalECR, path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ecr_parts", "local", "--repository", "team/app"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "no_proxy": "", "NO_PROXY": "example.com"},
+    )
+    with process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline().strip() for _ in range(1 + len(ecr.environ()))]
+        client = ecr.client(endpoint_url=lines[0])
+        assert LayerUploader(client, "team/app").upload(path).digest == DIGEST
+        process.terminate()
+    assert process.returncode == 0
+    assert "export no_proxy=example.com,127.0.0.1" in lines
+
+
+@pytest.mark.parametrize("port", ["used", "-1", "70000"])
+def test_reports_port_that_cannot_be_used(port: str, ecr: LocalECR) -> None:
+    if port == "used":
+        port = ecr.endpoint_url.rpartition(":")[2]
+    completed = subprocess.run(
+        [sys.executable, "-m", "ecr_parts", "local", "--port", port],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert completed.returncode == 1
+    assert completed.stderr.startswith(f"cannot listen on port {port}: ")
+    assert len(completed.stderr.splitlines()) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import signal
 import stat
 import sys
@@ -27,6 +28,7 @@ from ecr_parts.errors import (
     UnexpectedResponseError,
     UploadLostError,
 )
+from ecr_parts.testing.__main__ import DESCRIPTION, add_options, serve
 
 _MIB = 1024 * 1024
 _REDRAW_INTERVAL = 0.1  # seconds
@@ -37,6 +39,9 @@ _EXIT_STATUS = (
     "Exit status: 0 if the {} is complete at ECR, 1 after an error, 2 for an invalid command line, "
     "130 after Ctrl-C, 143 after SIGTERM."
 )
+_UNITS = {
+    "": 1, "B": 1, "kB": 10**3, "KiB": 2**10, "MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30,
+}  # fmt: skip
 _CLEAR_LINE = "\r\x1b[K"
 
 
@@ -79,6 +84,10 @@ class _Terminal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self._write(f"{_CLEAR_LINE if self._has_bar else ''}{record.getMessage()}\n")
         self._draw()
+
+    def warn(self, line: str) -> None:
+        """Print a warning."""
+        self._write(f"warning: {line}\n")
 
     def end(self, line: str) -> None:
         """Print the last line, below the bar."""
@@ -204,12 +213,39 @@ def _options() -> argparse.Namespace:
     upload.add_argument(
         "--digest", metavar="D", help="the layer's digest, sha256:..., if known; verified by ECR"
     )
+    upload.add_argument(
+        "--size",
+        type=_size,
+        metavar="N",
+        help="the layer's size, in bytes or as 5MiB; a stream that ends before is not completed",
+    )
     _add_common_options(upload)
+    local = commands.add_parser(
+        "local", help="serve a local emulator of ECR", description=DESCRIPTION
+    )
+    local.set_defaults(run=lambda options, _terminal: serve(options))
+    add_options(local)
     return parser.parse_args()
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,18})(|B|kB|KiB|MB|MiB|GB|GiB)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"must be bytes, or a size such as 5MiB, not {text!r}")
+    return int(match[1]) * _UNITS[match[2]]
 
 
 def _add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--public", action="store_true", help="use ECR Public")
+    parser.add_argument(
+        "--part-size", type=_size, metavar="N", help="the size of the parts, such as 10MiB"
+    )
+    parser.add_argument(
+        "--limit-rate",
+        type=_size,
+        metavar="N",
+        help="send at most this many bytes per second, such as 5MiB",
+    )
     parser.add_argument(
         "--registry-id",
         metavar="ID",
@@ -230,7 +266,7 @@ def _push(options: argparse.Namespace, terminal: _Terminal) -> None:
     name, colon, tag = name.partition(":")
     repository = f"{directory}{slash}{name}"
     tags = [*([tag] if colon else []), *(options.tags or [])]
-    uploader = LayerUploader(_client(options), repository, registry_id=options.registry_id)
+    uploader = _uploader(options, repository)
     image = uploader.push_image(
         options.image,
         tags=tags or None,
@@ -259,13 +295,19 @@ def _upload(options: argparse.Namespace, terminal: _Terminal) -> None:
             "--checkpoint requires a regular file: a pipe cannot be resumed. Save the layer to a "
             "file first"
         )
-    uploader = LayerUploader(_client(options), options.repository, registry_id=options.registry_id)
+    if not stat.S_ISREG(status.st_mode) and options.digest is None and options.size is None:
+        terminal.warn(
+            "a stream without --size or --digest: if its producer fails, a truncated layer is "
+            "uploaded"
+        )
+    uploader = _uploader(options, options.repository)
     if stat.S_ISREG(status.st_mode):
         offset = os.lseek(sys.stdin.fileno(), 0, os.SEEK_CUR) if stdin else 0
         terminal.size = status.st_size - offset
     layer = uploader.upload(
         sys.stdin.buffer if stdin else options.file,
         digest=options.digest,
+        size=options.size,
         checkpoint=options.checkpoint,
         progress=terminal.progress,
     )
@@ -284,9 +326,24 @@ def _print(line: str) -> None:
     os.write(sys.stdout.fileno(), f"{line}\n".encode())  # fails here, not at exit
 
 
+def _uploader(options: argparse.Namespace, repository: str) -> LayerUploader:
+    return LayerUploader(
+        _client(options),
+        repository,
+        registry_id=options.registry_id,
+        part_size=options.part_size,
+        max_bandwidth=options.limit_rate,
+    )
+
+
 def _client(options: argparse.Namespace) -> botocore.client.BaseClient:
     try:
-        return botocore.session.Session(profile=options.profile).create_client(
+        session = botocore.session.Session(profile=options.profile)
+        # Here, in the main thread: this may ask for an MFA code on the terminal.
+        credentials = session.get_credentials()
+        if credentials is not None:
+            credentials.get_frozen_credentials()
+        return session.create_client(
             "ecr-public" if options.public else "ecr",
             # The API of ECR Public is in one region only.
             region_name=options.region or ("us-east-1" if options.public else None),

@@ -7,16 +7,14 @@ import signal
 import sys
 import threading
 
-from ecr_parts.testing._local_ecr import LocalECR
+DESCRIPTION = (
+    "Serve a LocalECR. Prints its URL, and the environment variables that point the AWS SDKs, the "
+    "AWS CLI and ecr-parts at it."
+)
 
 
-def main() -> None:
-    """Serve until SIGINT or SIGTERM."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ecr_parts.testing",
-        description="Serve a LocalECR. Prints its URL, and the environment variables that point "
-        "the AWS SDKs, the AWS CLI and python -m ecr_parts at it.",
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
     parser.add_argument("--port", type=int, default=0, help="the port (default: any free one)")
     parser.add_argument(
         "--repository",
@@ -27,17 +25,35 @@ def main() -> None:
     parser.add_argument(
         "--slow", type=float, default=0, metavar="SECONDS", help="delay of the answer to each part"
     )
-    options = parser.parse_args()
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    # Here, because the other commands need the options only.
+    from ecr_parts.testing._local_ecr import LocalECR
+
     done = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: done.set())
-    with LocalECR(options.repository or ["demo"], port=options.port, slow=options.slow) as ecr:
-        if options.slow:
-            ecr.fail("UploadLayerPart", "slow", times=sys.maxsize)
-        print(ecr.endpoint_url, flush=True)
-        for name, value in ecr.environ().items():
-            print(f"export {name}={value}", flush=True)
-        done.wait()
+    ecr = LocalECR(options.repository or ["demo"], port=options.port, slow=options.slow)
+    try:
+        ecr.start()
+    except (OSError, OverflowError) as error:
+        sys.exit(f"cannot listen on port {options.port}: {error}. Pass another --port, or none")
+    if options.slow:
+        ecr.fail("UploadLayerPart", "slow", times=sys.maxsize)
+    print(ecr.endpoint_url, flush=True)
+    for name, value in ecr.environ().items():
+        print(f"export {name}={value}", flush=True)
+    done.wait()
+    ecr.stop()
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m ecr_parts.testing", description=DESCRIPTION)
+    add_options(parser)
+    serve(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -142,7 +143,12 @@ class LocalECR:
         return session.create_client(service, **(settings | kwargs))
 
     def environ(self) -> dict[str, str]:
-        """Environment variables that point the AWS SDKs and the AWS CLI at it."""
+        """Environment variables that point the AWS SDKs and the AWS CLI at it.
+
+        Hosts that are exempt from a proxy already stay exempt.
+        """
+        exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+        no_proxy = f"{exempt},127.0.0.1" if exempt else "127.0.0.1"
         return {
             "AWS_ENDPOINT_URL_ECR": self.endpoint_url,
             "AWS_ENDPOINT_URL_ECR_PUBLIC": self.endpoint_url,
@@ -151,8 +157,8 @@ class LocalECR:
             "AWS_SECRET_ACCESS_KEY": "local",
             "AWS_REGION": _REGION,
             "AWS_DEFAULT_REGION": _REGION,
-            "NO_PROXY": "127.0.0.1",
-            "no_proxy": "127.0.0.1",
+            "NO_PROXY": no_proxy,
+            "no_proxy": no_proxy,
         }
 
     def fail(self, operation: str, fault: Fault, *, call: int = 1, times: int = 1) -> None:
