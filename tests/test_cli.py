@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import pty
@@ -570,3 +571,59 @@ def test_reports_port_that_cannot_be_used(port: str, ecr: LocalECR) -> None:
     assert completed.returncode == 1
     assert completed.stderr.startswith(f"cannot listen on port {port}: ")
     assert len(completed.stderr.splitlines()) == 1
+
+
+# Progress
+
+
+def test_prints_progress_as_lines(
+    ecr: LocalECR, path: Path, run_in_process: Callable[..., Result], mocker: MockerFixture
+) -> None:
+    mocker.patch("ecr_parts._cli._LINE_INTERVAL", 0)  # seconds
+    _, _, stderr = run_in_process(ecr, path, "demo")
+    lines = stderr.splitlines()
+    assert len(lines) > 3
+    assert any(line.startswith("5.0 of 12.0 MiB  ") for line in lines)
+    assert not set("\r\x1b") & set(stderr)
+
+    with LocalECR() as other:
+        stream = run(other, "-", "demo", "--progress", "plain", stdin=BLOB)
+    assert stream[0] == 0  # the ten seconds have not passed
+    assert len(stream[2].splitlines()) == 2
+
+
+@pytest.mark.parametrize("options", [("--progress", "none"), ("--progress", "plain")])
+def test_prints_no_line_before_ten_seconds(
+    options: tuple[str, ...], ecr: LocalECR, path: Path, run_in_process: Callable[..., Result]
+) -> None:
+    _, _, stderr = run_in_process(ecr, path, "demo", *options)
+    assert len(stderr.splitlines()) == 1
+
+
+def test_draws_bar_if_it_is_asked_for(
+    ecr: LocalECR, path: Path, run_in_process: Callable[..., Result]
+) -> None:
+    _, _, stderr = run_in_process(ecr, path, "demo", "--progress", "bar")
+    assert "100%  12.0 of 12.0 MiB" in stderr
+
+
+def test_quiet_prints_errors_only(
+    ecr: LocalECR, path: Path, run_in_process: Callable[..., Result]
+) -> None:
+    ecr.fail("UploadLayerPart", "answer_lost")
+    assert run_in_process(ecr, path, "demo", "--quiet") == (0, f"{DIGEST}\n", "")
+    status, _, stderr = run_in_process(ecr, path, "none", "--quiet", "--progress", "bar")
+    assert (status, stderr.startswith("error: ")) == (1, True)
+
+
+def test_prints_json(
+    ecr: LocalECR, path: Path, image: Path, run_in_process: Callable[..., Result]
+) -> None:
+    layer = json.loads(run_in_process(ecr, path, "demo", "--json")[1])
+    assert layer.pop("seconds") > 0
+    assert layer == {"digest": DIGEST, "size": len(BLOB), "existed": False, "parts": 3}
+    pushed = json.loads(run_in_process(ecr, image, "demo", "--json", subcommand="push")[1])
+    repository = ecr.registry.repositories["demo"]
+    assert pushed["digest"] == repository.tags["v1"]
+    assert pushed["tags"] == ["v1"]
+    assert {layer["digest"] for layer in pushed["layers"]} == set(repository.layers) - {DIGEST}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import re
@@ -17,6 +18,7 @@ import botocore.session
 from typing_extensions import override
 
 from ecr_parts._checkpoint import Checkpoint
+from ecr_parts._models import UploadedLayer
 from ecr_parts._retry import CLIENT_CONFIG
 from ecr_parts._uploader import LayerUploader
 from ecr_parts._validation import mask_passwords, to_printable
@@ -32,6 +34,7 @@ from ecr_parts.testing.__main__ import DESCRIPTION, add_options, serve
 
 _MIB = 1024 * 1024
 _REDRAW_INTERVAL = 0.1  # seconds
+_LINE_INTERVAL = 10.0  # seconds
 _BAR_WIDTH = 30  # characters
 _DEFAULT_COLUMNS = 80  # for a terminal that does not report its width
 _MAX_MESSAGE_LENGTH = 4_000  # characters
@@ -46,18 +49,22 @@ _CLEAR_LINE = "\r\x1b[K"
 
 
 class _Terminal(logging.Handler):
-    """Standard error: log messages line by line and, on a terminal, a progress bar below them.
+    """Standard error: log messages line by line, and progress as a bar below them, or as lines.
 
     If standard error is closed or full, the upload continues without messages.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, progress: str = "auto", *, quiet: bool = False) -> None:
         super().__init__()
-        self._has_bar = (
-            sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        )
+        if progress == "auto":
+            is_terminal = sys.stderr is not None and sys.stderr.isatty()
+            progress = "bar" if is_terminal and os.environ.get("TERM") != "dumb" else "plain"
+        self._has_bar = progress == "bar" and not quiet
+        self._has_lines = progress == "plain" and not quiet
+        self._is_quiet = quiet
         self._started = time.monotonic()
         self._drawn = 0.0
+        self._next_line = self._started + _LINE_INTERVAL
         self.size: int | None = None
         """The layer's size in bytes, if known."""
         self.confirmed = 0
@@ -82,8 +89,9 @@ class _Terminal(logging.Handler):
 
     @override
     def emit(self, record: logging.LogRecord) -> None:
-        self._write(f"{_CLEAR_LINE if self._has_bar else ''}{record.getMessage()}\n")
-        self._draw()
+        if not self._is_quiet:
+            self._write(f"{_CLEAR_LINE if self._has_bar else ''}{record.getMessage()}\n")
+            self._draw()
 
     def warn(self, line: str) -> None:
         """Print a warning."""
@@ -93,10 +101,21 @@ class _Terminal(logging.Handler):
         """Print the last line, below the bar."""
         if self._has_bar and self._drawn:
             self._write("\n")
-        self._has_bar = False
+        self._has_bar = self._has_lines = False
         self._write(f"{line}\n")
 
+    def succeed(self, line: str) -> None:
+        """Print the last line of a command that succeeded."""
+        if not self._is_quiet:
+            self.end(line)
+
     def _draw(self) -> None:
+        now = time.monotonic()
+        if self._has_lines and now >= self._next_line:
+            self._next_line = now + _LINE_INTERVAL
+            of = f" of {self.size / _MIB:,.1f}" if self.size else ""
+            text = f"{self.confirmed / _MIB:,.1f}{of} MiB  {now - self._started:.0f} s"
+            self._write(f"{text}\n")
         if not self._has_bar:
             return
         self._drawn = time.monotonic()
@@ -124,7 +143,7 @@ class _Terminal(logging.Handler):
 def main() -> int:
     """Run the command line. Returns the exit status."""
     options = _options()
-    terminal = _Terminal()
+    terminal = _Terminal(options.progress, quiet=options.quiet)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # unless it is ignored
         signal.signal(signal.SIGINT, terminal.interrupt)
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
@@ -223,7 +242,7 @@ def _options() -> argparse.Namespace:
     local = commands.add_parser(
         "local", help="serve a local emulator of ECR", description=DESCRIPTION
     )
-    local.set_defaults(run=lambda options, _terminal: serve(options))
+    local.set_defaults(run=lambda options, _terminal: serve(options), progress="none", quiet=False)
     add_options(local)
     return parser.parse_args()
 
@@ -236,6 +255,19 @@ def _size(text: str) -> int:
 
 
 def _add_common_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--progress",
+        choices=("auto", "bar", "plain", "none"),
+        default="auto",
+        help="a bar, a line every ten seconds, or nothing (default: a bar on a terminal, otherwise "
+        "lines)",
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="print nothing but warnings and errors"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print a JSON object instead of the digest"
+    )
     parser.add_argument("--public", action="store_true", help="use ECR Public")
     parser.add_argument(
         "--part-size", type=_size, metavar="N", help="the size of the parts, such as 10MiB"
@@ -277,11 +309,12 @@ def _push(options: argparse.Namespace, terminal: _Terminal) -> None:
     )
     sent = [layer.size for layer in image.layers if not layer.existed]
     names = ", ".join(f"{repository}:{tag}" for tag in image.tags) or repository
-    terminal.end(
+    terminal.succeed(
         f"image pushed to {names}: {len(sent)} of {len(image.layers)} blobs sent, "
         f"{sum(sent):,} bytes"
     )
-    _print(image.digest)
+    layers = [_describe(layer) for layer in image.layers]
+    _print(options, image.digest, {"tags": image.tags, "layers": layers})
 
 
 def _upload(options: argparse.Namespace, terminal: _Terminal) -> None:
@@ -313,8 +346,8 @@ def _upload(options: argparse.Namespace, terminal: _Terminal) -> None:
     )
     what = "already exists in" if layer.existed else "uploaded to"
     sent = f"{len(layer.parts):,} part{'' if len(layer.parts) == 1 else 's'} sent"
-    terminal.end(f"layer {what} {options.repository}: {layer.size:,} bytes, {sent}")
-    _print(layer.digest)
+    terminal.succeed(f"layer {what} {options.repository}: {layer.size:,} bytes, {sent}")
+    _print(options, layer.digest, _describe(layer))
 
 
 def _check_standard_output() -> None:
@@ -322,7 +355,18 @@ def _check_standard_output() -> None:
         raise ValueError("standard output is closed: redirect it to a file or to /dev/null")
 
 
-def _print(line: str) -> None:
+def _describe(layer: UploadedLayer) -> dict[str, object]:
+    return {
+        "digest": layer.digest,
+        "size": layer.size,
+        "existed": layer.existed,
+        "parts": len(layer.parts),
+        "seconds": round(sum(part.seconds for part in layer.parts), 3),
+    }
+
+
+def _print(options: argparse.Namespace, digest: str, details: dict[str, object]) -> None:
+    line = json.dumps({"digest": digest, **details}) if options.json else digest
     os.write(sys.stdout.fileno(), f"{line}\n".encode())  # fails here, not at exit
 
 
