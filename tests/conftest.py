@@ -33,6 +33,14 @@ def _no_inherited_pytest_options() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _own_state_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The command saves no checkpoint in the directory of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as environ:
+        environ.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture
 def ecr() -> Iterator[LocalECR]:
     """A LocalECR with small limits: a layer of 45 bytes has six parts of up to 8 bytes."""

@@ -54,7 +54,8 @@ def command(*arguments: object) -> list[str]:
 
 
 def start(ecr: LocalECR | None, *arguments: object, **options: Any) -> subprocess.Popen[bytes]:
-    environ = {"AWS_EC2_METADATA_DISABLED": "true", "PATH": os.environ["PATH"]}
+    inherited = {name: os.environ[name] for name in ("PATH", "XDG_STATE_HOME")}
+    environ = {"AWS_EC2_METADATA_DISABLED": "true", **inherited}
     coverage = {name: os.environ[name] for name in os.environ if name.startswith("COVERAGE")}
     return subprocess.Popen(
         command(*arguments),
@@ -268,17 +269,6 @@ def test_error_tells_where_checkpoint_resumes(
     assert checkpoint.read_text() == "{"
 
 
-def test_error_recommends_checkpoint(
-    ecr: LocalECR, path: Path, run_in_process: Callable[..., Result]
-) -> None:
-    ecr.fail("UploadLayerPart", "access_denied", call=2)
-    status, _, stderr = run_in_process(ecr, path, "demo")
-    assert status == 1
-    assert stderr.endswith(
-        "Run the command again to start over; with --checkpoint it would resume\n"
-    )
-
-
 # On a terminal
 
 
@@ -424,7 +414,8 @@ def small_image(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("options", "advice"),
     [
-        ((), "Run the command again to start over; with --checkpoint-dir it would resume"),
+        (("--no-checkpoint",), "Run the command again to start over: its progress was not saved"),
+        ((), "Run the same command again to resume"),
         (("--checkpoint-dir", "saved"), "Run the same command again to resume"),
     ],
 )
@@ -627,3 +618,101 @@ def test_prints_json(
     assert pushed["digest"] == repository.tags["v1"]
     assert pushed["tags"] == ["v1"]
     assert {layer["digest"] for layer in pushed["layers"]} == set(repository.layers) - {DIGEST}
+
+
+# Checkpoints in the default directory
+
+
+def state_files() -> list[Path]:
+    return list(Path(os.environ["XDG_STATE_HOME"]).rglob("*.*"))
+
+
+@pytest.mark.parametrize("digest", [(), ("--digest", DIGEST)])
+def test_resumes_without_option(
+    digest: tuple[str, ...], ecr: LocalECR, path: Path, run_in_process: Callable[..., Result]
+) -> None:
+    ecr.fail("UploadLayerPart", "access_denied", call=3)
+    _, _, stderr = run_in_process(ecr, path, "demo", *digest)
+    assert stderr.endswith("Run the same command again to resume at byte 10,485,760\n")
+    (checkpoint,) = state_files()
+    assert checkpoint.name == f"{DIGEST[7:]}.checkpoint"
+    ecr.calls.clear()
+    copy = path.with_name("copy")
+    copy.write_bytes(BLOB)
+    assert run_in_process(ecr, copy, "demo", *digest)[:2] == (0, f"{DIGEST}\n")
+    assert first_bytes_sent(ecr) == [10 * MIB]
+    assert state_files() == []
+
+
+def test_resumes_push_without_option(
+    ecr: LocalECR, image: Path, run_in_process: Callable[..., Result]
+) -> None:
+    ecr.fail("CompleteLayerUpload", "access_denied", call=3)
+    _, _, stderr = run_in_process(ecr, image, "demo", subcommand="push")
+    assert stderr.endswith("Run the same command again to resume\n")
+    assert state_files()
+    assert run_in_process(ecr, image, "demo", subcommand="push")[0] == 0
+    assert state_files() == []
+
+
+@pytest.mark.parametrize("subcommand", ["upload", "push"])
+def test_no_checkpoint_saves_nothing(
+    subcommand: str, ecr: LocalECR, path: Path, image: Path, run_in_process: Callable[..., Result]
+) -> None:
+    source = path if subcommand == "upload" else image
+    ecr.fail("CompleteLayerUpload", "access_denied")
+    _, _, stderr = run_in_process(ecr, source, "demo", "--no-checkpoint", subcommand=subcommand)
+    assert stderr.endswith("Run the command again to start over: its progress was not saved\n")
+    assert state_files() == []
+
+
+@pytest.mark.parametrize("subcommand", ["upload", "push"])
+@pytest.mark.parametrize("problem", ["directory", "disk"])
+def test_uploads_although_progress_cannot_be_saved(
+    problem: str,
+    subcommand: str,
+    ecr: LocalECR,
+    path: Path,
+    image: Path,
+    run_in_process: Callable[..., Result],
+    mocker: MockerFixture,
+) -> None:
+    if problem == "directory":
+        Path(os.environ["XDG_STATE_HOME"], "ecr-parts").touch()
+    else:
+        mocker.patch("os.fsync", side_effect=OSError(28, "No space left on device"))
+    source = path if subcommand == "upload" else image
+    status, _, stderr = run_in_process(ecr, source, "demo", subcommand=subcommand)
+    assert status == 0
+    assert stderr.startswith("warning: progress is not saved, so the upload cannot be resumed: ")
+    assert ecr.registry.repositories["demo"].layers
+
+
+@pytest.mark.parametrize("subcommand", ["upload", "push"])
+def test_checkpoint_that_was_asked_for_must_be_saved(
+    subcommand: str,
+    ecr: LocalECR,
+    path: Path,
+    image: Path,
+    run_in_process: Callable[..., Result],
+    mocker: MockerFixture,
+    tmp_path: Path,
+) -> None:
+    mocker.patch("os.fsync", side_effect=OSError(28, "No space left on device"))
+    source, option = (
+        (path, "--checkpoint") if subcommand == "upload" else (image, "--checkpoint-dir")
+    )
+    status, _, stderr = run_in_process(
+        ecr, source, "demo", option, tmp_path / "c", subcommand=subcommand
+    )
+    assert status == 1
+    assert "No space left on device" in stderr
+
+
+def test_file_that_shrinks_while_it_is_hashed(
+    ecr: LocalECR, path: Path, run_in_process: Callable[..., Result], mocker: MockerFixture
+) -> None:
+    mocker.patch("ecr_parts._cli.hash_source", return_value=(DIGEST, 5))
+    status, _, stderr = run_in_process(ecr, path, "demo")
+    assert (status, ecr.calls) == (1, [])
+    assert "ended after 5 of" in stderr

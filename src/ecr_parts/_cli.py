@@ -12,16 +12,21 @@ import stat
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import botocore.client
 import botocore.session
 from typing_extensions import override
 
 from ecr_parts._checkpoint import Checkpoint
-from ecr_parts._models import UploadedLayer
+from ecr_parts._digest import hash_source
+from ecr_parts._models import PushedImage, UploadedLayer
 from ecr_parts._retry import CLIENT_CONFIG
+from ecr_parts._session import UploadSession
+from ecr_parts._sources import open_source
+from ecr_parts._state_directory import checkpoint_directory
 from ecr_parts._uploader import LayerUploader
-from ecr_parts._validation import mask_passwords, to_printable
+from ecr_parts._validation import check_digest, mask_passwords, to_printable
 from ecr_parts._version import __version__
 from ecr_parts.errors import (
     CheckpointError,
@@ -95,7 +100,12 @@ class _Terminal(logging.Handler):
 
     def warn(self, line: str) -> None:
         """Print a warning."""
-        self._write(f"warning: {line}\n")
+        self._write(f"{_CLEAR_LINE if self._has_bar else ''}warning: {line}\n")
+
+    def warn_of_checkpoint(self, error: Exception) -> None:
+        """Print that progress is not saved, and start to count progress anew."""
+        self.warn(f"progress is not saved, so the upload cannot be resumed: {error}")
+        self.confirmed = 0
 
     def end(self, line: str) -> None:
         """Print the last line, below the bar."""
@@ -211,7 +221,8 @@ def _options() -> argparse.Namespace:
     push.add_argument(
         "--checkpoint-dir",
         metavar="DIR",
-        help="save progress in this directory; run the same command again to resume",
+        help="save progress in this directory (default: ~/.local/state/ecr-parts, for a week); run "
+        "the same command again to resume",
     )
     _add_common_options(push)
     upload = commands.add_parser(
@@ -227,7 +238,8 @@ def _options() -> argparse.Namespace:
     upload.add_argument(
         "--checkpoint",
         metavar="FILE",
-        help="save progress in this file; run the same command again to resume",
+        help="save progress in this file (default: in ~/.local/state/ecr-parts, for a week); run "
+        "the same command again to resume",
     )
     upload.add_argument(
         "--digest", metavar="D", help="the layer's digest, sha256:..., if known; verified by ECR"
@@ -268,6 +280,7 @@ def _add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print a JSON object instead of the digest"
     )
+    parser.add_argument("--no-checkpoint", action="store_true", help="do not save progress")
     parser.add_argument("--public", action="store_true", help="use ECR Public")
     parser.add_argument(
         "--part-size", type=_size, metavar="N", help="the size of the parts, such as 10MiB"
@@ -299,14 +312,28 @@ def _push(options: argparse.Namespace, terminal: _Terminal) -> None:
     repository = f"{directory}{slash}{name}"
     tags = [*([tag] if colon else []), *(options.tags or [])]
     uploader = _uploader(options, repository)
-    image = uploader.push_image(
-        options.image,
-        tags=tags or None,
-        platforms=options.platforms,
-        max_workers=options.max_workers,
-        checkpoint_dir=options.checkpoint_dir,
-        progress=terminal.progress,
-    )
+    is_default = options.checkpoint_dir is None
+    if is_default:
+        options.checkpoint_dir = _checkpoint_directory(options, repository, terminal)
+
+    def push() -> PushedImage:
+        return uploader.push_image(
+            options.image,
+            tags=tags or None,
+            platforms=options.platforms,
+            max_workers=options.max_workers,
+            checkpoint_dir=options.checkpoint_dir,
+            progress=terminal.progress,
+        )
+
+    try:
+        image = push()
+    except CheckpointError as error:
+        if not is_default:
+            raise
+        options.checkpoint_dir = None
+        terminal.warn_of_checkpoint(error)
+        image = push()
     sent = [layer.size for layer in image.layers if not layer.existed]
     names = ", ".join(f"{repository}:{tag}" for tag in image.tags) or repository
     terminal.succeed(
@@ -337,17 +364,68 @@ def _upload(options: argparse.Namespace, terminal: _Terminal) -> None:
     if stat.S_ISREG(status.st_mode):
         offset = os.lseek(sys.stdin.fileno(), 0, os.SEEK_CUR) if stdin else 0
         terminal.size = status.st_size - offset
-    layer = uploader.upload(
-        sys.stdin.buffer if stdin else options.file,
-        digest=options.digest,
-        size=options.size,
-        checkpoint=options.checkpoint,
-        progress=terminal.progress,
-    )
+    is_default = options.checkpoint is None
+    if is_default and not stdin and stat.S_ISREG(status.st_mode):
+        options.checkpoint = _default_checkpoint(options, terminal)
+
+    def upload(session: UploadSession | None = None) -> UploadedLayer:
+        return uploader.upload(
+            sys.stdin.buffer if stdin else options.file,
+            digest=options.digest,
+            size=options.size,
+            checkpoint=options.checkpoint,
+            session=session,
+            progress=terminal.progress,
+        )
+
+    try:
+        layer = upload()
+    except CheckpointError as error:
+        if not is_default:
+            raise
+        options.checkpoint = None
+        terminal.warn_of_checkpoint(error)
+        layer = upload(error.session)
     what = "already exists in" if layer.existed else "uploaded to"
     sent = f"{len(layer.parts):,} part{'' if len(layer.parts) == 1 else 's'} sent"
     terminal.succeed(f"layer {what} {options.repository}: {layer.size:,} bytes, {sent}")
     _print(options, layer.digest, _describe(layer))
+
+
+def _default_checkpoint(options: argparse.Namespace, terminal: _Terminal) -> Path | None:
+    """The path of the checkpoint for this layer, which is named by its digest."""
+    directory = _checkpoint_directory(options, options.repository, terminal)
+    if directory is None:
+        return None
+    if options.digest is None:
+        with open_source(options.file) as source:
+            options.digest, size = hash_source(source, lambda: terminal.progress(0))
+            error = source.error_at_end(size)
+        if error is not None:
+            raise error
+    check_digest("digest", options.digest)
+    return directory / f"{options.digest.partition(':')[2]}.checkpoint"
+
+
+def _checkpoint_directory(
+    options: argparse.Namespace, repository: str, terminal: _Terminal
+) -> Path | None:
+    """The default directory for checkpoints of uploads to ``repository``."""
+    if options.no_checkpoint:
+        return None
+    destination = {
+        "endpoint": options.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_ECR"),
+        "region": options.region or os.environ.get("AWS_REGION"),
+        "profile": options.profile or os.environ.get("AWS_PROFILE"),
+        "public": options.public,
+        "registry": options.registry_id,
+        "repository": repository,
+    }
+    try:
+        return checkpoint_directory(destination)
+    except OSError as error:
+        terminal.warn_of_checkpoint(error)
+        return None
 
 
 def _check_standard_output() -> None:
@@ -408,7 +486,7 @@ def _how_to_resume(options: argparse.Namespace, confirmed: int, *, own: bool) ->
         if not confirmed:
             return ""
         if options.checkpoint_dir is None:
-            return "Run the command again to start over; with --checkpoint-dir it would resume"
+            return "Run the command again to start over: its progress was not saved"
         return "Run the same command again to resume"
     saved = None
     if options.checkpoint is not None:
@@ -420,5 +498,5 @@ def _how_to_resume(options: argparse.Namespace, confirmed: int, *, own: bool) ->
     if confirmed and options.file == "-":
         return "Run the command again to start over: standard input cannot be resumed"
     if confirmed:
-        return "Run the command again to start over; with --checkpoint it would resume"
+        return "Run the command again to start over: its progress was not saved"
     return ""
