@@ -311,10 +311,11 @@ def _push(options: argparse.Namespace, terminal: _Terminal) -> None:
     name, colon, tag = name.partition(":")
     repository = f"{directory}{slash}{name}"
     tags = [*([tag] if colon else []), *(options.tags or [])]
-    uploader = _uploader(options, repository)
+    client = _client(options)
+    uploader = _uploader(options, client, repository)
     is_default = options.checkpoint_dir is None
     if is_default:
-        options.checkpoint_dir = _checkpoint_directory(options, repository, terminal)
+        options.checkpoint_dir = _checkpoint_directory(options, client, repository, terminal)
 
     def push() -> PushedImage:
         return uploader.push_image(
@@ -360,13 +361,14 @@ def _upload(options: argparse.Namespace, terminal: _Terminal) -> None:
             "a stream without --size or --digest: if its producer fails, a truncated layer is "
             "uploaded"
         )
-    uploader = _uploader(options, options.repository)
+    client = _client(options)
+    uploader = _uploader(options, client, options.repository)
     if stat.S_ISREG(status.st_mode):
         offset = os.lseek(sys.stdin.fileno(), 0, os.SEEK_CUR) if stdin else 0
         terminal.size = status.st_size - offset
     is_default = options.checkpoint is None
     if is_default and not stdin and stat.S_ISREG(status.st_mode):
-        options.checkpoint = _default_checkpoint(options, terminal)
+        options.checkpoint = _default_checkpoint(options, client, terminal)
 
     def upload(session: UploadSession | None = None) -> UploadedLayer:
         return uploader.upload(
@@ -392,9 +394,11 @@ def _upload(options: argparse.Namespace, terminal: _Terminal) -> None:
     _print(options, layer.digest, _describe(layer))
 
 
-def _default_checkpoint(options: argparse.Namespace, terminal: _Terminal) -> Path | None:
+def _default_checkpoint(
+    options: argparse.Namespace, client: botocore.client.BaseClient, terminal: _Terminal
+) -> Path | None:
     """The path of the checkpoint for this layer, which is named by its digest."""
-    directory = _checkpoint_directory(options, options.repository, terminal)
+    directory = _checkpoint_directory(options, client, options.repository, terminal)
     if directory is None:
         return None
     if options.digest is None:
@@ -408,16 +412,17 @@ def _default_checkpoint(options: argparse.Namespace, terminal: _Terminal) -> Pat
 
 
 def _checkpoint_directory(
-    options: argparse.Namespace, repository: str, terminal: _Terminal
+    options: argparse.Namespace,
+    client: botocore.client.BaseClient,
+    repository: str,
+    terminal: _Terminal,
 ) -> Path | None:
     """The default directory for checkpoints of uploads to ``repository``."""
     if options.no_checkpoint:
         return None
     destination = {
-        "endpoint": options.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_ECR"),
-        "region": options.region or os.environ.get("AWS_REGION"),
+        "endpoint": client.meta.endpoint_url,  # also tells the region
         "profile": options.profile or os.environ.get("AWS_PROFILE"),
-        "public": options.public,
         "registry": options.registry_id,
         "repository": repository,
     }
@@ -448,9 +453,11 @@ def _print(options: argparse.Namespace, digest: str, details: dict[str, object])
     os.write(sys.stdout.fileno(), f"{line}\n".encode())  # fails here, not at exit
 
 
-def _uploader(options: argparse.Namespace, repository: str) -> LayerUploader:
+def _uploader(
+    options: argparse.Namespace, client: botocore.client.BaseClient, repository: str
+) -> LayerUploader:
     return LayerUploader(
-        _client(options),
+        client,
         repository,
         registry_id=options.registry_id,
         part_size=options.part_size,
