@@ -35,7 +35,7 @@ def _no_inherited_pytest_options() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _own_state_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The command saves no checkpoint in the directory of whoever runs the tests."""
+    """The command saves no checkpoint in the home directory of the tester."""
     with pytest.MonkeyPatch.context() as environ:
         environ.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield

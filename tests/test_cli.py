@@ -25,7 +25,8 @@ from pytest_mock import MockerFixture
 import ecr_parts
 import ecr_parts.__main__
 from ecr_parts import LayerUploader
-from ecr_parts._cli import _Terminal, main
+from ecr_parts._cli import main
+from ecr_parts._terminal import Terminal
 from ecr_parts.testing import LocalECR
 
 MIB = 1024 * 1024
@@ -360,7 +361,7 @@ def test_ctrl_c_remains_ignored_if_it_was_ignored_before(ecr: LocalECR, path: Pa
 
 
 def test_progress_raises_keyboard_interrupt_that_python_ignored() -> None:
-    terminal = _Terminal()
+    terminal = Terminal()
     terminal.progress(0)
     with pytest.raises(KeyboardInterrupt):  # ignored by Python while an object is finalized
         terminal.interrupt(signal.SIGINT, None)
@@ -570,7 +571,7 @@ def test_reports_port_that_cannot_be_used(port: str, ecr: LocalECR) -> None:
 def test_prints_progress_as_lines(
     ecr: LocalECR, path: Path, run_in_process: Callable[..., Result], mocker: MockerFixture
 ) -> None:
-    mocker.patch("ecr_parts._cli._LINE_INTERVAL", 0)  # seconds
+    mocker.patch("ecr_parts._terminal._LINE_INTERVAL", 0)  # seconds
     _, _, stderr = run_in_process(ecr, path, "demo")
     lines = stderr.splitlines()
     assert len(lines) > 3

@@ -19,15 +19,14 @@ PACKAGE = Path(ecr_parts.__file__).parent
 # Each module imports only from modules listed before it.
 MODULES = [
     "_version", "_validation", "_threads", "_gate", "_bandwidth", "_notebook", "_chunker",
-    "_transitions", "_session", "_models", "errors", "_limits", "_chunks", "_sources", "_digest",
-    "_checkpoint", "_retry", "_failures", "_answers", "_request", "_client", "_calls", "_pipeline",
-    "_layer_upload", "_workers", "_batch", "_tar", "_image_files", "_image_layout",
-    "_docker_archive", "_images", "_uploader", "__init__",
-    "testing._unknowns", "testing._parameters", "testing._content", "testing._uploads",
-    "testing._repositories", "testing._images", "testing._registry", "testing._faults",
-    "testing._pull", "testing._service", "testing._http", "testing._local_ecr",
-    "testing.__init__", "testing.pytest_plugin", "testing.__main__",
-    "_state_directory", "_cli", "__main__",
+    "_transitions", "_session", "_models", "errors", "_limits", "_chunks", "_source", "_sources",
+    "_digest", "_checkpoint", "_retry", "_failures", "_answers", "_api", "_request", "_client",
+    "_calls", "_pipeline", "_layer_upload", "_workers", "_batch", "_tar", "_image_files",
+    "_image_layout", "_docker_archive", "_images", "_uploader", "__init__", "testing._unknowns",
+    "testing._parameters", "testing._content", "testing._uploads", "testing._repositories",
+    "testing._images", "testing._registry", "testing._faults", "testing._pull", "testing._service",
+    "testing._http", "testing._local_ecr", "testing.__init__", "testing.pytest_plugin",
+    "testing.__main__", "_state_directory", "_terminal", "_options", "_cli", "__main__",
 ]  # fmt: skip
 
 

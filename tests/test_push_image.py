@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -388,8 +389,9 @@ def test_temporary_file_that_cannot_be_written(
 
 @pytest.mark.parametrize("kind", ["file", "table"])
 def test_unusable_checkpoint_dir(
-    kind: str, ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+    kind: str, ecr: LocalECR, uploader: LayerUploader, tmp_path: Path, mocker: MockerFixture
 ) -> None:
+    compress = mocker.spy(zlib, "compressobj")
     directory = tmp_path / "checkpoints"
     if kind == "file":
         directory.write_bytes(b"")
@@ -400,6 +402,7 @@ def test_unusable_checkpoint_dir(
             docker_archive(tmp_path / "image.tar", LAYERS), checkpoint_dir=directory
         )
     assert ecr.calls == []
+    compress.assert_not_called()  # which would be for nothing
 
 
 def test_docker_archive_without_tags(uploader: LayerUploader, tmp_path: Path) -> None:
@@ -850,6 +853,22 @@ def test_archive_that_is_cut_during_the_push(
     with pytest.raises(SourceChangedError, match="cut off, or was replaced"):
         uploader.push_image(path, progress=truncate)
     assert ecr.calls_of("PutImage") == []
+
+
+def test_error_of_another_push_keeps_its_manifests(
+    layout: Layout, ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    other = ServiceError("raised by progress")
+    other.manifests = ("another",)
+
+    def raise_once_manifests_are_put(_confirmed: int) -> None:
+        if ecr.calls_of("PutImage"):
+            raise other
+
+    with pytest.raises(ServiceError, match="raised by progress") as raised:
+        uploader.push_image(layout.path, progress=raise_once_manifests_are_put)
+    assert raised.value is other
+    assert other.manifests == ("another",)
 
 
 def test_progress_adds_up_to_the_sizes_of_the_blobs(image: Path, uploader: LayerUploader) -> None:

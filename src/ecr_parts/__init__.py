@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from ecr_parts._version import __version__ as __version__
 
 if TYPE_CHECKING:  # at run time, each name is imported when it is first used
+    from ecr_parts._api import EcrClient, ImageClient
     from ecr_parts._chunker import Chunker, Part
-    from ecr_parts._client import EcrClient, ImageClient
     from ecr_parts._limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
     from ecr_parts._models import Blob, Layer, LayerSource, PushedImage, SentPart, UploadedLayer
     from ecr_parts._retry import CLIENT_CONFIG, default_retrying
@@ -62,8 +62,8 @@ __all__ = [
 logging.getLogger("ecr_parts").addHandler(logging.NullHandler())  # as the logging HOWTO asks for
 
 _MODULES = {
+    "_api": ("EcrClient", "ImageClient"),
     "_chunker": ("Chunker", "Part"),
-    "_client": ("EcrClient", "ImageClient"),
     "_limits": ("ECR_LIMITS", "ECR_PUBLIC_LIMITS", "Limits"),
     "_models": ("Blob", "Layer", "LayerSource", "PushedImage", "SentPart", "UploadedLayer"),
     "_retry": ("CLIENT_CONFIG", "default_retrying"),

@@ -9,9 +9,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, TypeVar
 
-import botocore.client
 import tenacity
 from botocore.exceptions import ClientError
 
@@ -31,6 +30,7 @@ from ecr_parts._answers import (
     parse_received,
     parse_upload,
 )
+from ecr_parts._api import METHODS, EcrClient, service_name
 from ecr_parts._bandwidth import Bandwidth
 from ecr_parts._chunker import Part
 from ecr_parts._failures import Failure, clear_client_frames
@@ -38,74 +38,11 @@ from ecr_parts._gate import Gate, Overlap
 from ecr_parts._models import Blob
 from ecr_parts._retry import Backoff
 from ecr_parts._threads import Abandoned, Task, Waiter
-from ecr_parts._validation import short_repr
 from ecr_parts.errors import DigestMismatchError, ServiceError, UnexpectedResponseError
 
 _log = logging.getLogger("ecr_parts")
 _T = TypeVar("_T")
 _MAX_TIMED_OUT = 3  # attempts whose threads may still be running
-_METHODS = {
-    "BatchCheckLayerAvailability": "batch_check_layer_availability",
-    "InitiateLayerUpload": "initiate_layer_upload",
-    "UploadLayerPart": "upload_layer_part",
-    "CompleteLayerUpload": "complete_layer_upload",
-    "PutImage": "put_image",
-}
-
-
-class EcrApi(Protocol):
-    """The methods of an ``ecr`` or ``ecr-public`` client that are called."""
-
-    def batch_check_layer_availability(
-        self, *, repositoryName: str, layerDigests: Sequence[str], registryId: str = ...
-    ) -> Answer: ...
-
-    def initiate_layer_upload(self, *, repositoryName: str, registryId: str = ...) -> Answer: ...
-
-    def upload_layer_part(
-        self,
-        *,
-        repositoryName: str,
-        uploadId: str,
-        partFirstByte: int,
-        partLastByte: int,
-        layerPartBlob: bytes,
-        registryId: str = ...,
-    ) -> Answer: ...
-
-    def complete_layer_upload(
-        self,
-        *,
-        repositoryName: str,
-        uploadId: str,
-        layerDigests: Sequence[str],
-        registryId: str = ...,
-    ) -> Answer: ...
-
-
-EcrClient: TypeAlias = EcrApi | botocore.client.BaseClient
-"""A botocore or boto3 client for ``ecr`` or ``ecr-public``, or any object with the methods
-``batch_check_layer_availability``, ``initiate_layer_upload``, ``upload_layer_part`` and
-``complete_layer_upload``."""
-
-
-class ImageApi(EcrApi, Protocol):
-    """The methods of an ``ecr`` or ``ecr-public`` client that pushing an image calls."""
-
-    def put_image(
-        self,
-        *,
-        repositoryName: str,
-        imageManifest: str,
-        imageManifestMediaType: str = ...,
-        imageTag: str = ...,
-        imageDigest: str = ...,
-        registryId: str = ...,
-    ) -> Answer: ...
-
-
-ImageClient: TypeAlias = ImageApi | botocore.client.BaseClient
-"""An ``EcrClient`` that also has the method ``put_image``."""
 
 
 @dataclass(eq=False)
@@ -375,7 +312,7 @@ class RepositoryClient:
         return _request.Attempt(run, self.waiter.cancelled, gate, next_gate, self.bandwidth)
 
     def _method(self, call: _Call[Any]) -> Callable[..., Answer]:
-        method: Callable[..., Answer] = getattr(self.client, _METHODS[call.operation])
+        method: Callable[..., Answer] = getattr(self.client, METHODS[call.operation])
         return method
 
     def _describe(self, call: _Call[Any]) -> str:
@@ -392,34 +329,6 @@ class RepositoryClient:
         )
         in_doubt = attempts > 1 or failure.transient or not failure.refused
         return Failed(error, failure.code, attempts, in_doubt)
-
-
-def check_client(client: EcrClient) -> None:
-    """Raise ``TypeError`` if a method that uploads layers is missing."""
-    for operation in _METHODS:
-        if operation != "PutImage":
-            _check_method(client, operation)
-
-
-def check_image_client(client: EcrClient) -> None:
-    """Raise ``TypeError`` if the method that puts images is missing."""
-    _check_method(client, "PutImage")
-
-
-def _check_method(client: EcrClient, operation: str) -> None:
-    method = _METHODS[operation]
-    if not callable(getattr(client, method, None)):
-        raise TypeError(
-            "client must be a botocore or boto3 client for 'ecr' or 'ecr-public', not "
-            f"{short_repr(client)}, which has no {method}"
-        )
-
-
-def service_name(client: EcrClient) -> str | None:
-    """``"ecr"`` or ``"ecr-public"``; ``None`` for a client that is not botocore's."""
-    meta = getattr(client, "meta", None)
-    name = getattr(getattr(meta, "service_model", None), "service_name", None)
-    return name if isinstance(name, str) else None
 
 
 def _check_sent_ahead(

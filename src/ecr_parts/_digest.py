@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 
 from ecr_parts._models import Blob
-from ecr_parts._sources import Source
+from ecr_parts._source import Source
 
 _CHUNK_SIZE = 1024 * 1024  # bytes
 

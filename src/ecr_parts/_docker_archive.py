@@ -29,12 +29,15 @@ from ecr_parts._image_layout import (
     check_layer_count,
     check_platform,
     create_manifest,
+    find_json,
     member,
+    parse_json,
     read_json,
     tag_of,
 )
 from ecr_parts._models import FileRegion, Layer
-from ecr_parts._sources import Source, open_source
+from ecr_parts._source import Source
+from ecr_parts._sources import open_source
 from ecr_parts._validation import is_digest, short_repr
 from ecr_parts.errors import CheckpointError, InvalidImageError
 
@@ -86,13 +89,15 @@ def read_docker_archive(files: ImageFiles, platforms: Sequence[str] | None) -> D
     def error_of(message: str) -> InvalidImageError:
         return InvalidImageError(f"{files.path!r}: {message}")
 
-    _, images = read_json(files, "manifest.json", error_of)
+    images = read_json(files, "manifest.json", error_of)
     if not isinstance(images, list) or len(images) != 1:
         count = len(images) if isinstance(images, list) else 0
         raise error_of(f"has {count} images: save one image to one archive")
     (image,) = images
     config_name = member(image, "Config", str, error_of, "manifest.json")
-    content, config = read_json(files, config_name, error_of)
+    region = find_json(files, config_name, error_of)
+    content = read_file(region)
+    config = parse_json(content, error_of, config_name)
     digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
     named = re.search(r"([0-9a-f]{64})(\.json)?$", config_name)
     if named is not None and f"sha256:{named[1]}" != digest:
@@ -105,8 +110,6 @@ def read_docker_archive(files: ImageFiles, platforms: Sequence[str] | None) -> D
         raise error_of(f"{config_name} has {len(diff_ids)} layers, and manifest.json {len(names)}")
     if platforms is not None:
         check_platform(config, platforms, error_of)
-    region = files.find(config_name)
-    assert region is not None  # it was read above  # noqa: S101
     tags = image.get("RepoTags")
     found = (tag_of(name) for name in (tags if isinstance(tags, list) else []))
     return DockerArchive(

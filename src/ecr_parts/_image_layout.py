@@ -63,7 +63,7 @@ class Image:
 def read_layout(files: ImageFiles, platforms: Sequence[str] | None) -> Image:
     """The image of an OCI image layout. Raises ``InvalidImageError``."""
     reader = _LayoutReader(files)
-    _, index = read_json(files, "index.json", reader.error)
+    index = read_json(files, "index.json", reader.error)
     descriptors = reader.items(index, "manifests", "index.json")
     by_digest = {descriptor.digest: descriptor for descriptor in descriptors}
     if len(by_digest) != 1:
@@ -279,15 +279,19 @@ ErrorOf = Callable[[str], InvalidImageError]
 """Creates the error for a message about an image."""
 
 
-def read_json(files: ImageFiles, name: str, error_of: ErrorOf) -> tuple[bytes, Any]:
-    """The content and the JSON value of the file called ``name``."""
+def read_json(files: ImageFiles, name: str, error_of: ErrorOf) -> Any:
+    """The JSON value in the file called ``name``."""
+    return parse_json(read_file(find_json(files, name, error_of)), error_of, name)
+
+
+def find_json(files: ImageFiles, name: str, error_of: ErrorOf) -> FileRegion:
+    """Where the file called ``name`` is, which must be small enough to be read at once."""
     region = files.find(name)
     if region is None:
         raise error_of(f"has no {name}. Save the image again, whole")
     if region.size > MAX_MANIFEST:
         raise error_of(f"{name} has {region.size:,} bytes, more than {MAX_MANIFEST:,}")
-    content = read_file(region)
-    return content, parse_json(content, error_of, name)
+    return region
 
 
 def parse_json(content: bytes, error_of: ErrorOf, where: str) -> Any:

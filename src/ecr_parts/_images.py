@@ -13,10 +13,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from ecr_parts._api import check_image_client
 from ecr_parts._batch import BatchUpload
 from ecr_parts._calls import UploadCalls
 from ecr_parts._checkpoint import Checkpoint
-from ecr_parts._client import Failed, check_image_client
+from ecr_parts._client import Failed
 from ecr_parts._docker_archive import (
     CompressedLayers,
     DockerArchive,
@@ -95,7 +96,8 @@ class ImagePush:
             with self._waiter, ExitStack() as temporary_files:
                 return self._run(temporary_files)
         except EcrPartsError as error:
-            error.manifests = tuple(self._put)
+            if self._put and not error.manifests:  # ``progress`` may raise one of another push
+                error.manifests = tuple(self._put)
             raise
 
     def _run(self, temporary_files: ExitStack) -> PushedImage:

@@ -19,7 +19,8 @@ from ecr_parts._digest import hash_source
 from ecr_parts._models import Layer, SentPart, UploadedLayer, is_path
 from ecr_parts._pipeline import Pipeline
 from ecr_parts._session import UploadSession
-from ecr_parts._sources import Source, open_source
+from ecr_parts._source import Source
+from ecr_parts._sources import open_source
 from ecr_parts._threads import Waiter
 from ecr_parts._transitions import DETOURS, MOVES, Event, NextAction
 from ecr_parts.errors import (

@@ -20,7 +20,7 @@ from ecr_parts._client import PreparedPart, RepositoryClient
 from ecr_parts._digest import RunningDigest
 from ecr_parts._models import Blob
 from ecr_parts._request import open_body
-from ecr_parts._sources import Source
+from ecr_parts._source import Source
 from ecr_parts._threads import Task, Waiter
 from ecr_parts.errors import SourceChangedError
 

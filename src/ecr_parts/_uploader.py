@@ -10,12 +10,13 @@ import tenacity
 from botocore.client import BaseClient
 
 from ecr_parts import _request
+from ecr_parts._api import EcrClient, check_client, service_name
 from ecr_parts._bandwidth import Bandwidth
 from ecr_parts._batch import BatchUpload
 from ecr_parts._calls import AVAILABLE, Step, UploadCalls, raise_error
 from ecr_parts._chunker import Part
 from ecr_parts._chunks import contiguous_view, slices
-from ecr_parts._client import EcrClient, Failed, RepositoryClient, check_client, service_name
+from ecr_parts._client import Failed, RepositoryClient
 from ecr_parts._failures import ClearOwnFrames
 from ecr_parts._gate import Overlap
 from ecr_parts._images import ImagePush
@@ -200,10 +201,10 @@ class LayerUploader:
         content.
 
         Layers with equal digests are sent once; the later results have ``existed=True`` and no
-        ``parts``. This applies to a ``digest`` that is passed or
-        computed beforehand, as it is for paths and buffers with ``check_existing``. The same path
-        or buffer in a sequence is always sent once. The content of the caller's files and
-        iterators is not known beforehand, so equal ones are each sent.
+        ``parts``. This applies to a ``digest`` that is passed or computed beforehand, as it is for
+        paths and buffers with ``check_existing``. The same path or buffer in a sequence is always
+        sent once. The content of the caller's files and iterators is not known beforehand, so equal
+        ones are each sent.
 
         ``progress`` is called for all layers together, ``Layer.progress`` for its layer only. Both
         are called in any thread, one call at a time. The first error stops all layers within about
@@ -227,23 +228,18 @@ class LayerUploader:
     ) -> PushedImage:
         """Push an image: its blobs that ECR lacks, then its manifests, its tags last.
 
-        ``image`` is the path of an OCI image layout, of a tar archive of one (``docker save`` since
-        version 25, ``docker buildx build -o type=oci``, ``podman save --format oci-archive``), or
-        of a docker archive (older ``docker save``, ``podman save``, kaniko, jib, Bazel). Archives
-        are read in place. Manifests are pushed byte for byte. A docker archive has none, so one is
-        made, and layers that are not compressed are compressed into temporary files.
+        ``image`` is the path of an OCI image layout, of a tar archive of one, or of a docker
+        archive; archives are read in place. Manifests are pushed byte for byte. A docker archive
+        has none, so one is made, and its layers are compressed into temporary files if necessary.
 
-        ``tags`` are the image's tags at ECR; without them, those that it has in the layout or
-        archive. ``platforms`` (``"linux/arm64"``) selects from an image for several platforms: one
-        platform gives its image alone, several give an index of them.
+        ``tags`` are the image's tags at ECR; without them, those that it has in its archive.
+        ``platforms`` (``"linux/arm64"``) selects from an image for several platforms: one gives its
+        image alone, several give an index. ``checkpoint_dir`` is a directory, created if necessary,
+        that makes the push resumable: a push that was killed continues each blob at the byte that
+        ECR has. ``max_workers`` and ``progress`` are those of ``upload_many``.
 
-        ``checkpoint_dir`` is a directory, created if necessary, that makes the push resumable: a
-        push that was killed continues each blob at the byte that ECR has. The checkpoint of a blob
-        is deleted when the blob is complete. ``max_workers`` and ``progress`` are those of
-        ``upload_many``.
-
-        Everything is checked before the first call: that all files are there and have their sizes,
-        and that manifests and configs match their digests. ECR verifies the digests of the layers.
+        Before the first call, it is checked that all files are there and have their sizes, and that
+        manifests and configs match their digests.
 
         Raises ``InvalidImageError``; what ``upload_many`` raises; ``TypeError`` if the client has
         no ``put_image``; ``TypeError`` and ``ValueError`` for bad arguments; and what opening

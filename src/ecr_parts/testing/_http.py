@@ -116,14 +116,14 @@ class _Handler(BaseHTTPRequestHandler):
         )
         return self._send_answer(self.server.service.pull(request))
 
-    do_HEAD = do_GET  # noqa: N815  (http.server's names, here and below)
+    do_HEAD = do_GET  # noqa: N815  (http.server's name)
 
     def _refuse_push(self) -> None:
         self._is_unread = self.close_connection = True
         message = "LocalECR serves pulls only by this route: push through ECR's API"
         self._send_answer(refuse(405, "UNSUPPORTED", message, {"Allow": "GET, HEAD"}))
 
-    do_PUT = do_PATCH = do_DELETE = _refuse_push  # noqa: N815
+    do_PUT = do_PATCH = do_DELETE = _refuse_push  # noqa: N815  (http.server's names)
 
     def _send_answer(self, answer: PullAnswer) -> None:
         self.send_response(answer.status)
