@@ -689,6 +689,43 @@ def test_uploads_although_progress_cannot_be_saved(
     assert ecr.registry.repositories["demo"].layers
 
 
+def test_each_profile_has_its_own_checkpoints(
+    ecr: LocalECR,
+    path: Path,
+    run_in_process: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """They may be of different accounts, whose uploads have nothing in common."""
+    (tmp_path / "config").write_text("[profile a]\n[profile b]\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    ecr.fail("CompleteLayerUpload", "access_denied", times=3)
+    for profile in ("a", "b", "a"):
+        run_in_process(ecr, path, "demo", "--profile", profile)
+    assert len(state_files()) == 2
+
+
+def test_continues_where_progress_could_last_be_saved(
+    ecr: LocalECR, path: Path, run_in_process: Callable[..., Result], mocker: MockerFixture
+) -> None:
+    fsync, calls = os.fsync, 0
+
+    def fail_once_disk_is_full(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 4:  # two for each part
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    mocker.patch("os.fsync", fail_once_disk_is_full)
+    status, _, stderr = run_in_process(ecr, path, "demo", "--progress", "bar")
+    assert (status, calls) == (0, 5)
+    stored = [call.first_byte for call in ecr.calls_of("UploadLayerPart") if call.outcome == "ok"]
+    assert stored == [0, 5 * MIB, 10 * MIB]  # no part twice
+    assert stderr.count("warning: ") == 1
+    assert "100%  12.0 of 12.0 MiB" in stderr
+
+
 @pytest.mark.parametrize("subcommand", ["upload", "push"])
 def test_checkpoint_that_was_asked_for_must_be_saved(
     subcommand: str,

@@ -21,6 +21,7 @@ _MAX_EXTENDED_HEADER = 64 * 1024  # bytes
 _MAX_NAMES = 32 * 1024 * 1024  # bytes of all names and links
 _MAX_OFFSET = 2**63 - 1
 _REGULAR = (b"0", b"\0", b"7")
+_WITHOUT_CONTENT = (b"1", b"2", b"3", b"4", b"5", b"6")  # whatever size they have
 _HARD_LINK, _SYMBOLIC_LINK = b"1", b"2"
 _LONG_NAME, _LONG_LINK, _EXTENDED, _GLOBAL = b"L", b"K", b"x", b"g"
 
@@ -79,6 +80,7 @@ def read_entries(file: BinaryIO) -> Iterator[TarEntry]:
                 yield TarEntry(_decode(name), target)
             elif kind == _HARD_LINK:
                 yield TarEntry(_decode(name), _decode(link))
+            if kind in _WITHOUT_CONTENT:
                 size = 0
         end = offset + -(-size // _BLOCK) * _BLOCK
         if end > _MAX_OFFSET:

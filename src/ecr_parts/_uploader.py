@@ -236,10 +236,8 @@ class LayerUploader:
         ``platforms`` (``"linux/arm64"``) selects from an image for several platforms: one gives its
         image alone, several give an index. ``checkpoint_dir`` is a directory, created if necessary,
         that makes the push resumable: a push that was killed continues each blob at the byte that
-        ECR has. ``max_workers`` and ``progress`` are those of ``upload_many``.
-
-        Before the first call, it is checked that all files are there and have their sizes, and that
-        manifests and configs match their digests.
+        ECR has. ``max_workers`` and ``progress`` are those of ``upload_many``. The files, sizes and
+        manifests are checked before the first call.
 
         Raises ``InvalidImageError``; what ``upload_many`` raises; ``TypeError`` if the client has
         no ``put_image``; ``TypeError`` and ``ValueError`` for bad arguments; and what opening
