@@ -697,7 +697,8 @@ def test_each_profile_has_its_own_checkpoints(
     tmp_path: Path,
 ) -> None:
     """They may be of different accounts, whose uploads have nothing in common."""
-    (tmp_path / "config").write_text("[profile a]\n[profile b]\n")
+    credentials = "aws_access_key_id = local\naws_secret_access_key = local\n"
+    (tmp_path / "config").write_text(f"[profile a]\n{credentials}[profile b]\n{credentials}")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     ecr.fail("CompleteLayerUpload", "access_denied", times=3)
     for profile in ("a", "b", "a"):
