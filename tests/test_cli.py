@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import pty
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pytest
 from botocore.exceptions import MetadataRetrievalError
-from helpers import digest_of, random_bytes, read_terminal, run_on_terminal
-from image_makers import Layout, two_platforms
+from command_line import BLOB, DIGEST, MIB, RunInProcess, command, run, run_in_shell, start
+from helpers import digest_of, read_terminal, run_on_terminal
 from pytest_mock import MockerFixture
 
 import ecr_parts
 import ecr_parts.__main__
 from ecr_parts import LayerUploader
-from ecr_parts._cli import main
 from ecr_parts._terminal import Terminal
 from ecr_parts.testing import LocalECR
-
-MIB = 1024 * 1024
-BLOB = random_bytes(12 * MIB)  # three parts of 5 MiB, the last of 2
-DIGEST = digest_of(BLOB)
-
-Result: TypeAlias = tuple[int, str, str]
-"""Exit status, standard output, standard error."""
 
 
 @pytest.fixture
@@ -48,71 +38,6 @@ def path(tmp_path: Path) -> Path:
     path = tmp_path / "layer.tar.gz"
     path.write_bytes(BLOB)
     return path
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "ecr_parts", "upload", *map(str, arguments)]
-
-
-def start(ecr: LocalECR | None, *arguments: object, **options: Any) -> subprocess.Popen[bytes]:
-    inherited = {name: os.environ[name] for name in ("PATH", "XDG_STATE_HOME")}
-    environ = {"AWS_EC2_METADATA_DISABLED": "true", **inherited}
-    coverage = {name: os.environ[name] for name in os.environ if name.startswith("COVERAGE")}
-    return subprocess.Popen(
-        command(*arguments),
-        env={**environ, **coverage, **(ecr.environ() if ecr else {})},
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
-    )
-
-
-def run(ecr: LocalECR | None, *arguments: object, stdin: bytes = b"") -> Result:
-    with start(ecr, *arguments, stdin=subprocess.PIPE) as process:
-        stdout, stderr = process.communicate(stdin)
-    return process.returncode, stdout.decode(), stderr.decode()
-
-
-def run_in_shell(ecr: LocalECR, redirection: str, *arguments: object) -> Result:
-    """Run the command with a redirection of the shell, such as ``2>&-``, which closes a stream."""
-    completed = subprocess.run(
-        ["bash", "-c", f'exec "$0" "$@" {redirection}', *command(*arguments)],
-        env={**os.environ, **ecr.environ()},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return completed.returncode, completed.stdout, completed.stderr
-
-
-@pytest.fixture
-def run_in_process(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., Result]]:
-    """Like ``run`` with an empty standard input, without the time that a new process takes."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    log = logging.getLogger("ecr_parts")
-    log_level, log_handlers = log.level, log.handlers.copy()
-
-    def run_main(ecr: LocalECR | None, *arguments: object, subcommand: str = "upload") -> Result:
-        for name, value in (ecr.environ() if ecr else {}).items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(sys, "argv", ["ecr_parts", subcommand, *map(str, arguments)])
-        read_end, write_end = os.pipe()
-        os.close(write_end)
-        with open(read_end) as stdin:
-            monkeypatch.setattr(sys, "stdin", stdin)
-            status = main()
-        for handler in log.handlers.copy():
-            if handler not in log_handlers:
-                log.removeHandler(handler)
-        return status, *capfd.readouterr()
-
-    yield run_main
-    log.setLevel(log_level)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def first_bytes_sent(ecr: LocalECR) -> list[int | None]:
@@ -194,24 +119,24 @@ def test_invalid_command_line_exits_with_status_2(ecr: LocalECR) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["missing", "demo"], "error: [Errno 2] No such file or directory: 'missing'\n"),
+        (["missing", "demo"], "error: missing: No such file or directory\n"),
         (["-", "demo"], "error: the layer is empty, and ECR rejects empty layers: leave it"),
-        (["-", "demo", "--digest", "sha256:1"], "error: digest must be 'sha256:' followed by 64 "),
         (
             ["-", "demo", "--checkpoint", "c"],
             "error: --checkpoint requires a regular file",
         ),
-        (["-", ""], "error: repository_name must be 1 to 500 printable characters, not ''\n"),
         (
             ["-", "demo", "--endpoint-url", "foo"],
             "error: cannot create a client: ValueError: Invalid",
         ),
         (["-", "demo", "--endpoint-url", "http://user:secret@a b"], "://***@a b"),
-        (["-", "demo\x1b[2J"], "printable characters, not 'demo\\x1b[2J'\n"),
         (["-", "demo", "--profile", "foo"], "could not be found. Check the AWS configuration"),
         (["-", "demo", "--region", "a b"], "supported format. Check the AWS configuration"),
-        ([__file__, "none"], "the client's region\n"),
-        ([__file__, "none", "--checkpoint", "c"], "the client's region\n"),
+        (
+            [__file__, "none"],
+            "the registry ID and the region (--region, --registry-id, --public)\n",
+        ),
+        ([__file__, "none", "--checkpoint", "c"], "(--region, --registry-id, --public)\n"),
         (
             [__file__, "demo", "--checkpoint", __file__],
             "checkpoint must not be the layer's own file",
@@ -223,7 +148,7 @@ def test_invalid_command_line_exits_with_status_2(ecr: LocalECR) -> None:
     ],
 )
 def test_prints_error_without_traceback(
-    arguments: list[str], message: str, ecr: LocalECR, run_in_process: Callable[..., Result]
+    arguments: list[str], message: str, ecr: LocalECR, run_in_process: RunInProcess
 ) -> None:
     status, stdout, stderr = run_in_process(ecr, *arguments)
     assert (status, stdout) == (1, "")
@@ -232,14 +157,14 @@ def test_prints_error_without_traceback(
 
 
 def test_passes_options_to_uploader_and_client(
-    ecr: LocalECR, path: Path, run_in_process: Callable[..., Result]
+    ecr: LocalECR, path: Path, run_in_process: RunInProcess
 ) -> None:
     url = ecr.endpoint_url
     status, _, stderr = run_in_process(
         None, path, "demo", "--endpoint-url", url, "--region", "eu-west-1"
     )
     assert status == 1
-    assert "NoCredentialsError" in stderr
+    assert stderr.startswith("error: there are no AWS credentials: set --profile or AWS_PROFILE, ")
     status, _, stderr = run_in_process(ecr, path, "demo", "--digest", digest_of(b"other"))
     assert status == 1
     assert stderr.startswith("error: CompleteLayerUpload in repository 'demo', upload ")
@@ -250,14 +175,16 @@ def test_passes_options_to_uploader_and_client(
 
 
 def test_error_tells_where_checkpoint_resumes(
-    ecr: LocalECR, path: Path, tmp_path: Path, run_in_process: Callable[..., Result]
+    ecr: LocalECR, path: Path, tmp_path: Path, run_in_process: RunInProcess
 ) -> None:
     checkpoint = tmp_path / "checkpoint"
     arguments = (path, "demo", "--checkpoint", checkpoint)
     ecr.fail("UploadLayerPart", "access_denied", call=2)
     status, _, stderr = run_in_process(ecr, *arguments)
     assert status == 1
-    assert stderr.endswith("IAM policy. Run the same command again to resume at byte 5,242,880\n")
+    assert stderr.endswith(
+        "IAM policy (--profile). Run the same command again to resume at byte 5,242,880\n"
+    )
 
     ecr.fail("BatchCheckLayerAvailability", "expired_token")  # fails before anything is resumed
     status, _, stderr = run_in_process(ecr, *arguments)
@@ -273,7 +200,7 @@ def test_error_tells_where_checkpoint_resumes(
 # On a terminal
 
 
-@pytest.mark.parametrize(("columns", "start_of_bar"), [(20, "5.0 of 12.0 MiB  "), (63, "[####")])
+@pytest.mark.parametrize(("columns", "start_of_bar"), [(20, "5.0 of 12.0 MiB"), (63, "[####")])
 def test_bar_is_narrower_than_terminal(
     columns: int, start_of_bar: str, ecr: LocalECR, path: Path
 ) -> None:
@@ -295,7 +222,7 @@ def test_shows_no_total_for_stream_of_unknown_size(ecr: LocalECR) -> None:
     assert "\r\x1b[K5.0 MiB  " in output
     assert "Traceback" not in output
     assert output.splitlines()[-1].endswith(
-        "policy. Run the command again to start over: standard input cannot be resumed"
+        "policy (--profile). Run the command again to start over: standard input cannot be resumed"
     )
 
 
@@ -369,86 +296,6 @@ def test_progress_raises_keyboard_interrupt_that_python_ignored() -> None:
         terminal.progress(0)
 
 
-# Images
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    return two_platforms(tmp_path / "image").path
-
-
-@pytest.mark.parametrize("public", [True, False])
-def test_pushes_image(
-    public: bool, image: Path, tmp_path: Path, run_in_process: Callable[..., Result]
-) -> None:
-    with LocalECR(["team/app"]) as ecr:
-        options: tuple[str, ...] = ("--public",) if public else ("--region", "us-east-1")
-        options += ("--tag", "latest", "--checkpoint-dir", str(tmp_path / "saved"))
-        status, digest, stderr = run_in_process(
-            ecr, image, "team/app:v2", *options, subcommand="push"
-        )
-        repository = ecr.registry.repositories["team/app"]
-        assert (status, repository.tags) == (0, dict.fromkeys(("v2", "latest"), digest.strip()))
-        last_line = "image pushed to team/app:v2, team/app:latest: 5 of 5 blobs sent, 5"
-        assert stderr.splitlines()[-1].startswith(last_line)
-        status, digest, stderr = run_in_process(ecr, image, "team/app", subcommand="push")
-        assert set(repository.tags) == {"v1", "v2", "latest"}
-        assert stderr.endswith("team/app:v1: 0 of 5 blobs sent, 0 bytes\n")
-
-
-def test_pushes_one_platform_without_tag(
-    small_image: Path, run_in_process: Callable[..., Result]
-) -> None:
-    with LocalECR() as ecr:
-        options = ("--platform", "linux/amd64", "--max-workers", "1")
-        status, _, stderr = run_in_process(ecr, small_image, "demo", *options, subcommand="push")
-        assert status == 0
-        assert stderr.startswith("image pushed to demo: 2 of 2 blobs sent")
-
-
-@pytest.fixture
-def small_image(tmp_path: Path) -> Path:
-    layout = Layout(tmp_path / "small")
-    return layout.finish(layout.add_image("amd64", [b"layer"]))
-
-
-@pytest.mark.parametrize(
-    ("options", "advice"),
-    [
-        (("--no-checkpoint",), "Run the command again to start over: its progress was not saved"),
-        ((), "Run the same command again to resume"),
-        (("--checkpoint-dir", "saved"), "Run the same command again to resume"),
-    ],
-)
-def test_tells_how_to_resume_push(
-    options: tuple[str, ...],
-    advice: str,
-    image: Path,
-    run_in_process: Callable[..., Result],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with LocalECR() as ecr:
-        for operation, calls in (("CompleteLayerUpload", 0), ("PutImage", 3)):
-            ecr.fail(operation, "access_denied")
-            status, digest, stderr = run_in_process(ecr, image, "demo", *options, subcommand="push")
-            assert (status, digest) == (1, "")
-            assert stderr.endswith(f"in the caller's IAM policy. {advice}\n")
-            assert len(ecr.calls_of("PutImage")) <= calls
-        ecr.fail("BatchCheckLayerAvailability", "access_denied")
-        _, _, stderr = run_in_process(ecr, image, "demo", *options, subcommand="push")
-        assert stderr.endswith("in the caller's IAM policy\n")
-
-
-def test_reports_invalid_image(run_in_process: Callable[..., Result], tmp_path: Path) -> None:
-    with LocalECR() as ecr:
-        status, _, stderr = run_in_process(ecr, tmp_path, "demo", subcommand="push")
-        assert (status, stderr.startswith("error: ")) == (1, True)
-        assert "is not an image" in stderr
-        assert ecr.calls == []
-
-
 def test_prints_version() -> None:
     completed = subprocess.run(
         [sys.executable, "-m", "ecr_parts", "--version"], capture_output=True, text=True, check=True
@@ -479,7 +326,7 @@ def test_client_config_names_the_library(ecr: LocalECR) -> None:
 @pytest.mark.parametrize("name", ["part-size", "limit-rate", "size"])
 @pytest.mark.parametrize("value", ["5MiB", "5242880", "5242880B"])
 def test_sizes_may_have_units(
-    name: str, value: str, ecr: LocalECR, path: Path, run_in_process: Callable[..., Result]
+    name: str, value: str, ecr: LocalECR, path: Path, run_in_process: RunInProcess
 ) -> None:
     path.write_bytes(BLOB[: 5 * MIB])
     status, _, stderr = run_in_process(ecr, path, "demo", f"--{name}", value)
@@ -487,12 +334,10 @@ def test_sizes_may_have_units(
 
 
 @pytest.mark.parametrize("value", ["5 MiB", "5mib", "-5", "", "1e6", "9" * 19])
-def test_rejects_other_sizes(
-    value: str, run_in_process: Callable[..., Result], capfd: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        run_in_process(None, "-", "demo", f"--size={value}")
-    assert "must be bytes, or a size such as 5MiB" in capfd.readouterr().err
+def test_rejects_other_sizes(value: str, run_in_process: RunInProcess) -> None:
+    status, _, stderr = run_in_process(None, "-", "demo", f"--size={value}")
+    assert status == 2
+    assert "argument --size: must be bytes, or a size such as 5MiB, not " in stderr
 
 
 @pytest.mark.parametrize(
@@ -514,7 +359,7 @@ def test_warns_of_stream_that_may_be_truncated(
 
 
 def test_asks_for_credentials_before_the_first_call(
-    ecr: LocalECR, path: Path, run_in_process: Callable[..., Result], mocker: MockerFixture
+    ecr: LocalECR, path: Path, run_in_process: RunInProcess, mocker: MockerFixture
 ) -> None:
     """This may print a prompt, and Ctrl-C must end it."""
     threads: list[threading.Thread] = []
@@ -563,195 +408,3 @@ def test_reports_port_that_cannot_be_used(port: str, ecr: LocalECR) -> None:
     assert completed.returncode == 1
     assert completed.stderr.startswith(f"cannot listen on port {port}: ")
     assert len(completed.stderr.splitlines()) == 1
-
-
-# Progress
-
-
-def test_prints_progress_as_lines(
-    ecr: LocalECR, path: Path, run_in_process: Callable[..., Result], mocker: MockerFixture
-) -> None:
-    mocker.patch("ecr_parts._terminal._LINE_INTERVAL", 0)  # seconds
-    _, _, stderr = run_in_process(ecr, path, "demo")
-    lines = stderr.splitlines()
-    assert len(lines) > 3
-    assert any(line.startswith("5.0 of 12.0 MiB  ") for line in lines)
-    assert not set("\r\x1b") & set(stderr)
-
-    with LocalECR() as other:
-        stream = run(other, "-", "demo", "--progress", "plain", stdin=BLOB)
-    assert stream[0] == 0  # the ten seconds have not passed
-    assert len(stream[2].splitlines()) == 2
-
-
-@pytest.mark.parametrize("options", [("--progress", "none"), ("--progress", "plain")])
-def test_prints_no_line_before_ten_seconds(
-    options: tuple[str, ...], ecr: LocalECR, path: Path, run_in_process: Callable[..., Result]
-) -> None:
-    _, _, stderr = run_in_process(ecr, path, "demo", *options)
-    assert len(stderr.splitlines()) == 1
-
-
-def test_draws_bar_if_it_is_asked_for(
-    ecr: LocalECR, path: Path, run_in_process: Callable[..., Result]
-) -> None:
-    _, _, stderr = run_in_process(ecr, path, "demo", "--progress", "bar")
-    assert "100%  12.0 of 12.0 MiB" in stderr
-
-
-def test_quiet_prints_errors_only(
-    ecr: LocalECR, path: Path, run_in_process: Callable[..., Result]
-) -> None:
-    ecr.fail("UploadLayerPart", "answer_lost")
-    assert run_in_process(ecr, path, "demo", "--quiet") == (0, f"{DIGEST}\n", "")
-    status, _, stderr = run_in_process(ecr, path, "none", "--quiet", "--progress", "bar")
-    assert (status, stderr.startswith("error: ")) == (1, True)
-
-
-def test_prints_json(
-    ecr: LocalECR, path: Path, image: Path, run_in_process: Callable[..., Result]
-) -> None:
-    layer = json.loads(run_in_process(ecr, path, "demo", "--json")[1])
-    assert layer.pop("seconds") > 0
-    assert layer == {"digest": DIGEST, "size": len(BLOB), "existed": False, "parts": 3}
-    pushed = json.loads(run_in_process(ecr, image, "demo", "--json", subcommand="push")[1])
-    repository = ecr.registry.repositories["demo"]
-    assert pushed["digest"] == repository.tags["v1"]
-    assert pushed["tags"] == ["v1"]
-    assert {layer["digest"] for layer in pushed["layers"]} == set(repository.layers) - {DIGEST}
-
-
-# Checkpoints in the default directory
-
-
-def state_files() -> list[Path]:
-    return list(Path(os.environ["XDG_STATE_HOME"]).rglob("*.*"))
-
-
-@pytest.mark.parametrize("digest", [(), ("--digest", DIGEST)])
-def test_resumes_without_option(
-    digest: tuple[str, ...], ecr: LocalECR, path: Path, run_in_process: Callable[..., Result]
-) -> None:
-    ecr.fail("UploadLayerPart", "access_denied", call=3)
-    _, _, stderr = run_in_process(ecr, path, "demo", *digest)
-    assert stderr.endswith("Run the same command again to resume at byte 10,485,760\n")
-    (checkpoint,) = state_files()
-    assert checkpoint.name == f"{DIGEST[7:]}.checkpoint"
-    ecr.calls.clear()
-    copy = path.with_name("copy")
-    copy.write_bytes(BLOB)
-    assert run_in_process(ecr, copy, "demo", *digest)[:2] == (0, f"{DIGEST}\n")
-    assert first_bytes_sent(ecr) == [10 * MIB]
-    assert state_files() == []
-
-
-def test_resumes_push_without_option(
-    ecr: LocalECR, image: Path, run_in_process: Callable[..., Result]
-) -> None:
-    ecr.fail("CompleteLayerUpload", "access_denied", call=3)
-    _, _, stderr = run_in_process(ecr, image, "demo", subcommand="push")
-    assert stderr.endswith("Run the same command again to resume\n")
-    assert state_files()
-    assert run_in_process(ecr, image, "demo", subcommand="push")[0] == 0
-    assert state_files() == []
-
-
-@pytest.mark.parametrize("subcommand", ["upload", "push"])
-def test_no_checkpoint_saves_nothing(
-    subcommand: str, ecr: LocalECR, path: Path, image: Path, run_in_process: Callable[..., Result]
-) -> None:
-    source = path if subcommand == "upload" else image
-    ecr.fail("CompleteLayerUpload", "access_denied")
-    _, _, stderr = run_in_process(ecr, source, "demo", "--no-checkpoint", subcommand=subcommand)
-    assert stderr.endswith("Run the command again to start over: its progress was not saved\n")
-    assert state_files() == []
-
-
-@pytest.mark.parametrize("subcommand", ["upload", "push"])
-@pytest.mark.parametrize("problem", ["directory", "disk"])
-def test_uploads_although_progress_cannot_be_saved(
-    problem: str,
-    subcommand: str,
-    ecr: LocalECR,
-    path: Path,
-    image: Path,
-    run_in_process: Callable[..., Result],
-    mocker: MockerFixture,
-) -> None:
-    if problem == "directory":
-        Path(os.environ["XDG_STATE_HOME"], "ecr-parts").touch()
-    else:
-        mocker.patch("os.fsync", side_effect=OSError(28, "No space left on device"))
-    source = path if subcommand == "upload" else image
-    status, _, stderr = run_in_process(ecr, source, "demo", subcommand=subcommand)
-    assert status == 0
-    assert stderr.startswith("warning: progress is not saved, so the upload cannot be resumed: ")
-    assert ecr.registry.repositories["demo"].layers
-
-
-def test_each_profile_has_its_own_checkpoints(
-    ecr: LocalECR,
-    path: Path,
-    run_in_process: Callable[..., Result],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    """They may be of different accounts, whose uploads have nothing in common."""
-    credentials = "aws_access_key_id = local\naws_secret_access_key = local\n"
-    (tmp_path / "config").write_text(f"[profile a]\n{credentials}[profile b]\n{credentials}")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    ecr.fail("CompleteLayerUpload", "access_denied", times=3)
-    for profile in ("a", "b", "a"):
-        run_in_process(ecr, path, "demo", "--profile", profile)
-    assert len(state_files()) == 2
-
-
-def test_continues_where_progress_could_last_be_saved(
-    ecr: LocalECR, path: Path, run_in_process: Callable[..., Result], mocker: MockerFixture
-) -> None:
-    fsync, calls = os.fsync, 0
-
-    def fail_once_disk_is_full(descriptor: int) -> None:
-        nonlocal calls
-        calls += 1
-        if calls > 4:  # two for each part
-            raise OSError(28, "No space left on device")
-        fsync(descriptor)
-
-    mocker.patch("os.fsync", fail_once_disk_is_full)
-    status, _, stderr = run_in_process(ecr, path, "demo", "--progress", "bar")
-    assert (status, calls) == (0, 5)
-    stored = [call.first_byte for call in ecr.calls_of("UploadLayerPart") if call.outcome == "ok"]
-    assert stored == [0, 5 * MIB, 10 * MIB]  # no part twice
-    assert stderr.count("warning: ") == 1
-    assert "100%  12.0 of 12.0 MiB" in stderr
-
-
-@pytest.mark.parametrize("subcommand", ["upload", "push"])
-def test_checkpoint_that_was_asked_for_must_be_saved(
-    subcommand: str,
-    ecr: LocalECR,
-    path: Path,
-    image: Path,
-    run_in_process: Callable[..., Result],
-    mocker: MockerFixture,
-    tmp_path: Path,
-) -> None:
-    mocker.patch("os.fsync", side_effect=OSError(28, "No space left on device"))
-    source, option = (
-        (path, "--checkpoint") if subcommand == "upload" else (image, "--checkpoint-dir")
-    )
-    status, _, stderr = run_in_process(
-        ecr, source, "demo", option, tmp_path / "c", subcommand=subcommand
-    )
-    assert status == 1
-    assert "No space left on device" in stderr
-
-
-def test_file_that_shrinks_while_it_is_hashed(
-    ecr: LocalECR, path: Path, run_in_process: Callable[..., Result], mocker: MockerFixture
-) -> None:
-    mocker.patch("ecr_parts._cli.hash_source", return_value=(DIGEST, 5))
-    status, _, stderr = run_in_process(ecr, path, "demo")
-    assert (status, ecr.calls) == (1, [])
-    assert "ended after 5 of" in stderr

@@ -76,7 +76,7 @@ def test_points_out_endpoint_that_is_not_ecr(uploader: LayerUploader, ecr: Local
 
 def test_points_out_unreachable_endpoint(uploader: LayerUploader, ecr: LocalECR) -> None:
     ecr.stop()
-    with pytest.raises(ServiceError, match="Check the network, and the client's region") as raised:
+    with pytest.raises(ServiceError, match="network, the region and the endpoint") as raised:
         uploader.upload(BLOB)
     assert raised.value.code == "EndpointConnectionError"
     assert raised.value.attempts == 10
@@ -121,7 +121,7 @@ def test_does_not_retry_with_unusable_certificate_bundle(
         bundle.mkdir()
     url = ecr.endpoint_url.replace("http:", "https:")
     uploader = LayerUploader(ecr.client(endpoint_url=url, verify=str(bundle)), "demo")
-    with pytest.raises(ServiceError, match="in verify or AWS_CA_BUNDLE") as raised:
+    with pytest.raises(ServiceError, match="in AWS_CA_BUNDLE") as raised:
         uploader.initiate()
     assert raised.value.attempts == 1
 
@@ -132,7 +132,7 @@ def test_points_out_line_break_in_credential_without_showing_it(
 ) -> None:
     caplog.set_level(logging.DEBUG, "ecr_parts")
     uploader = LayerUploader(ecr.client(**{name: "SECRET\n"}), "demo", retrying=NO_WAIT)
-    with pytest.raises(ServiceError, match="its credentials for a line break") as raised:
+    with pytest.raises(ServiceError, match="the credentials for a line break") as raised:
         uploader.upload(BLOB)
     assert raised.value.attempts == 1
     assert "SECRET" not in str(raised.value)

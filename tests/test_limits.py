@@ -153,7 +153,7 @@ def test_rejects_layer_outside_limits() -> None:
 
 def test_rejects_part_size_that_needs_too_many_parts() -> None:
     limits = Limits(5, 10, 4, 100)
-    with pytest.raises(LayerTooLargeError, match=r"part_size=6 or more"):
+    with pytest.raises(LayerTooLargeError, match="use parts of 6 bytes or more"):
         limits._check_layer(21, 5)
     limits._check_layer(20, 5)
 

@@ -298,7 +298,7 @@ def test_never_completes_too_large_stream_of_unknown_size(
 
 def test_rejects_part_size_too_small_for_layer(ecr: LocalECR) -> None:
     uploader = LayerUploader(ecr.client(), "demo", part_size=5, limits=SMALL_LIMITS)
-    with pytest.raises(LayerTooLargeError, match="part_size=6 or more"):
+    with pytest.raises(LayerTooLargeError, match="use parts of 6 bytes or more"):
         uploader.upload(random_bytes(301))
     assert ecr.calls == []
 

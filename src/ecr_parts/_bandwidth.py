@@ -27,9 +27,14 @@ class Bandwidth:
 
     def check_workers(self, max_workers: int) -> None:
         """Raise ``ValueError`` if a worker would wait too long for its turn."""
-        least = TURN * max_workers
+        least = min_bandwidth(max_workers)
         if self._bytes_per_second < least:
             raise ValueError(
                 f"max_bandwidth must be at least {least:,} bytes per second for {max_workers} "
                 f"workers, not {self._bytes_per_second:,}: reduce max_workers"
             )
+
+
+def min_bandwidth(max_workers: int) -> int:
+    """The bytes per second below which a worker would wait too long for its turn."""
+    return TURN * max_workers

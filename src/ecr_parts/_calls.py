@@ -132,8 +132,8 @@ class UploadCalls:
             return Step(action, lost_error, outcome.attempts)
         if action is NextAction.FAIL:
             error = UnexpectedResponseError(
-                f"{message}. Check that the client's endpoint is ECR and that no other process "
-                "uses this session, and upload again"
+                f"{message}. Check that the endpoint is ECR and that no other process uses this "
+                "upload's session, and upload again"
             )
             return Step(action, error, outcome.attempts)
         as_expected = event is Position.AT_LAST_BYTE and outcome.attempts == 1

@@ -274,7 +274,7 @@ class RepositoryClient:
         if attempt.timed_out:
             self._timed_out.add(attempt)
             return Failure.timed_out(
-                f"no answer within attempt_timeout={self.attempt_timeout:g} seconds",
+                f"no answer within {self.attempt_timeout:g} seconds",
                 transient=len(self._timed_out) < _MAX_TIMED_OUT,
             )
         outcome = attempt.result()

@@ -251,7 +251,7 @@ class CompressedLayers:
             self._save(layers)
         except OSError as error:
             raise CheckpointError(
-                f"{str(self._path)!r} cannot be written: {error}. Pass another checkpoint_dir"
+                f"{str(self._path)!r} cannot be written: {error}. Pass another directory"
             ) from error
 
     def _save(self, layers: Mapping[str, Layer]) -> None:

@@ -123,7 +123,7 @@ class Failure:
         return error
 
     def _remedy(self, operation: str, service_name: str | None) -> str:
-        if self.code in _ACCESS_DENIED:
+        if self.code in ACCESS_DENIED:
             prefix = "ecr-public" if service_name == "ecr-public" else "ecr"
             return f"Allow {prefix}:{operation} on this repository in the caller's IAM policy"
         if self.code in _REMEDIES:
@@ -131,34 +131,33 @@ class Failure:
         if not isinstance(self.error, (ClientError, BotoCoreError)) and not self.transient:
             return "This is an error of the client, not of ECR: check its credentials and handlers"
         if self.code == "SSLError" and not self.transient:
-            return "Check the client's endpoint, and the certificates in verify or AWS_CA_BUNDLE"
+            return "Check the endpoint, and the CA certificates, for example in AWS_CA_BUNDLE"
         if self.code == "HTTPClientError":
-            return "Check the client's endpoint and proxy, and its credentials for a line break"
+            return "Check the endpoint and the proxy, and the credentials for a line break"
         if self.code.isdigit() and not self.transient:
             return _NOT_ECR
         if isinstance(self.error, BotoCoreError) and self.transient:
-            return "Check the network, and the client's region and endpoint; then upload again"
+            return "Check the network, the region and the endpoint; then upload again"
         return "Upload again once the cause is resolved"
 
 
 _REQUEST_TIMEOUTS = frozenset({"408", "RequestTimeout", "RequestTimeoutException"})
-_ACCESS_DENIED = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedException"})
-_NOT_ECR = "Check that the client's endpoint is ECR and that no proxy answers in its place"
-_CREDENTIALS = "Check the client's credentials, and this machine's clock"
+ACCESS_DENIED = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedException"})
+CREDENTIAL_ERRORS = frozenset(
+    {
+        "CredentialRetrievalError", "ExpiredToken", "ExpiredTokenException", "IncompleteSignature",
+        "IncompleteSignatureException", "InvalidClientTokenId", "InvalidSignatureException",
+        "MissingAuthenticationToken", "MissingAuthenticationTokenException", "NoAuthTokenError",
+        "NoCredentialsError", "PartialCredentialsError", "RequestExpired", "RequestTimeTooSkewed",
+        "SSOTokenLoadError", "SignatureDoesNotMatch", "TokenRetrievalError",
+        "UnauthorizedSSOTokenError", "UnrecognizedClientException",
+    }
+)  # fmt: skip
+"""Codes of errors that are due to the credentials."""
+_NOT_ECR = "Check that the endpoint is ECR and that no proxy answers in its place"
 _NAME_RULES = "lower case, without a registry prefix or a tag"
 _REMEDIES = {
-    **dict.fromkeys(
-        (
-            "CredentialRetrievalError", "ExpiredToken", "ExpiredTokenException",
-            "IncompleteSignature", "IncompleteSignatureException", "InvalidClientTokenId",
-            "InvalidSignatureException", "MissingAuthenticationToken",
-            "MissingAuthenticationTokenException", "NoAuthTokenError", "NoCredentialsError",
-            "PartialCredentialsError", "RequestExpired", "RequestTimeTooSkewed",
-            "SSOTokenLoadError", "SignatureDoesNotMatch", "TokenRetrievalError",
-            "UnauthorizedSSOTokenError", "UnrecognizedClientException",
-        ),
-        _CREDENTIALS,
-    ),
+    **dict.fromkeys(CREDENTIAL_ERRORS, "Check the credentials, and this machine's clock"),
     "ImageTagAlreadyExistsException": (
         "The tag is immutable and names another image: push with another tag, or delete that image"
     ),
@@ -179,8 +178,8 @@ _REMEDIES = {
         "A quota of the registry is reached: request a higher one, or delete what is not needed"
     ),
     "AttemptTimeoutError": (
-        "Check the network, and the client's endpoint and proxy; on a slow uplink, increase "
-        "attempt_timeout"
+        "Check the network, the endpoint and the proxy; on a slow uplink, use smaller parts, or "
+        "allow more time for each attempt"
     ),
     "SegmentNotFoundException": (
         "AWS X-Ray keeps its segment in a thread-local variable, but ECR is called from threads "
@@ -190,7 +189,7 @@ _REMEDIES = {
     "RegistryNotFoundException": "Check the registry ID, and that the registry exists",
     "RepositoryNotFoundException": (
         f"Create the repository, or check its name ({_NAME_RULES}), the registry ID and the "
-        "client's region"
+        "region"
     ),
     "UnsupportedCommandException": (
         "This registry does not support layer uploads: check the registry ID and the endpoint"

@@ -94,7 +94,7 @@ def _read_entries(path: str) -> dict[str, FileRegion | str]:
             if start.startswith(magic):
                 raise InvalidImageError(
                     f"{path!r} is a compressed archive, whose blobs cannot be read in place: "
-                    f"decompress it first, for example with: {command} < {path} > image.tar"
+                    f"decompress it first, for example with {command}"
                 )
         file.seek(0)
         try:

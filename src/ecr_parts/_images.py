@@ -33,7 +33,7 @@ from ecr_parts._validation import check_callback, check_int, short_repr
 from ecr_parts._workers import Stop, Workers
 from ecr_parts.errors import CheckpointError, EcrPartsError, InvalidImageError
 
-_PLATFORM = re.compile(r"[a-z0-9]+(/[a-z0-9_.]+){1,2}")
+PLATFORM = re.compile(r"[a-z0-9]+(/[a-z0-9_.]+){1,2}")
 
 
 def read_image(
@@ -75,7 +75,7 @@ class ImagePush:
         self._path = image
         self._tags = None if tags is None else _check_names("tags", tags, TAG)
         self._platforms = (
-            None if platforms is None else _check_names("platforms", platforms, _PLATFORM)
+            None if platforms is None else _check_names("platforms", platforms, PLATFORM)
         )
         if self._platforms == ():
             raise ValueError("platforms must not be empty: pass None for all of them")
@@ -253,7 +253,8 @@ def _make_directory(path: Path) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(
-            f"checkpoint_dir {str(path)!r} cannot be created: {error}. Pass another directory"
+            f"the checkpoint directory {str(path)!r} cannot be created: {error}. Pass "
+            "another directory"
         ) from error
 
 

@@ -60,7 +60,9 @@ def upload_layer(
             and path is not None
             and waiter.run("disk", partial(checkpoint.is_at, path))
         ):
-            raise ValueError(f"checkpoint must not be the layer's own file, {os.fspath(path)!r}")
+            raise ValueError(
+                f"the checkpoint must not be the layer's own file, {os.fspath(path)!r}"
+            )
         upload = _LayerUpload(calls.with_waiter(waiter), source, layer, session, checkpoint)
         return upload.run(check_existing)
 

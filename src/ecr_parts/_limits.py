@@ -54,7 +54,7 @@ class Limits:
         if part_size is not None and part_size < needed:
             raise LayerTooLargeError(
                 f"the layer's {layer_size:,} bytes do not fit in {self.max_parts:,} parts of "
-                f"{part_size:,} bytes: use part_size={needed} or more"
+                f"{part_size:,} bytes: use parts of {needed:,} bytes or more"
             )
 
     def _check_part_size(self, part_size: int) -> None:

@@ -1,43 +1,78 @@
-"""The options of the command."""
+"""The options of the command, checked."""
 
 from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Mapping
 
+from ecr_parts._bandwidth import min_bandwidth
+from ecr_parts._image_layout import TAG
+from ecr_parts._images import PLATFORM
+from ecr_parts._limits import ECR_LIMITS, ECR_PUBLIC_LIMITS
+from ecr_parts._validation import is_digest, is_name, short_repr
 from ecr_parts._version import __version__
 from ecr_parts.testing.__main__ import DESCRIPTION, add_options
 
 _EXIT_STATUS = (
-    "Exit status: 0 if the {} is complete at ECR, 1 after an error, 2 for an invalid command line, "
-    "130 after Ctrl-C, 143 after SIGTERM."
+    "Exit status: 0 if ECR has everything, 1 after an error, 2 for an invalid command line, 130\n"
+    "after Ctrl-C, 143 after SIGTERM."
 )
-_UNITS = {
+_PUSH_EPILOG = f"""\
+examples:
+  ecr-parts push image.tar team/app:v1
+  docker save app:v1 | ecr-parts push - team/app:v1
+
+{_EXIT_STATUS}"""
+_UPLOAD_EPILOG = f"""\
+examples:
+  ecr-parts upload base.tar.gz app.tar.gz team/app
+  curl --fail URL | ecr-parts upload - team/app --digest sha256:...
+
+If the producer of a pipe fails, its output looks like a shorter layer, which is uploaded without an
+error. Pass --digest or --size: then a truncated layer is not completed. If you know neither, run
+'set -o pipefail' first, so that the shell reports that the producer failed.
+
+{_EXIT_STATUS}"""
+_SIZE_UNITS = {
     "": 1, "B": 1, "kB": 10**3, "KiB": 2**10, "MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30,
 }  # fmt: skip
+_TIME_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
+# The name that docker uses. Reference: "Amazon ECR private registries" in the user guide.
+_REPOSITORY_URI = re.compile(
+    r"(?P<registry>[0-9]{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(\.cn)?/(?P<name>.*)"
+)
 
 
 def parse_options() -> argparse.Namespace:
     """The options of the command line. Exits with 2 if it is not valid."""
     parser = argparse.ArgumentParser(
-        prog="ecr-parts", description="Upload images and layers to Amazon ECR in parts."
+        prog="ecr-parts", description="Upload images and layers to Amazon ECR in parts, resumably."
     )
     parser.add_argument("--version", action="version", version=f"ecr-parts {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     push = commands.add_parser(
         "push",
         help="push an image",
+        usage="ecr-parts push [OPTION]... IMAGE REPOSITORY[:TAG]",
         description="Push an image from an OCI image layout, an archive of one, or a docker "
         "archive (docker save, podman save). Prints its digest to standard output, and everything "
         "else to standard error.",
-        epilog=_EXIT_STATUS.format("image"),
+        epilog=_PUSH_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    push.add_argument("image", metavar="IMAGE", help="the image's directory or archive")
     push.add_argument(
-        "repository", metavar="REPOSITORY[:TAG]", help="the repository's name, and a tag"
+        "image",
+        metavar="IMAGE",
+        help="the image's directory or archive, or - for an archive from standard input, which is "
+        "saved to a temporary file first",
+    )
+    push.add_argument(
+        "repository", metavar="REPOSITORY[:TAG]", help="the repository's name or URI, and a tag"
     )
     push.add_argument(
         "--tag",
+        type=_tag,
         action="append",
         metavar="TAG",
         dest="tags",
@@ -45,42 +80,37 @@ def parse_options() -> argparse.Namespace:
     )
     push.add_argument(
         "--platform",
+        type=_platform,
         action="append",
         metavar="OS/ARCH",
         dest="platforms",
         help="push only the image for this platform, such as linux/arm64; may be repeated",
     )
-    push.add_argument(
-        "--max-workers",
-        type=int,
-        default=4,
-        metavar="N",
-        help="how many layers are uploaded at a time (default: 4)",
-    )
+    _add_common_options(push, "blobs")
     push.add_argument(
         "--checkpoint-dir",
         metavar="DIR",
         help="save progress in this directory (default: ~/.local/state/ecr-parts, for a week); run "
         "the same command again to resume",
     )
-    _add_common_options(push)
     upload = commands.add_parser(
         "upload",
-        help="upload one layer",
-        description="Upload one layer. Prints its digest to standard output, and everything else "
+        help="upload layers",
+        usage="ecr-parts upload [OPTION]... FILE... REPOSITORY",
+        description="Upload layers. Prints their digests to standard output, and everything else "
         "to standard error.",
-        epilog=_EXIT_STATUS.format("layer"),
-    )
-    upload.add_argument("file", metavar="FILE", help="the layer's file, or - for standard input")
-    upload.add_argument("repository", metavar="REPOSITORY", help="the repository's name")
-    upload.add_argument(
-        "--checkpoint",
-        metavar="FILE",
-        help="save progress in this file (default: in ~/.local/state/ecr-parts, for a week); run "
-        "the same command again to resume",
+        epilog=_UPLOAD_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     upload.add_argument(
-        "--digest", metavar="D", help="the layer's digest, sha256:..., if known; verified by ECR"
+        "files", metavar="FILE", nargs="+", help="a layer's file, or - for standard input"
+    )
+    upload.add_argument("repository", metavar="REPOSITORY", help="the repository's name or URI")
+    upload.add_argument(
+        "--digest",
+        type=_digest,
+        metavar="D",
+        help="the layer's digest, sha256:..., if known; verified by ECR",
     )
     upload.add_argument(
         "--size",
@@ -88,38 +118,39 @@ def parse_options() -> argparse.Namespace:
         metavar="N",
         help="the layer's size, in bytes or as 5MiB; a stream that ends before is not completed",
     )
-    _add_common_options(upload)
+    _add_common_options(upload, "layers")
+    upload.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="save progress in this file (default: in ~/.local/state/ecr-parts, for a week); run "
+        "the same command again to resume",
+    )
     local = commands.add_parser(
         "local", help="serve a local emulator of ECR", description=DESCRIPTION
     )
-    local.set_defaults(progress="none", quiet=False)
     add_options(local)
-    return parser.parse_args()
+    options, rest = parser.parse_known_args()
+    if options.command == "upload" and not any(text.startswith("-") for text in rest):
+        # argparse gives the files before the first option only to FILE and REPOSITORY.
+        names = [*options.files, options.repository, *rest]
+        options.files, options.repository = names[:-1], names[-1]
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        _check(options)
+    except ValueError as error:
+        {"push": push, "upload": upload}[options.command].error(str(error))
+    return options
 
 
-def _size(text: str) -> int:
-    match = re.fullmatch(r"([0-9]{1,18})(|B|kB|KiB|MB|MiB|GB|GiB)", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"must be bytes, or a size such as 5MiB, not {text!r}")
-    return int(match[1]) * _UNITS[match[2]]
-
-
-def _add_common_options(parser: argparse.ArgumentParser) -> None:
+def _add_common_options(parser: argparse.ArgumentParser, items: str) -> None:
     parser.add_argument(
-        "--progress",
-        choices=("auto", "bar", "plain", "none"),
-        default="auto",
-        help="a bar, a line every ten seconds, or nothing (default: a bar on a terminal, otherwise "
-        "lines)",
+        "--max-workers",
+        type=_count,
+        default=4,
+        metavar="N",
+        help=f"how many {items} are uploaded at a time (default: 4)",
     )
-    parser.add_argument(
-        "--quiet", action="store_true", help="print nothing but warnings and errors"
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print a JSON object instead of the digest"
-    )
-    parser.add_argument("--no-checkpoint", action="store_true", help="do not save progress")
-    parser.add_argument("--public", action="store_true", help="use ECR Public")
     parser.add_argument(
         "--part-size", type=_size, metavar="N", help="the size of the parts, such as 10MiB"
     )
@@ -130,14 +161,154 @@ def _add_common_options(parser: argparse.ArgumentParser) -> None:
         help="send at most this many bytes per second, such as 5MiB",
     )
     parser.add_argument(
+        "--retry-for",
+        type=_duration,
+        metavar="T",
+        help="repeat a call that fails for this long, such as 90s or 10m (default: ten attempts, "
+        "about a minute)",
+    )
+    parser.add_argument(
+        "--progress",
+        choices=("auto", "bar", "plain", "none"),
+        default="auto",
+        help="a bar, a line every ten seconds, or nothing (default: a bar on a terminal, otherwise "
+        "lines)",
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="print nothing but warnings and errors"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON objects instead of digests")
+    parser.add_argument("--no-checkpoint", action="store_true", help="do not save progress")
+    aws = parser.add_argument_group("AWS options")
+    aws.add_argument("--public", action="store_true", help="use ECR Public")
+    aws.add_argument(
         "--registry-id",
+        type=_name,
         metavar="ID",
         help="the AWS account ID of the registry (default: that of the credentials)",
     )
-    parser.add_argument("--region", metavar="R", help="the AWS region of the registry")
-    parser.add_argument("--profile", metavar="P", help="a profile of the AWS configuration")
-    parser.add_argument(
+    aws.add_argument("--region", metavar="R", help="the AWS region of the registry")
+    aws.add_argument("--profile", metavar="P", help="a profile of the AWS configuration")
+    aws.add_argument(
         "--endpoint-url",
         metavar="URL",
         help="the URL of ECR, if it is not the default of the region",
     )
+
+
+# The types of options. Each raises ``ArgumentTypeError``, to which argparse adds the option's name.
+
+
+def _size(text: str) -> int:
+    return _with_unit(text, _SIZE_UNITS, "bytes, or a size such as 5MiB")
+
+
+def _duration(text: str) -> int:
+    return _with_unit(text, _TIME_UNITS, "seconds, or a time such as 10m")
+
+
+def _with_unit(text: str, units: Mapping[str, int], what: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,18})([A-Za-z]*)", text)
+    if match is None or match[2] not in units:
+        raise argparse.ArgumentTypeError(f"must be {what}, not {short_repr(text)}")
+    return int(match[1]) * units[match[2]]
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,4}", text) or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a number from 1 to 9999, not {short_repr(text)}")
+    return int(text)
+
+
+def _digest(text: str) -> str:
+    if not is_digest(text):
+        raise argparse.ArgumentTypeError(
+            "must be sha256: followed by 64 lower-case hex digits, not " + short_repr(text)
+        )
+    return text
+
+
+def _name(text: str) -> str:
+    if not is_name(text):
+        raise argparse.ArgumentTypeError(f"must be printable characters, not {short_repr(text)}")
+    return text
+
+
+def _tag(text: str) -> str:
+    if not TAG.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            "must be up to 300 letters, digits, '.', '_' and '-', not " + short_repr(text)
+        )
+    return text
+
+
+def _platform(text: str) -> str:
+    if not PLATFORM.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"must be like linux/arm64, not {short_repr(text)}")
+    return text
+
+
+# Checks of several options together
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Complete the options. Raise ``ValueError`` if they contradict each other."""
+    if options.command == "local":
+        return
+    _split_repository(options)
+    limits = ECR_PUBLIC_LIMITS if options.public else ECR_LIMITS
+    part_size = options.part_size
+    if part_size is not None and not limits.min_part <= part_size <= limits.max_part:
+        raise ValueError(
+            f"argument --part-size: must be between {limits.min_part:,} and {limits.max_part:,} "
+            f"bytes, not {part_size:,}"
+        )
+    if options.command == "upload":
+        _check_files(options)
+    if options.limit_rate is not None and options.limit_rate < min_bandwidth(options.max_workers):
+        raise ValueError(
+            f"argument --limit-rate: must be at least {min_bandwidth(1):,} bytes per second for "
+            f"each of {options.max_workers} workers, not {options.limit_rate:,}; see --max-workers"
+        )
+    saved_in = "checkpoint" if options.command == "upload" else "checkpoint_dir"
+    if options.no_checkpoint and getattr(options, saved_in) is not None:
+        raise ValueError(
+            f"argument --no-checkpoint: not allowed with --{saved_in}".replace("_", "-")
+        )
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    if len(options.files) == 1:
+        options.max_workers = 1
+        return
+    if "-" in options.files:
+        raise ValueError("argument FILE: - must be the only one")
+    for name in ("digest", "size", "checkpoint"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"argument --{name}: not allowed with several files")
+
+
+def _split_repository(options: argparse.Namespace) -> None:
+    """Take a registry, a region and a tag out of ``REPOSITORY``."""
+    match = _REPOSITORY_URI.fullmatch(options.repository)
+    if match is not None:
+        options.repository = match["name"]
+        for name, found in (("registry_id", match["registry"]), ("region", match["region"])):
+            if getattr(options, name) not in (None, found):
+                option = f"--{name}".replace("_", "-")
+                raise ValueError(f"argument {option}: REPOSITORY has another one, {found}")
+            setattr(options, name, found)
+    if options.command == "push":
+        directory, slash, name = options.repository.rpartition("/")
+        name, colon, tag = name.partition(":")
+        options.repository = f"{directory}{slash}{name}"
+        if colon:
+            try:
+                options.tags = [_tag(tag), *(options.tags or [])]
+            except argparse.ArgumentTypeError as error:
+                raise ValueError(f"argument REPOSITORY[:TAG]: the tag {error}") from None
+    if not is_name(options.repository):
+        raise ValueError(
+            "argument REPOSITORY: must be the repository's name, not "
+            f"{short_repr(options.repository)}"
+        )

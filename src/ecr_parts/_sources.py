@@ -231,8 +231,8 @@ class _Stream(Source):
         if self._expected_size is None or not self._surplus.nbytes:
             return None
         return SourceChangedError(
-            f"the source has more bytes than size={self._expected_size}: pass the right size, or "
-            "none"
+            f"the source has more than {self._expected_size:,} bytes, the size that was passed: "
+            "pass the right size, or none"
         )
 
     @override
@@ -255,8 +255,8 @@ def open_source(source: LayerSource, size: int | None = None) -> Source:
     if size is not None and opened.size != size:
         opened.close()
         raise SourceChangedError(
-            f"size is {size:,} bytes, but the source has {opened.size:,}: omit size, or wait until "
-            "the source is complete"
+            f"the source has {opened.size:,} bytes, but the size that was passed is {size:,}: omit "
+            "the size, or wait until the source is complete"
         )
     return opened
 

@@ -11,7 +11,8 @@ from contextlib import suppress
 
 from typing_extensions import override
 
-_MIB = 1024 * 1024
+from ecr_parts._progress import Progress
+
 _REDRAW_INTERVAL = 0.1  # seconds
 _LINE_INTERVAL = 10.0  # seconds
 _BAR_WIDTH = 30  # characters
@@ -33,13 +34,10 @@ class Terminal(logging.Handler):
         self._has_bar = progress == "bar" and not quiet
         self._has_lines = progress == "plain" and not quiet
         self._is_quiet = quiet
-        self._started = time.monotonic()
         self._drawn = 0.0
-        self._next_line = self._started + _LINE_INTERVAL
-        self.size: int | None = None
-        """The layer's size in bytes, if known."""
-        self.confirmed = 0
-        """The number of bytes that ECR has."""
+        now = time.monotonic()
+        self._next_line = now + _LINE_INTERVAL
+        self.upload = Progress(now)
         self._interrupted = False
         self.exit_status = 128 + signal.SIGINT
         """What an interrupted command exits with."""
@@ -52,10 +50,11 @@ class Terminal(logging.Handler):
 
     def progress(self, newly_confirmed: int) -> None:
         """The ``progress`` callback of the upload."""
-        self.confirmed += newly_confirmed
+        now = time.monotonic()
+        self.upload.add(newly_confirmed, now)
         if self._interrupted:  # Python ignores a KeyboardInterrupt that is raised in ``__del__``
             raise KeyboardInterrupt
-        if newly_confirmed or time.monotonic() - self._drawn > _REDRAW_INTERVAL:
+        if newly_confirmed or now - self._drawn > _REDRAW_INTERVAL:
             self._draw()
 
     @override
@@ -68,10 +67,12 @@ class Terminal(logging.Handler):
         """Print a warning."""
         self._write(f"{_CLEAR_LINE if self._has_bar else ''}warning: {line}\n")
 
-    def warn_of_checkpoint(self, error: Exception) -> None:
-        """Print that progress is not saved, and start to count progress anew."""
-        self.warn(f"progress is not saved, so the upload cannot be resumed: {error}")
-        self.confirmed = 0
+    def restart(self) -> None:
+        """Count progress anew, because the upload starts again."""
+        now = time.monotonic()
+        size = self.upload.size
+        self.upload = Progress(now)
+        self.upload.size = size
 
     def end(self, line: str) -> None:
         """Print the last line, below the bar."""
@@ -87,25 +88,28 @@ class Terminal(logging.Handler):
 
     def _draw(self) -> None:
         now = time.monotonic()
-        of = f" of {self.size / _MIB:,.1f}" if self.size else ""
-        text = f"{self.confirmed / _MIB:,.1f}{of} MiB  {now - self._started:.0f} s"
         if self._has_lines and now >= self._next_line:
             self._next_line = now + _LINE_INTERVAL
-            self._write(f"{text}\n")
+            self._write(f"{'  '.join(self.upload.texts(now))}\n")
         if self._has_bar:
             self._drawn = now
-            self._draw_bar(text)
+            self._draw_bar(self.upload.texts(now))
 
-    def _draw_bar(self, text: str) -> None:
+    def _draw_bar(self, texts: list[str]) -> None:
         columns = _DEFAULT_COLUMNS
         with suppress(OSError):
             columns = os.get_terminal_size(sys.stderr.fileno()).columns or _DEFAULT_COLUMNS
-        if self.size:
-            done = min(1, self.confirmed / self.size)
+        line = "  ".join(texts)
+        while len(line) >= columns and len(texts) > 1:
+            texts = texts[:-1]
+            line = "  ".join(texts)
+        size, confirmed = self.upload.size, self.upload.confirmed
+        if size and not self.upload.activity:
+            done = min(1, confirmed / size)
             bar = f"[{'#' * int(_BAR_WIDTH * done):-<{_BAR_WIDTH}}] {done:4.0%}  "
-            if len(bar + text) < columns:
-                text = bar + text
-        self._write(f"{_CLEAR_LINE}{text[: columns - 1]}")  # a wrapped line cannot be cleared
+            if len(bar + line) < columns:
+                line = bar + line
+        self._write(f"{_CLEAR_LINE}{line[: columns - 1]}")  # a wrapped line cannot be cleared
 
     def _write(self, text: str) -> None:
         if sys.stderr is not None:

@@ -1,0 +1,165 @@
+"""The checkpoints that the command saves without being asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command_line import BLOB, DIGEST, MIB, RunInProcess, state_files
+from image_makers import two_platforms
+from pytest_mock import MockerFixture
+
+from ecr_parts.testing import LocalECR
+
+
+@pytest.fixture
+def ecr() -> Iterator[LocalECR]:
+    with LocalECR(part_size=5 * MIB) as ecr:
+        yield ecr
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "layer.tar.gz"
+    path.write_bytes(BLOB)
+    return path
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return two_platforms(tmp_path / "image").path
+
+
+def first_bytes_sent(ecr: LocalECR) -> list[int | None]:
+    return [call.first_byte for call in ecr.calls_of("UploadLayerPart")]
+
+
+@pytest.mark.parametrize("digest", [(), ("--digest", DIGEST)])
+def test_resumes_without_option(
+    digest: tuple[str, ...], ecr: LocalECR, path: Path, run_in_process: RunInProcess
+) -> None:
+    ecr.fail("UploadLayerPart", "access_denied", call=3)
+    _, _, stderr = run_in_process(ecr, path, "demo", *digest)
+    assert stderr.endswith("Run the same command again to resume at byte 10,485,760\n")
+    (checkpoint,) = state_files()
+    assert checkpoint.name == f"{DIGEST[7:]}.checkpoint"
+    ecr.calls.clear()
+    copy = path.with_name("copy")
+    copy.write_bytes(BLOB)
+    assert run_in_process(ecr, copy, "demo", *digest)[:2] == (0, f"{DIGEST}\n")
+    assert first_bytes_sent(ecr) == [10 * MIB]
+    assert state_files() == []
+
+
+def test_resumes_push_without_option(
+    ecr: LocalECR, image: Path, run_in_process: RunInProcess
+) -> None:
+    ecr.fail("CompleteLayerUpload", "access_denied", call=3)
+    _, _, stderr = run_in_process(ecr, image, "demo", subcommand="push")
+    assert stderr.endswith("Run the same command again to resume\n")
+    assert state_files()
+    assert run_in_process(ecr, image, "demo", subcommand="push")[0] == 0
+    assert state_files() == []
+
+
+@pytest.mark.parametrize("subcommand", ["upload", "push"])
+def test_no_checkpoint_saves_nothing(
+    subcommand: str, ecr: LocalECR, path: Path, image: Path, run_in_process: RunInProcess
+) -> None:
+    source = path if subcommand == "upload" else image
+    ecr.fail("CompleteLayerUpload", "access_denied")
+    _, _, stderr = run_in_process(ecr, source, "demo", "--no-checkpoint", subcommand=subcommand)
+    assert stderr.endswith("Run the command again to start over: its progress was not saved\n")
+    assert state_files() == []
+
+
+@pytest.mark.parametrize("subcommand", ["upload", "push"])
+@pytest.mark.parametrize("problem", ["directory", "disk"])
+def test_uploads_although_progress_cannot_be_saved(
+    problem: str,
+    subcommand: str,
+    ecr: LocalECR,
+    path: Path,
+    image: Path,
+    run_in_process: RunInProcess,
+    mocker: MockerFixture,
+) -> None:
+    if problem == "directory":
+        Path(os.environ["XDG_STATE_HOME"], "ecr-parts").touch()
+    else:
+        mocker.patch("os.fsync", side_effect=OSError(28, "No space left on device"))
+    source = path if subcommand == "upload" else image
+    status, _, stderr = run_in_process(ecr, source, "demo", subcommand=subcommand)
+    assert status == 0
+    assert stderr.startswith("warning: progress is not saved, so the upload cannot be resumed: ")
+    assert ecr.registry.repositories["demo"].layers
+
+
+def test_each_profile_has_its_own_checkpoints(
+    ecr: LocalECR,
+    path: Path,
+    run_in_process: RunInProcess,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """They may be of different accounts, whose uploads have nothing in common."""
+    credentials = "aws_access_key_id = local\naws_secret_access_key = local\n"
+    (tmp_path / "config").write_text(f"[profile a]\n{credentials}[profile b]\n{credentials}")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    ecr.fail("CompleteLayerUpload", "access_denied", times=3)
+    for profile in ("a", "b", "a"):
+        run_in_process(ecr, path, "demo", "--profile", profile)
+    assert len(state_files()) == 2
+
+
+def test_continues_where_progress_could_last_be_saved(
+    ecr: LocalECR, path: Path, run_in_process: RunInProcess, mocker: MockerFixture
+) -> None:
+    fsync, calls = os.fsync, 0
+
+    def fail_once_disk_is_full(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 4:  # two for each part
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    mocker.patch("os.fsync", fail_once_disk_is_full)
+    status, _, stderr = run_in_process(ecr, path, "demo", "--progress", "bar")
+    assert (status, calls) == (0, 5)
+    stored = [call.first_byte for call in ecr.calls_of("UploadLayerPart") if call.outcome == "ok"]
+    assert stored == [0, 5 * MIB, 10 * MIB]  # no part twice
+    assert stderr.count("warning: ") == 1
+    assert "100%  12.0 of 12.0 MiB" in stderr
+
+
+@pytest.mark.parametrize("subcommand", ["upload", "push"])
+def test_checkpoint_that_was_asked_for_must_be_saved(
+    subcommand: str,
+    ecr: LocalECR,
+    path: Path,
+    image: Path,
+    run_in_process: RunInProcess,
+    mocker: MockerFixture,
+    tmp_path: Path,
+) -> None:
+    mocker.patch("os.fsync", side_effect=OSError(28, "No space left on device"))
+    source, option = (
+        (path, "--checkpoint") if subcommand == "upload" else (image, "--checkpoint-dir")
+    )
+    status, _, stderr = run_in_process(
+        ecr, source, "demo", option, tmp_path / "c", subcommand=subcommand
+    )
+    assert status == 1
+    assert "No space left on device" in stderr
+
+
+def test_file_that_shrinks_while_it_is_hashed(
+    ecr: LocalECR, path: Path, run_in_process: RunInProcess, mocker: MockerFixture
+) -> None:
+    mocker.patch("ecr_parts._commands.hash_source", return_value=(DIGEST, 5))
+    status, _, stderr = run_in_process(ecr, path, "demo")
+    assert (status, ecr.calls) == (1, [])
+    assert "ended after 5 of" in stderr

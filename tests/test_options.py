@@ -1,0 +1,150 @@
+"""The command line: what is accepted, and what its errors say."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ecr_parts._options import parse_options
+
+URI = "012345678910.dkr.ecr.eu-west-1.amazonaws.com/team/app"
+DIGEST = f"sha256:{'0' * 64}"
+UPLOAD = ("upload", "a", "demo")
+PUSH = ("push", "a", "demo")
+
+
+@pytest.fixture
+def parse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    def parse(*arguments: str) -> Any:
+        monkeypatch.setattr(sys, "argv", ["ecr-parts", *arguments])
+        return parse_options()
+
+    return parse
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("a", "b", "c", "demo", "--json"),
+        ("a", "b", "--json", "c", "demo"),
+        ("a", "--json", "b", "c", "demo"),
+        ("--json", "a", "b", "c", "demo"),
+        ("a", "--json", "b", "--max-workers", "4", "c", "--quiet", "demo"),
+    ],
+)
+def test_options_may_stand_between_files(
+    arguments: tuple[str, ...], parse: Callable[..., Any]
+) -> None:
+    options = parse("upload", *arguments)
+    assert (options.files, options.repository) == (["a", "b", "c"], "demo")
+    assert (options.json, options.max_workers) == (True, 4)
+
+
+@pytest.mark.parametrize(
+    ("repository", "name", "tags"),
+    [
+        ("team/app", "team/app", None),
+        ("team/app:v1", "team/app", ["v1"]),
+        (URI, "team/app", None),
+        (f"{URI}:v1", "team/app", ["v1"]),
+        ("127.0.0.1:5000/app", "127.0.0.1:5000/app", None),  # ECR says what is wrong with it
+    ],
+)
+def test_repository_may_have_registry_and_tag(
+    repository: str, name: str, tags: list[str] | None, parse: Callable[..., Any]
+) -> None:
+    options = parse("push", "image", repository)
+    assert (options.repository, options.tags) == (name, tags)
+    found = ("012345678910", "eu-west-1") if repository.startswith(URI) else (None, None)
+    assert (options.registry_id, options.region) == found
+
+
+def test_region_of_china_and_matching_options(parse: Callable[..., Any]) -> None:
+    options = parse(
+        "upload", "a", "012345678910.dkr.ecr.cn-north-1.amazonaws.com.cn/app",
+        "--region", "cn-north-1", "--registry-id", "012345678910",
+    )  # fmt: skip
+    assert (options.repository, options.region) == ("app", "cn-north-1")
+
+
+def test_first_tag_is_that_of_repository(parse: Callable[..., Any]) -> None:
+    assert parse(*PUSH[:2], "app:v2", "--tag", "v1").tags == ["v2", "v1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0), ("90", 90), ("90s", 90), ("10m", 600), ("10min", 600), ("2h", 7200)],
+)
+def test_durations_may_have_units(text: str, seconds: int, parse: Callable[..., Any]) -> None:
+    assert parse(*UPLOAD, "--retry-for", text).retry_for == seconds
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "the following arguments are required: COMMAND"),
+        (("upload", "a"), "the following arguments are required: REPOSITORY"),
+        (("upload", "a", ""), "REPOSITORY: must be the repository's name, not ''"),
+        (("upload", "a", "demo\x1b[2J"), r"name, not 'demo\x1b[2J'"),
+        (("push", "a", ":v1"), "REPOSITORY: must be the repository's name, not ''"),
+        (("push", "a", "demo:"), "REPOSITORY[:TAG]: the tag must be up to 300 letters, "),
+        (("push", "a", "b", "demo"), "unrecognized arguments: demo"),
+        ((*UPLOAD, "--foo", "b"), "unrecognized arguments: --foo b"),
+        ((*UPLOAD, "--digest", "sha256:1"), "--digest: must be sha256: followed by 64 lower-case"),
+        ((*UPLOAD, "--retry-for", "soon"), "--retry-for: must be seconds, or a time such as 10m, "),
+        ((*UPLOAD, "--retry-for", "10M"), "--retry-for: must be seconds, or a time such as 10m, "),
+        ((*UPLOAD, "--max-workers", "0"), "--max-workers: must be a number from 1 to 9999, not "),
+        ((*UPLOAD, "--max-workers", "two"), "--max-workers: must be a number from 1 to 9999, not "),
+        ((*UPLOAD, "--part-size", "1MiB"), "--part-size: must be between 5,242,880 and 20,971,520"),
+        (
+            (*UPLOAD, "--limit-rate", "9kB"),
+            "--limit-rate: must be at least 65,536 bytes per second",
+        ),
+        ((*PUSH, "--limit-rate", "200kB"), "for each of 4 workers, not 200,000; see --max-workers"),
+        ((*UPLOAD, "--registry-id", ""), "--registry-id: must be printable characters, not ''"),
+        ((*UPLOAD, "--no-checkpoint", "--checkpoint", "c"), "not allowed with --checkpoint"),
+        ((*PUSH, "--no-checkpoint", "--checkpoint-dir", "c"), "not allowed with --checkpoint-dir"),
+        (
+            (*PUSH, "--tag", "a b"),
+            "--tag: must be up to 300 letters, digits, '.', '_' and '-', not",
+        ),
+        ((*PUSH, "--platform", "Linux"), "--platform: must be like linux/arm64, not 'Linux'"),
+        (("upload", "a", "-", "demo"), "FILE: - must be the only one"),
+        (("upload", "a", *UPLOAD[1:], "--digest", DIGEST), "--digest: not allowed with several"),
+        (("upload", "a", *UPLOAD[1:], "--size", "1"), "--size: not allowed with several files"),
+        (("upload", "a", *UPLOAD[1:], "--checkpoint", "c"), "--checkpoint: not allowed with sev"),
+        ((*UPLOAD[:2], URI, "--region", "us-east-1"), "--region: REPOSITORY has another one, eu-"),
+        ((*UPLOAD[:2], URI, "--registry-id", "1"), "--registry-id: REPOSITORY has another one, 01"),
+    ],
+)
+def test_error_names_the_option_and_exits_with_2(
+    arguments: tuple[str, ...],
+    message: str,
+    parse: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        parse(*arguments)
+    assert raised.value.code == 2
+    usage, error = capsys.readouterr().err.splitlines()
+    assert usage.startswith("usage: ecr-parts ")
+    assert message in error
+
+
+@pytest.mark.parametrize("command", ["push", "upload", "local"])
+def test_help_fits_terminal_and_names_every_option(
+    command: str, parse: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        parse(command, "--help")
+    assert raised.value.code == 0
+    text = capsys.readouterr().out
+    assert "usage: ecr-parts" in text
+    if command != "local":
+        assert "examples:\n  ecr-parts " in text
+        assert "Exit status: 0 if " in text
+    if command == "upload":
+        assert "set -o pipefail" in text

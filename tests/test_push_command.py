@@ -1,0 +1,203 @@
+"""``ecr-parts push``."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command_line import MIB, RunInProcess, run, start
+from helpers import random_bytes, read_terminal
+from image_makers import Layout, docker_archive, two_platforms
+from image_makers import archive as oci_archive
+from pytest_mock import MockerFixture
+
+from ecr_parts.testing import LocalECR
+
+
+@pytest.fixture
+def ecr() -> Iterator[LocalECR]:
+    with LocalECR(part_size=5 * MIB) as ecr:
+        yield ecr
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return two_platforms(tmp_path / "image").path
+
+
+@pytest.mark.parametrize("public", [True, False])
+def test_pushes_image(
+    public: bool, image: Path, tmp_path: Path, run_in_process: RunInProcess
+) -> None:
+    with LocalECR(["team/app"]) as ecr:
+        options: tuple[str, ...] = ("--public",) if public else ("--region", "us-east-1")
+        options += ("--tag", "latest", "--checkpoint-dir", str(tmp_path / "saved"))
+        status, digest, stderr = run_in_process(
+            ecr, image, "team/app:v2", *options, subcommand="push"
+        )
+        repository = ecr.registry.repositories["team/app"]
+        assert (status, repository.tags) == (0, dict.fromkeys(("v2", "latest"), digest.strip()))
+        last_line = "image pushed to team/app:v2, team/app:latest: 5 of 5 blobs sent, 5"
+        assert stderr.splitlines()[-1].startswith(last_line)
+        status, digest, stderr = run_in_process(ecr, image, "team/app", subcommand="push")
+        assert set(repository.tags) == {"v1", "v2", "latest"}
+        assert stderr.endswith("team/app:v1: 0 of 5 blobs sent, 0 bytes\n")
+
+
+def test_pushes_one_platform_without_tag(small_image: Path, run_in_process: RunInProcess) -> None:
+    with LocalECR() as ecr:
+        options = ("--platform", "linux/amd64", "--max-workers", "1")
+        status, _, stderr = run_in_process(ecr, small_image, "demo", *options, subcommand="push")
+        assert status == 0
+        assert stderr.startswith("image pushed to demo: 2 of 2 blobs sent")
+
+
+@pytest.fixture
+def small_image(tmp_path: Path) -> Path:
+    layout = Layout(tmp_path / "small")
+    return layout.finish(layout.add_image("amd64", [b"layer"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        (("--no-checkpoint",), "Run the command again to start over: its progress was not saved"),
+        ((), "Run the same command again to resume"),
+        (("--checkpoint-dir", "saved"), "Run the same command again to resume"),
+    ],
+)
+def test_tells_how_to_resume_push(
+    options: tuple[str, ...],
+    advice: str,
+    image: Path,
+    run_in_process: RunInProcess,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with LocalECR() as ecr:
+        for operation, calls in (("CompleteLayerUpload", 0), ("PutImage", 3)):
+            ecr.fail(operation, "access_denied")
+            status, digest, stderr = run_in_process(ecr, image, "demo", *options, subcommand="push")
+            assert (status, digest) == (1, "")
+            assert stderr.endswith(f"in the caller's IAM policy (--profile). {advice}\n")
+            assert len(ecr.calls_of("PutImage")) <= calls
+        ecr.fail("BatchCheckLayerAvailability", "access_denied")
+        _, _, stderr = run_in_process(ecr, image, "demo", *options, subcommand="push")
+        assert stderr.endswith("in the caller's IAM policy (--profile)\n")
+
+
+def test_reports_invalid_image(run_in_process: RunInProcess, tmp_path: Path) -> None:
+    with LocalECR() as ecr:
+        status, _, stderr = run_in_process(ecr, tmp_path, "demo", subcommand="push")
+        assert (status, stderr.startswith("error: ")) == (1, True)
+        assert "is not an image" in stderr
+        assert ecr.calls == []
+
+
+# From standard input
+
+
+@pytest.mark.parametrize("kind", ["OCI", "docker"])
+def test_pushes_image_from_standard_input(kind: str, ecr: LocalECR, tmp_path: Path) -> None:
+    layers = [random_bytes(6 * MIB), random_bytes(MIB, seed=1)]
+    archive = docker_archive(tmp_path / "image.tar", layers, compressed=kind == "OCI")
+    if kind == "OCI":
+        archive = oci_archive(two_platforms(tmp_path / "image").path, tmp_path / "oci.tar")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    with start(
+        ecr,
+        "-",
+        "demo:v2",
+        subcommand="push",
+        stdin=subprocess.PIPE,
+        environ={"TMPDIR": str(temporary)},
+    ) as process:
+        stdout, stderr = process.communicate(archive.read_bytes())
+    assert process.returncode == 0, stderr
+    assert ecr.registry.repositories["demo"].tags == {"v2": stdout.decode().strip()}
+    assert list(temporary.iterdir()) == []
+
+
+def test_push_from_standard_input_is_resumed(ecr: LocalECR, image: Path, tmp_path: Path) -> None:
+    archive = oci_archive(image, tmp_path / "oci.tar").read_bytes()
+    ecr.fail("PutImage", "access_denied")
+    status, _, stderr = run(ecr, "-", "demo", subcommand="push", stdin=archive)
+    assert (status, stderr.splitlines()[-1][-36:]) == (1, "Run the same command again to resume")
+    ecr.calls.clear()
+    assert run(ecr, "-", "demo", subcommand="push", stdin=archive)[0] == 0
+    assert ecr.calls_of("UploadLayerPart") == []
+
+
+@pytest.mark.parametrize(
+    ("stdin", "message"),
+    [
+        (b"", "error: standard input is empty: check the program that should write the image"),
+        (b"\x1f\x8b123", "/stdin' is a compressed archive, whose blobs cannot be read in place: "),
+        (b"x" * 1000, "/stdin' is not a tar archive of an image: "),
+    ],
+)
+def test_reports_that_standard_input_is_no_image(stdin: bytes, message: str, ecr: LocalECR) -> None:
+    status, stdout, stderr = run(ecr, "-", "demo", subcommand="push", stdin=stdin)
+    assert (status, stdout) == (1, "")
+    assert message in stderr
+    assert ecr.calls == []
+
+
+def test_reports_that_standard_input_cannot_be_saved(
+    ecr: LocalECR, run_in_process: RunInProcess, mocker: MockerFixture
+) -> None:
+    mocker.patch("ecr_parts._commands.os.read", side_effect=OSError(28, "No space left on device"))
+    status, _, stderr = run_in_process(ecr, "-", "demo", subcommand="push")
+    assert status == 1
+    assert stderr.endswith(": No space left on device. Set TMPDIR to another directory\n")
+
+
+def test_ctrl_c_while_standard_input_is_read(ecr: LocalECR, tmp_path: Path) -> None:
+    terminal, other_end = pty.openpty()
+    with start(
+        ecr, "-", "demo", subcommand="push", stdin=subprocess.PIPE, stderr=other_end,
+        environ={"TMPDIR": str(tmp_path)},
+    ) as process:  # fmt: skip
+        os.close(other_end)
+        read_terminal(terminal, until="reading standard input")
+        process.send_signal(signal.SIGINT)
+        output = read_terminal(terminal)
+        process.communicate()
+    os.close(terminal)
+    assert process.returncode == 130
+    assert output.endswith("interrupted. ECR has confirmed nothing yet: run it again\r\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("subcommand", ["push", "upload"])
+def test_refuses_to_read_from_a_terminal(subcommand: str, ecr: LocalECR) -> None:
+    terminal, other_end = pty.openpty()
+    with start(ecr, "-", "demo", subcommand=subcommand, stdin=other_end) as process:
+        _, stderr = process.communicate()
+    os.close(terminal)
+    os.close(other_end)
+    assert process.returncode == 1
+    assert stderr == b"error: standard input is a terminal: pass a file, or pipe the data in\n"
+
+
+# Progress
+
+
+@pytest.mark.parametrize("kind", ["layout", "compressed", "uncompressed"])
+def test_bar_has_total_unless_layers_are_to_be_compressed(
+    kind: str, ecr: LocalECR, image: Path, tmp_path: Path, run_in_process: RunInProcess
+) -> None:
+    if kind != "layout":
+        image = docker_archive(
+            tmp_path / "image.tar", [random_bytes(MIB)], compressed=kind == "compressed"
+        )
+    _, _, stderr = run_in_process(ecr, image, "demo", "--progress", "bar", subcommand="push")
+    assert ("] 100%  " in stderr) == (kind != "uncompressed")
+    assert "101%" not in stderr

@@ -1,0 +1,212 @@
+"""``ecr-parts upload`` of several layers, its options and what its errors advise."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command_line import DIGEST, MIB, RunInProcess, run, state_files
+from helpers import digest_of, random_bytes
+from pytest_mock import MockerFixture
+
+from ecr_parts import LayerUploader, _failures
+from ecr_parts.testing import EcrError, LocalECR
+
+BLOBS = [random_bytes(6 * MIB, seed=1), random_bytes(5 * MIB, seed=2), random_bytes(MIB, seed=3)]
+DIGESTS = [digest_of(blob) for blob in BLOBS]
+
+
+@pytest.fixture
+def ecr() -> Iterator[LocalECR]:
+    with LocalECR(part_size=5 * MIB) as ecr:
+        yield ecr
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"{i}.tar.gz" for i in range(len(BLOBS))]
+    for path, blob in zip(paths, BLOBS, strict=True):
+        path.write_bytes(blob)
+    return paths
+
+
+# Several layers
+
+
+def test_uploads_several_layers(
+    ecr: LocalECR, paths: list[Path], run_in_process: RunInProcess
+) -> None:
+    status, stdout, stderr = run_in_process(ecr, *paths, "demo", "--progress", "bar")
+    assert (status, stdout.splitlines()) == (0, DIGESTS)
+    assert [ecr.layer("demo", digest) for digest in DIGESTS] == BLOBS
+    assert "] 100%  12.0 of 12.0 MiB" in stderr
+    last_line = "3 layers are in demo, 3 of them uploaded now: 12,582,912 bytes, 4 parts sent"
+    assert stderr.splitlines()[-1] == last_line
+    assert run_in_process(ecr, *paths, "demo")[2].startswith("3 layers are in demo, 0 of them")
+
+
+def test_equal_layers_are_sent_once(
+    ecr: LocalECR, paths: list[Path], run_in_process: RunInProcess
+) -> None:
+    paths[2].write_bytes(BLOBS[0])
+    status, stdout, _ = run_in_process(ecr, *paths, "demo", "--json")
+    layers = [json.loads(line) for line in stdout.splitlines()]
+    assert [layer["digest"] for layer in layers] == [DIGESTS[0], DIGESTS[1], DIGESTS[0]]
+    assert [layer["existed"] for layer in layers] == [False, False, True]
+    assert (status, len(ecr.calls_of("InitiateLayerUpload"))) == (0, 2)
+
+
+def test_resumes_several_layers(
+    ecr: LocalECR, paths: list[Path], run_in_process: RunInProcess
+) -> None:
+    ecr.fail("CompleteLayerUpload", "access_denied", call=2)
+    command = (*paths, "demo", "--max-workers", "1")
+    status, stdout, stderr = run_in_process(ecr, *command)
+    assert (status, stdout) == (1, "")
+    assert stderr.startswith(f"error: {paths[1]}: CompleteLayerUpload in repository 'demo'")
+    assert stderr.endswith("Run the same command again to resume\n")
+    assert len(state_files()) == 1
+    ecr.calls.clear()
+    assert run_in_process(ecr, *command)[:2] == (0, "".join(f"{digest}\n" for digest in DIGESTS))
+    assert len(ecr.calls_of("UploadLayerPart")) == 1  # of the third
+    assert state_files() == []
+
+
+def test_advice_if_the_layer_that_failed_has_no_checkpoint_yet(
+    ecr: LocalECR, paths: list[Path], run_in_process: RunInProcess
+) -> None:
+    ecr.fail("InitiateLayerUpload", "access_denied", call=2)
+    command = (*paths, "demo", "--max-workers", "1")
+    assert run_in_process(ecr, *command)[2].endswith("Run the same command again to resume\n")
+    assert state_files() == []
+
+
+def test_file_among_several_is_named_in_its_error(
+    ecr: LocalECR, paths: list[Path], run_in_process: RunInProcess
+) -> None:
+    paths[1].write_bytes(b"")
+    status, _, stderr = run_in_process(ecr, *paths, "demo")
+    assert (status, ecr.calls) == (1, [])
+    assert stderr.startswith(f"error: {paths[1]}: the layer is empty, and ECR rejects empty layers")
+    status, _, stderr = run_in_process(ecr, paths[0], "missing", "demo")
+    assert (status, stderr) == (1, "error: missing: No such file or directory\n")
+
+
+def test_uploads_several_layers_although_progress_cannot_be_saved(
+    ecr: LocalECR, paths: list[Path], run_in_process: RunInProcess, mocker: MockerFixture
+) -> None:
+    mocker.patch("os.fsync", side_effect=OSError(28, "No space left on device"))
+    status, _, stderr = run_in_process(ecr, *paths, "demo")
+    assert (status, stderr.count("warning: progress is not saved")) == (0, 1)
+    assert [ecr.layer("demo", digest) for digest in DIGESTS] == BLOBS
+
+
+def test_stream_among_several_files(
+    ecr: LocalECR, paths: list[Path], run_in_process: RunInProcess
+) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"a layer")
+    os.close(writer)
+    status, stdout, stderr = run_in_process(ecr, paths[0], f"/dev/fd/{reader}", "demo")
+    os.close(reader)
+    assert (status, stdout.splitlines()) == (0, [DIGESTS[0], digest_of(b"a layer")])
+    assert stderr.startswith("warning: a stream without --size or --digest")
+
+
+# Options
+
+
+@pytest.mark.parametrize(("retry_for", "attempts"), [("0", 1), ("1h", 12)])
+def test_retries_for_as_long_as_asked(
+    retry_for: str, attempts: int, ecr: LocalECR, paths: list[Path], run_in_process: RunInProcess,
+    mocker: MockerFixture,
+) -> None:  # fmt: skip
+    mocker.patch("ecr_parts._threads.Waiter.sleep")
+    ecr.fail("UploadLayerPart", "throttled", times=11)
+    status, _, _ = run_in_process(ecr, paths[2], "demo", "--retry-for", retry_for)
+    assert (status == 0) == (attempts == 12)
+    assert len(ecr.calls_of("UploadLayerPart")) == attempts
+
+
+def test_options_of_repository_uri_are_used(
+    paths: list[Path], run_in_process: RunInProcess
+) -> None:
+    with LocalECR(["team/app"]) as ecr:
+        status, _, stderr = run_in_process(
+            ecr, paths[2], "999999999999.dkr.ecr.eu-west-1.amazonaws.com/team/app"
+        )
+    assert status == 1
+    assert "'team/app' does not exist in the registry with id '999999999999'" in stderr
+
+
+# Messages
+
+
+def test_missing_region(
+    ecr: LocalECR, paths: list[Path], run_in_process: RunInProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environ = {name: value for name, value in ecr.environ().items() if "REGION" not in name}
+    monkeypatch.setattr(ecr, "environ", lambda: environ)
+    status, _, stderr = run_in_process(ecr, paths[0], "demo")
+    assert (status, ecr.calls) == (1, [])
+    assert stderr == "error: there is no AWS region: set --region or AWS_DEFAULT_REGION\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "options"),
+    [
+        ("ExpiredTokenException", "--profile, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        ("RepositoryNotFoundException", "--region, --registry-id, --public"),
+        ("RegistryNotFoundException", "--registry-id"),
+        ("UnsupportedCommandException", "--registry-id, --endpoint-url"),
+    ],
+)
+def test_errors_of_ecr_name_the_options_to_check(
+    code: str, options: str, ecr: LocalECR, paths: list[Path], run_in_process: RunInProcess
+) -> None:
+    ecr.respond("BatchCheckLayerAvailability", EcrError(code, "no"))
+    assert f" ({options})\n" in run_in_process(ecr, paths[0], "demo")[2]
+
+
+def test_malformed_answer_names_the_endpoint_option(
+    ecr: LocalECR, paths: list[Path], run_in_process: RunInProcess
+) -> None:
+    ecr.respond("InitiateLayerUpload", {"uploadId": 1})
+    _, _, stderr = run_in_process(ecr, paths[0], "demo")
+    assert stderr.endswith("no proxy answers in its place (--endpoint-url)\n")
+
+
+def test_layer_that_needs_larger_parts_names_the_part_size_option(
+    ecr: LocalECR, tmp_path: Path, run_in_process: RunInProcess
+) -> None:
+    huge = tmp_path / "huge"
+    huge.touch()
+    os.truncate(huge, 30_000 * MIB)
+    status, _, stderr = run_in_process(
+        ecr, huge, "demo", "--part-size", "5MiB", "--no-checkpoint", "--digest", DIGEST
+    )
+    assert (status, ecr.calls) == (1, [])
+    assert stderr.endswith("use parts of 7,489,829 bytes or more (--part-size)\n")
+
+
+def test_messages_name_no_python_argument() -> None:
+    """What the library advises is also read by those who use the command."""
+    functions = (LayerUploader.__init__, LayerUploader.upload, LayerUploader.push_image)
+    names = {name for function in functions for name in inspect.signature(function).parameters}
+    python_only = {name for name in names if "_" in name} | {"client's", "verify"}
+    advice = " ".join(_failures._REMEDIES.values())
+    assert not {word for word in re.findall(r"[\w']+", advice) if word in python_only}
+
+
+def test_truncated_download_is_not_completed(ecr: LocalECR, paths: list[Path]) -> None:
+    status, stdout, stderr = run(
+        ecr, "-", "demo", "--digest", DIGESTS[0], stdin=BLOBS[0][: 5 * MIB + 1]
+    )
+    assert (status, stdout) == (1, "")
+    assert "do not match" in stderr
+    assert ecr.registry.repositories["demo"].layers == {}
