@@ -7,15 +7,17 @@ A server in a process of its own receives every upload, and discards the bytes. 
 a new process. The variants take turns, so that a machine whose speed changes affects all of them
 alike.
 
-Loopback: the other tools are a plain loop over botocore's method and, if it is installed, skopeo,
-which pushes the same layer to the same server through the registry's HTTP API, without signing. The
-lower bound of the time is that of the two hashes that the protocol requires, the digest of the
-layer and that of the signed payload, computed in two threads.
+The other tools are a plain loop over botocore's method and, if they are installed, skopeo, oras
+(for Python) and python-dxf. These push the same layer to the same server through the registry's
+API, in one request, without signing and without base64.
 
-Behind a link: the server reads no faster than the link's rate, and processes each complete part for
-some time before it answers. The lower bound of the time is that of all transfers and the processing
-of the last part, or that of the first transfer and all processing, whichever is longer. The column
-"of the bound" is this bound divided by the time.
+On loopback, "two hashes" is the bound: those that ECR's API requires, the digest of the layer and
+that of the signed payload, computed in two threads.
+
+Behind a link, the server reads no faster than the link's rate, and processes each complete part, or
+each blob of the registry's API, for some time before it answers. The bound is the time of all
+transfers and the processing of the last part, or that of the first transfer and all processing,
+whichever is longer. "Office" is a link of 30 MiB/s and 300 ms for each part.
 
 Memory: the peak of a process that uploads a file, a huge file, a stream, or several files at once.
 """
@@ -41,6 +43,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
@@ -51,20 +55,25 @@ UPLOAD_ID = "00000000-0000-0000-0000-000000000001"
 
 
 class Conditions(NamedTuple):
-    """What an ECR client meets. The path of its URL says it, such as ``/80-110``."""
+    """What a client meets. The path of its URL says it, such as ``/80-110``."""
 
     processing: int  # milliseconds for each part
     rate: int  # of the link, in MiB/s; 0 is unlimited
 
+    @property
+    def path(self) -> str:
+        return f"{self.processing}-{self.rate}"
+
     def bound(self, size: int) -> float:
-        """The fewest seconds in which a layer of ``size`` bytes can be uploaded."""
+        """The fewest seconds in which a layer of ``size`` bytes can be uploaded by ECR's API."""
         transfer = 4 / 3 / (self.rate * MIB) if self.rate else 0  # seconds per byte of the layer
         processing, parts = self.processing / 1000, -(-size // PART)
         return max(size * transfer + processing, min(size, PART) * transfer + parts * processing)
 
 
 LOOPBACK = Conditions(0, 0)
-LINKS = [Conditions(80, 110), Conditions(300, 30), Conditions(300, 110), Conditions(80, 0)]
+OFFICE = Conditions(300, 30)
+OTHER_LINKS = [Conditions(80, 110), Conditions(300, 110), Conditions(80, 0)]
 
 
 class Link:
@@ -105,13 +114,23 @@ class Sink(BaseHTTPRequestHandler):
 
     def do_PATCH(self) -> None:
         """Registry: the content of a blob."""
-        self.discard(int(self.headers["Content-Length"]))
+        self.process(int(self.headers["Content-Length"]), is_part=True)
         self.answer(202, Location=self.path)
 
     def do_PUT(self) -> None:
-        """Registry: the end of a blob, or the manifest."""
-        self.discard(int(self.headers["Content-Length"]))
+        """Registry: the end of a blob, which may have its content, or the manifest."""
+        length = int(self.headers["Content-Length"])
+        self.process(length, is_part=length > 0 and "/blobs/" in self.path)
         self.answer(201)
+
+    def process(self, length: int, *, is_part: bool) -> None:
+        """Receive ``length`` bytes, and process a part, under the conditions of the path."""
+        found = re.search(r"/(\d+)-(\d+)(/|$)", self.path)
+        assert found is not None
+        processing, rate = int(found[1]), int(found[2])
+        self.discard(length, self.links.setdefault(found[0], Link(rate)) if rate else None)
+        if is_part:
+            time.sleep(processing / 1000)  # the processing that is measured
 
     def discard(self, length: int, link: Link | None = None) -> None:
         if not hasattr(self.buffer, "view"):
@@ -136,15 +155,11 @@ class Sink(BaseHTTPRequestHandler):
         """ECR: any operation. Registry: the start of a blob."""
         length = int(self.headers["Content-Length"])
         if "X-Amz-Target" not in self.headers:
-            self.answer(202, Location=f"{self.path}1")
+            self.answer(202, Location=f"http://{self.headers['Host']}{self.path}1")
             return
         operation = self.headers["X-Amz-Target"].partition(".")[2]
-        processing, rate = map(int, self.path.strip("/").split("-"))
-        link = self.links.setdefault(self.path, Link(rate)) if rate else None
         head = self.rfile.read(min(length, 1024))
-        self.discard(length - len(head), link)
-        if operation == "UploadLayerPart":
-            time.sleep(processing / 1000)  # the processing that is measured
+        self.process(length - len(head), is_part=operation == "UploadLayerPart")
         digest = re.search(rb"sha256:\w+", head)
         last = re.search(rb'"partLastByte": (\d+)', head)
         answers: dict[str, dict[str, object]] = {
@@ -255,10 +270,24 @@ def upload_many(url: str, max_workers: str, *paths: str) -> Callable[[], object]
 
 def skopeo(url: str, path: str) -> Callable[[], object]:
     """Push an image whose only layer is this one to a registry."""
-    layout, host = Path(path).parent / "layout", urlsplit(url).netloc
+    layout, (_, host, conditions, *_) = Path(path).parent / "layout", urlsplit(url)
     command = ["skopeo", "copy", "--insecure-policy", "--dest-tls-verify=false"]
-    command += [f"oci:{layout}", f"docker://{host}/demo:v1"]
+    command += [f"oci:{layout}", f"docker://{host}{conditions}/demo:v1"]
     return lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+
+
+def oras_for_python(url: str, path: str) -> Callable[[], object]:
+    """Push the layer as an artifact to a registry."""
+    client = import_module("oras.client").OrasClient(insecure=True)
+    target = f"{url.removeprefix('http://')}/demo:v1"
+    return lambda: client.push(target, files=[path], disable_path_validation=True, quiet=True)
+
+
+def python_dxf(url: str, path: str) -> Callable[[], object]:
+    """Push the layer as a blob to a registry."""
+    _, host, conditions, *_ = urlsplit(url)
+    dxf = import_module("dxf").DXF(host, f"{conditions[1:]}/demo", insecure=True)
+    return lambda: dxf.push_blob(path)
 
 
 def two_hashes(_url: str, path: str) -> Callable[[], object]:
@@ -278,13 +307,19 @@ def two_hashes(_url: str, path: str) -> Callable[[], object]:
 
 Variant: TypeAlias = Callable[..., Callable[[], object]]
 """Prepares an upload, and returns the function that is measured."""
-LINK_VARIANTS: list[Variant] = [botocore_loop, ecr_parts_without_overlap, ecr_parts]
-LOOPBACK_VARIANTS: list[Variant] = [
-    *LINK_VARIANTS,
-    *(ecr_parts_without_pybase64, ecr_parts_checked, ecr_parts_from_a_pipe),
+REGISTRY_VARIANTS: list[Variant] = [
     *([skopeo] if shutil.which("skopeo") else []),
-    two_hashes,
+    *([oras_for_python] if find_spec("oras") else []),
+    *([python_dxf] if find_spec("dxf") else []),
 ]
+LINK_VARIANTS: list[Variant] = [botocore_loop, ecr_parts_without_overlap, ecr_parts]
+OFFICE_VARIANTS: list[Variant] = [
+    botocore_loop,
+    *REGISTRY_VARIANTS,
+    *(ecr_parts, ecr_parts_without_pybase64, ecr_parts_without_overlap),
+    *(ecr_parts_checked, ecr_parts_from_a_pipe),
+]
+LOOPBACK_VARIANTS: list[Variant] = [*OFFICE_VARIANTS, two_hashes]
 VARIANTS = {variant.__name__: variant for variant in (*LOOPBACK_VARIANTS, upload_many)}
 
 
@@ -354,36 +389,60 @@ def make_sparse_layer(path: Path, mib: int) -> Path:
     return path
 
 
+class Figures(NamedTuple):
+    """Medians of the uploads with one variant."""
+
+    mib_per_second: float
+    peak: float  # MiB
+
+    @property
+    def speed(self) -> str:
+        return f"{self.mib_per_second:.0f}"
+
+
 def compare(
     url: str, layer: Path, rounds: int, variants: list[Variant], conditions: Conditions
-) -> list[dict[str, str]]:
-    """Upload a layer with the variants in turns. Returns the rows of a table of the medians."""
-    (processing, rate), size = conditions, layer.stat().st_size
+) -> dict[Variant, Figures]:
+    """Upload a layer with the variants in turns."""
+    mib = layer.stat().st_size / MIB
     results: dict[Variant, list[tuple[float, float]]] = {variant: [] for variant in variants}
     for _ in range(rounds):
         for variant, measured in results.items():
-            measured.append(measure(variant, f"{url}/{processing}-{rate}", layer))
+            measured.append(measure(variant, f"{url}/{conditions.path}", layer))
     medians = {
         variant: [statistics.median(figures) for figures in zip(*measured, strict=True)]
         for variant, measured in results.items()
     }
-    if conditions == LOOPBACK:
-        link, bound_name, bound = {}, "x lower bound", medians[two_hashes][0]
-    else:
-        link = {"link": f"{rate} MiB/s" if rate else "unlimited"}
-        bound_name, bound = "of the bound", conditions.bound(size)
-    return [
+    return {variant: Figures(mib / seconds, peak) for variant, (seconds, peak) in medians.items()}
+
+
+def print_variants(loopback: dict[Variant, Figures], office: dict[Variant, Figures]) -> None:
+    rows = [
         {
             "variant": variant.__name__.replace("_", " "),
-            "processing": f"{processing} ms",
-            **link,
-            "MiB/s": f"{size / MIB / seconds:.0f}",
-            "x botocore loop": f"{medians[botocore_loop][0] / seconds:.2f}",
-            bound_name: f"{bound / seconds:.2f}",
-            "peak MiB": f"{peak:.0f}",
+            "loopback": figures.speed,
+            "office": office[variant].speed if variant in office else "",
+            "peak MiB": f"{figures.peak:.0f}",
         }
-        for variant, (seconds, peak) in medians.items()
+        for variant, figures in loopback.items()
     ]
+    print_table("MiB/s of the variants, and the peak of their memory on loopback:", rows)
+
+
+def print_links(links: dict[Conditions, dict[Variant, Figures]], mib: float) -> None:
+    rows = [
+        {
+            "processing": f"{link.processing} ms",
+            "link": f"{link.rate} MiB/s" if link.rate else "unlimited",
+            **{
+                variant.__name__.replace("_", " "): measured[variant].speed
+                for variant in LINK_VARIANTS
+            },
+            "bound": f"{mib / link.bound(round(mib * MIB)):.0f}",
+        }
+        for link, measured in links.items()
+    ]
+    print_table("MiB/s behind a link, and what the link and the processing allow:", rows)
 
 
 def print_table(title: str, rows: list[dict[str, str]]) -> None:
@@ -413,16 +472,23 @@ def print_peaks(url: str, directory: Path, huge_mib: int) -> None:
 
 
 def benchmark(options: argparse.Namespace, url: str, directory: Path) -> None:
-    layer, link_layer = directory / "layer", directory / "link-layer"
+    link_mib = min(options.mib, options.link_mib)
+    layer, link_layer = directory / "loopback" / "layer", directory / "link" / "layer"
     make_image(layer, options.mib)
-    make_sparse_layer(link_layer, mib := min(options.mib, options.link_mib))
-    rounds = min(options.rounds, options.link_rounds)
-    parts, medians = "MiB in parts of 10 MiB", f"{os.cpu_count()} cores, medians"
-    rows = compare(url, layer, options.rounds, LOOPBACK_VARIANTS, LOOPBACK)
-    print_table(f"Loopback: {options.mib} {parts}, {options.rounds} rounds, {medians}", rows)
-    rows = [row for link in LINKS for row in compare(url, link_layer, rounds, LINK_VARIANTS, link)]
-    print_table(f"Behind a link: {mib} {parts}, {rounds} rounds, {medians}", rows)
-    print_peaks(f"{url}/0-0", directory, options.huge_mib)
+    make_image(link_layer, link_mib)
+    link_rounds = min(options.rounds, options.link_rounds)
+    print(
+        f"Medians on {os.cpu_count()} cores: of {options.rounds} rounds with {options.mib} MiB on "
+        f"loopback, of {link_rounds} rounds with {link_mib} MiB behind a link.\n"
+    )
+    loopback = compare(url, layer, options.rounds, LOOPBACK_VARIANTS, LOOPBACK)
+    office = compare(url, link_layer, link_rounds, OFFICE_VARIANTS, OFFICE)
+    print_variants(loopback, office)
+    links = {
+        link: compare(url, link_layer, link_rounds, LINK_VARIANTS, link) for link in OTHER_LINKS
+    }
+    print_links({OFFICE: office, **links}, link_layer.stat().st_size / MIB)
+    print_peaks(f"{url}/{LOOPBACK.path}", directory, options.huge_mib)
 
 
 def main() -> None:
