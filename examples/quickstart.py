@@ -46,7 +46,7 @@ def make_layer(directory: Path) -> Path:
 
 def start_upload(path: Path, checkpoint: Path, ecr: LocalECR) -> subprocess.Popen[bytes]:
     """Start the upload in another process."""
-    echo(f"\n$ python -m ecr_parts upload {path.name} demo --checkpoint {checkpoint.name}", BOLD)
+    echo(f"\n$ ecr-parts upload {path.name} demo --checkpoint {checkpoint.name}", BOLD)
     without_aws = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     return subprocess.Popen(
         [sys.executable, "-m", "ecr_parts", "upload", path, "demo", "--checkpoint", checkpoint],

@@ -776,3 +776,13 @@ def test_ecr_error_can_be_pickled() -> None:
 def test_fail_points_to_respond_for_errors(ecr: LocalECR) -> None:
     with pytest.raises(TypeError, match="respond"):
         ecr.fail("InitiateLayerUpload", EcrError("Code", "message"))  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_every_operation_is_documented() -> None:
+    with pytest.raises(ValueError, match="one of") as raised:
+        LocalECR().fail("NoOperation", "slow")
+    operations = re.findall(r"[A-Z][A-Za-z]+", str(raised.value).partition("one of")[2])[:-1]
+    documented = (
+        str(LocalECR.__doc__).partition("operations of its API are")[2].partition(",\n    for")[0]
+    )
+    assert re.findall(r"[A-Z][a-z]\w+", documented.partition(", for")[0]) == operations

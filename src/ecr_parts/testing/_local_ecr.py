@@ -40,6 +40,12 @@ class LocalECR:
     own; small ones keep tests small. ``unknowns`` selects its behaviour where that of ECR is not
     known. ``slow`` is the delay of the fault ``"slow"``, and ``processing_time`` the time that each
     part takes once its request is complete, in seconds. ``port=0`` picks a free port.
+
+    The operations of its API are BatchCheckLayerAvailability, BatchDeleteImage, BatchGetImage,
+    CompleteLayerUpload, CreateRepository, DeleteRepository, DescribeImages, DescribeRepositories,
+    GetAuthorizationToken, GetDownloadUrlForLayer, InitiateLayerUpload, ListImages, PutImage and
+    UploadLayerPart, for ECR and ECR Public. By the registry's API, images can be pulled. A pull
+    needs no token, and any is accepted. Pushes by that API are refused.
     """
 
     __module__ = "ecr_parts.testing"
