@@ -90,7 +90,9 @@ def test_prints_json(ecr: LocalECR, path: Path, image: Path, run_in_process: Run
     [
         (80, "[######------------------------]  20%  20.0 of 100.0 MiB  5.0 MiB/s  16 s left"),
         (79, "[######------------------------]  20%  20.0 of 100.0 MiB  5.0 MiB/s  16 s left"),
-        (78, "20.0 of 100.0 MiB  5.0 MiB/s  16 s left"),
+        (78, "[#####------------------------]  20%  20.0 of 100.0 MiB  5.0 MiB/s  16 s left"),
+        (59, "[##--------]  20%  20.0 of 100.0 MiB  5.0 MiB/s  16 s left"),
+        (58, "20.0 of 100.0 MiB  5.0 MiB/s  16 s left"),
         (40, "20.0 of 100.0 MiB  5.0 MiB/s  16 s left"),
         (39, "20.0 of 100.0 MiB  5.0 MiB/s"),
         (20, "20.0 of 100.0 MiB"),

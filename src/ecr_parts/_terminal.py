@@ -15,7 +15,7 @@ from ecr_parts._progress import Progress
 
 _REDRAW_INTERVAL = 0.1  # seconds
 _LINE_INTERVAL = 10.0  # seconds
-_BAR_WIDTH = 30  # characters
+_BAR_WIDTH = range(10, 31)  # characters between the brackets
 _DEFAULT_COLUMNS = 80  # for a terminal that does not report its width
 _CLEAR_LINE = "\r\x1b[K"
 
@@ -104,11 +104,10 @@ class Terminal(logging.Handler):
             texts = texts[:-1]
             line = "  ".join(texts)
         size, confirmed = self.upload.size, self.upload.confirmed
-        if size and not self.upload.activity:
+        width = min(columns - len(line) - len("[]  50%   "), _BAR_WIDTH[-1])
+        if size and not self.upload.activity and width in _BAR_WIDTH:
             done = min(1, confirmed / size)
-            bar = f"[{'#' * int(_BAR_WIDTH * done):-<{_BAR_WIDTH}}] {done:4.0%}  "
-            if len(bar + line) < columns:
-                line = bar + line
+            line = f"[{'#' * int(width * done):-<{width}}] {done:4.0%}  {line}"
         self._write(f"{_CLEAR_LINE}{line[: columns - 1]}")  # a wrapped line cannot be cleared
 
     def _write(self, text: str) -> None:
