@@ -153,7 +153,9 @@ def test_reports_that_standard_input_is_no_image(stdin: bytes, message: str, ecr
 def test_reports_that_standard_input_cannot_be_saved(
     ecr: LocalECR, run_in_process: RunInProcess, mocker: MockerFixture
 ) -> None:
-    mocker.patch("ecr_parts._commands.os.read", side_effect=OSError(28, "No space left on device"))
+    mocker.patch(
+        "ecr_parts._push_command.os.read", side_effect=OSError(28, "No space left on device")
+    )
     status, _, stderr = run_in_process(ecr, "-", "demo", subcommand="push")
     assert status == 1
     assert stderr.endswith(": No space left on device. Set TMPDIR to another directory\n")

@@ -6,11 +6,13 @@ import logging
 import os
 import signal
 
-from ecr_parts._commands import Command, PushCommand, UploadCommand
+from ecr_parts._command import Command
 from ecr_parts._failures import ACCESS_DENIED, CREDENTIAL_ERRORS
 from ecr_parts._models import is_path
 from ecr_parts._options import parse_options
+from ecr_parts._push_command import PushCommand
 from ecr_parts._terminal import Terminal
+from ecr_parts._upload_command import UploadCommand
 from ecr_parts._validation import to_printable
 from ecr_parts.errors import (
     EcrPartsError,

@@ -1,0 +1,136 @@
+"""What the commands ``upload`` and ``push`` have in common."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import botocore.session
+import tenacity
+from botocore.client import BaseClient
+from botocore.exceptions import NoRegionError
+
+from ecr_parts._models import UploadedLayer
+from ecr_parts._retry import CLIENT_CONFIG, default_retrying
+from ecr_parts._state_directory import checkpoint_directory
+from ecr_parts._terminal import Terminal
+from ecr_parts._uploader import LayerUploader
+from ecr_parts._validation import mask_passwords, to_printable
+
+START_OVER = "Run the command again to start over: "
+
+
+class Command(ABC):
+    """What both commands do: talk to ECR, save progress, and print results."""
+
+    def __init__(self, options: argparse.Namespace, terminal: Terminal) -> None:
+        self._options = options
+        self._terminal = terminal
+
+    @abstractmethod
+    def run(self) -> None:
+        """Run the command."""
+
+    @abstractmethod
+    def how_to_resume(self, *, started: bool) -> str:
+        """Advice on how to resume; empty if nothing was sent.
+
+        ``started``: whether this run has started or continued an upload.
+        """
+
+    def _create_client(self) -> BaseClient:
+        options = self._options
+        try:
+            session = botocore.session.Session(profile=options.profile)
+            # Here, in the main thread: this may ask for an MFA code on the terminal.
+            credentials = session.get_credentials()
+            if credentials is not None:
+                credentials.get_frozen_credentials()
+            # The API of ECR Public is in one region only.
+            region = options.region or ("us-east-1" if options.public else None)
+            client: BaseClient = session.create_client(
+                "ecr-public" if options.public else "ecr",
+                region_name=region,
+                endpoint_url=options.endpoint_url,
+                config=CLIENT_CONFIG,
+            )
+        except NoRegionError as error:
+            raise ValueError(
+                "there is no AWS region: set --region or AWS_DEFAULT_REGION"
+            ) from error
+        except Exception as error:  # of any type: botocore reads files and runs programs
+            text = mask_passwords(to_printable(str(error))).rstrip(".")
+            raise ValueError(
+                f"cannot create a client: {type(error).__name__}: {text}. Check the AWS "
+                "configuration, --profile, --region and --endpoint-url"
+            ) from error
+        if credentials is None:
+            raise ValueError(
+                "there are no AWS credentials: set --profile or AWS_PROFILE, or AWS_ACCESS_KEY_ID "
+                "and AWS_SECRET_ACCESS_KEY"
+            )
+        return client
+
+    def _create_uploader(self, client: BaseClient) -> LayerUploader:
+        options = self._options
+        retrying = default_retrying()
+        if options.retry_for is not None:
+            retrying = retrying.copy(stop=tenacity.stop_after_delay(options.retry_for))
+        return LayerUploader(
+            client,
+            options.repository,
+            registry_id=options.registry_id,
+            part_size=options.part_size,
+            retrying=retrying,
+            max_bandwidth=options.limit_rate,
+        )
+
+    def _checkpoint_directory(self, client: BaseClient) -> Path | None:
+        """The default directory for checkpoints of uploads to this repository."""
+        options = self._options
+        if options.no_checkpoint:
+            return None
+        destination = {
+            "endpoint": client.meta.endpoint_url,  # also tells the region
+            "profile": options.profile or os.environ.get("AWS_PROFILE"),
+            "registry": options.registry_id,
+            "repository": options.repository,
+        }
+        try:
+            return checkpoint_directory(destination)
+        except OSError as error:
+            self._warn_of_checkpoint(error)
+            return None
+
+    def _warn_of_checkpoint(self, error: Exception) -> None:
+        self._terminal.warn(f"progress is not saved, so the upload cannot be resumed: {error}")
+
+    def _print(self, digest: str, details: dict[str, object]) -> None:
+        line = json.dumps({"digest": digest, **details}) if self._options.json else digest
+        os.write(sys.stdout.fileno(), f"{line}\n".encode())  # fails here, not at exit
+
+
+def check_standard_output() -> None:
+    if sys.stdout is None:
+        raise ValueError("standard output is closed: redirect it to a file or to /dev/null")
+
+
+def check_standard_input() -> None:
+    if sys.stdin is None:
+        raise ValueError("standard input is closed: pass a file, or pipe the data in")
+    if sys.stdin.isatty():
+        raise ValueError("standard input is a terminal: pass a file, or pipe the data in")
+
+
+def describe(layer: UploadedLayer) -> dict[str, object]:
+    return {
+        "digest": layer.digest,
+        "size": layer.size,
+        "existed": layer.existed,
+        "parts": len(layer.parts),
+        "seconds": round(sum(part.seconds for part in layer.parts), 3),
+    }

@@ -1,0 +1,132 @@
+"""The command ``push``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from typing_extensions import override
+
+from ecr_parts._command import (
+    START_OVER,
+    Command,
+    check_standard_input,
+    check_standard_output,
+    describe,
+)
+from ecr_parts._docker_archive import DockerArchive
+from ecr_parts._images import read_image
+from ecr_parts._models import PushedImage
+from ecr_parts._terminal import Terminal
+from ecr_parts.errors import CheckpointError
+
+
+class PushCommand(Command):
+    """``ecr-parts push``."""
+
+    def __init__(self, options: argparse.Namespace, terminal: Terminal) -> None:
+        super().__init__(options, terminal)
+        self._checkpoint_dir: str | Path | None = options.checkpoint_dir
+
+    @override
+    def run(self) -> None:
+        check_standard_output()
+        with ExitStack() as temporary_files:
+            self._push(temporary_files)
+
+    def _push(self, temporary_files: ExitStack) -> None:
+        options, terminal = self._options, self._terminal
+        if options.image == "-":
+            check_standard_input()
+        else:
+            terminal.upload.size = self._size(options.image)
+        client = self._create_client()
+        uploader = self._create_uploader(client)
+        if self._checkpoint_dir is None:
+            self._checkpoint_dir = self._checkpoint_directory(client)
+        image = options.image
+        if image == "-":
+            image = self._save_standard_input(temporary_files)
+            terminal.upload.size = self._size(image)
+
+        def push() -> PushedImage:
+            return uploader.push_image(
+                image,
+                tags=options.tags,
+                platforms=options.platforms,
+                max_workers=options.max_workers,
+                checkpoint_dir=self._checkpoint_dir,
+                progress=terminal.progress,
+            )
+
+        try:
+            pushed = push()
+        except CheckpointError as error:
+            if options.checkpoint_dir is not None:
+                raise
+            self._checkpoint_dir = None
+            self._warn_of_checkpoint(error)
+            terminal.restart()
+            pushed = push()
+        self._report(pushed)
+
+    def _size(self, path: str) -> int | None:
+        """The bytes of the image's blobs; ``None`` if some are yet to be compressed."""
+        platforms = self._options.platforms
+        image = read_image(path, None if platforms is None else tuple(platforms))
+        if isinstance(image, DockerArchive):
+            if not all(layer.is_compressed for layer in image.layers):
+                return None
+            layers = {layer.diff_id: layer.region.size for layer in image.layers}
+            return sum(layers.values()) + (image.config.size or 0)
+        return sum(blob.size or 0 for blob in image.blobs)
+
+    def _save_standard_input(self, temporary_files: ExitStack) -> str:
+        """The path of a temporary file with the image that standard input has."""
+        terminal = self._terminal
+        terminal.upload.activity = "reading standard input"
+        terminal.progress(0)
+        directory = temporary_files.enter_context(
+            tempfile.TemporaryDirectory(prefix="ecr-parts-", ignore_cleanup_errors=True)
+        )
+        path = os.path.join(directory, "stdin")
+        with open(path, "wb") as file:
+            try:
+                while block := os.read(sys.stdin.fileno(), 1024 * 1024):
+                    file.write(block)
+                    terminal.progress(0)
+                file.flush()
+            except OSError as error:
+                raise OSError(
+                    f"standard input cannot be saved in {tempfile.gettempdir()}: {error.strerror}. "
+                    "Set TMPDIR to another directory"
+                ) from error
+        terminal.upload.activity = ""
+        if not os.path.getsize(path):
+            raise ValueError(
+                "standard input is empty: check the program that should write the image to it"
+            )
+        return path
+
+    def _report(self, image: PushedImage) -> None:
+        repository = self._options.repository
+        sent = [layer.size for layer in image.layers if not layer.existed]
+        names = ", ".join(f"{repository}:{tag}" for tag in image.tags) or repository
+        self._terminal.succeed(
+            f"image pushed to {names}: {len(sent)} of {len(image.layers)} blobs sent, "
+            f"{sum(sent):,} bytes"
+        )
+        layers = [describe(layer) for layer in image.layers]
+        self._print(image.digest, {"tags": image.tags, "layers": layers})
+
+    @override
+    def how_to_resume(self, *, started: bool) -> str:
+        if not self._terminal.upload.confirmed:
+            return ""
+        if self._checkpoint_dir is None:
+            return f"{START_OVER}its progress was not saved"
+        return "Run the same command again to resume"

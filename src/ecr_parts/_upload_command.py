@@ -1,0 +1,172 @@
+"""The command ``upload``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import stat
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from typing_extensions import override
+
+from ecr_parts._checkpoint import Checkpoint
+from ecr_parts._command import (
+    START_OVER,
+    Command,
+    check_standard_input,
+    check_standard_output,
+    describe,
+)
+from ecr_parts._digest import hash_source
+from ecr_parts._models import Layer, UploadedLayer
+from ecr_parts._session import UploadSession
+from ecr_parts._sources import open_source
+from ecr_parts._terminal import Terminal
+from ecr_parts._uploader import LayerUploader
+from ecr_parts.errors import CheckpointError
+
+
+class UploadCommand(Command):
+    """``ecr-parts upload``."""
+
+    def __init__(self, options: argparse.Namespace, terminal: Terminal) -> None:
+        super().__init__(options, terminal)
+        self._from_stdin = options.files == ["-"]
+        self._layers: list[Layer] = []
+
+    @override
+    def run(self) -> None:
+        options = self._options
+        check_standard_output()
+        self._examine_files()
+        client = self._create_client()
+        uploader = self._create_uploader(client)
+        self._layers = [
+            Layer(
+                sys.stdin.buffer if self._from_stdin else file,
+                digest=options.digest,
+                size=options.size,
+                checkpoint=options.checkpoint,
+            )
+            for file in options.files
+        ]
+        if options.checkpoint is None and not self._from_stdin:
+            directory = self._checkpoint_directory(client)
+            if directory is not None:
+                self._layers = self._with_checkpoints(directory)
+        try:
+            uploaded = self._upload(uploader)
+        except CheckpointError as error:
+            if options.checkpoint is not None:
+                raise
+            self._layers = [replace(layer, checkpoint=None) for layer in self._layers]
+            self._warn_of_checkpoint(error)
+            self._terminal.restart()
+            uploaded = self._upload(uploader, error.session)
+        self._report(uploaded)
+
+    def _examine_files(self) -> None:
+        """Find out the total size, and whether files are streams."""
+        options, terminal = self._options, self._terminal
+        if self._from_stdin:
+            check_standard_input()
+        descriptors = [sys.stdin.fileno()] if self._from_stdin else options.files
+        statuses = [os.stat(file) for file in descriptors]
+        if all(stat.S_ISREG(status.st_mode) for status in statuses):
+            offset = os.lseek(sys.stdin.fileno(), 0, os.SEEK_CUR) if self._from_stdin else 0
+            terminal.upload.size = sum(status.st_size for status in statuses) - offset
+            return
+        if options.checkpoint is not None:
+            raise ValueError(
+                "--checkpoint requires a regular file: a pipe cannot be resumed. Save the layer to "
+                "a file first"
+            )
+        terminal.upload.size = options.size
+        if options.size is None and options.digest is None:
+            terminal.warn(
+                "a stream without --size or --digest: if its producer fails, a truncated layer is "
+                "uploaded"
+            )
+
+    def _with_checkpoints(self, directory: Path) -> list[Layer]:
+        """The layers, each with a checkpoint that is named by its digest."""
+        terminal, digests = self._terminal, set[str]()
+        layers: list[Layer] = []
+        terminal.upload.activity = "hashing"
+        for path, layer in zip(self._options.files, self._layers, strict=True):
+            if not os.path.isfile(path):
+                layers.append(layer)  # a stream, which cannot be resumed
+                continue
+            digest = layer.digest
+            if digest is None:
+                with open_source(path) as source:
+                    digest, size = hash_source(source, lambda: terminal.progress(0))
+                    error = source.error_at_end(size)
+                if error is not None:
+                    raise error
+            checkpoint = directory / f"{digest.partition(':')[2]}.checkpoint"
+            # Of equal layers, one is sent.
+            unique = None if digest in digests else checkpoint
+            layers.append(replace(layer, digest=digest, checkpoint=unique))
+            digests.add(digest)
+        terminal.upload.activity = ""
+        return layers
+
+    def _upload(
+        self, uploader: LayerUploader, session: UploadSession | None = None
+    ) -> list[UploadedLayer]:
+        if len(self._layers) > 1:
+            return uploader.upload_many(
+                self._layers,
+                max_workers=self._options.max_workers,
+                progress=self._terminal.progress,
+            )
+        (layer,) = self._layers
+        uploaded = uploader.upload(
+            layer.source,
+            digest=layer.digest,
+            size=layer.size,
+            checkpoint=layer.checkpoint,
+            session=session,
+            progress=self._terminal.progress,
+        )
+        return [uploaded]
+
+    def _report(self, uploaded: list[UploadedLayer]) -> None:
+        size = sum(layer.size for layer in uploaded)
+        parts = sum(len(layer.parts) for layer in uploaded)
+        repository = self._options.repository
+        if len(uploaded) == 1:
+            what = "already exists in" if uploaded[0].existed else "uploaded to"
+            what = f"layer {what} {repository}"
+        else:
+            sent = sum(not layer.existed for layer in uploaded)
+            what = f"{len(uploaded)} layers are in {repository}, {sent} of them uploaded now"
+        self._terminal.succeed(
+            f"{what}: {size:,} bytes, {parts:,} part{'' if parts == 1 else 's'} sent"
+        )
+        for layer in uploaded:
+            self._print(layer.digest, describe(layer))
+
+    @override
+    def how_to_resume(self, *, started: bool) -> str:
+        sessions: list[UploadSession] = []
+        for layer in self._layers:
+            if layer.checkpoint is not None:
+                with suppress(CheckpointError):  # another error is being reported
+                    session = Checkpoint(layer.checkpoint).load()
+                    if session is not None:
+                        sessions.append(session)
+        confirmed = self._terminal.upload.confirmed
+        if len(self._layers) == 1 and sessions:
+            condition = "" if started else " if the checkpoint belongs to this layer"
+            byte = sessions[0].next_byte
+            return f"Run the same command again to resume at byte {byte:,}{condition}"
+        if sessions or (confirmed and any(layer.checkpoint for layer in self._layers)):
+            return "Run the same command again to resume"
+        if confirmed and self._from_stdin:
+            return f"{START_OVER}standard input cannot be resumed"
+        return f"{START_OVER}its progress was not saved" if confirmed else ""
