@@ -112,6 +112,9 @@ def test_each_profile_has_its_own_checkpoints(
     for profile in ("a", "b", "a"):
         run_in_process(ecr, path, "demo", "--profile", profile)
     assert len(state_files()) == 2
+    monkeypatch.setenv("AWS_PROFILE", "a")
+    run_in_process(ecr, path, "demo")
+    assert len(state_files()) == 1  # resumed
 
 
 def test_continues_where_progress_could_last_be_saved(

@@ -115,12 +115,16 @@ def test_pushes_image_from_standard_input(kind: str, ecr: LocalECR, tmp_path: Pa
         ecr,
         "-",
         "demo:v2",
+        "--progress",
+        "bar",
         subcommand="push",
         stdin=subprocess.PIPE,
         environ={"TMPDIR": str(temporary)},
     ) as process:
         stdout, stderr = process.communicate(archive.read_bytes())
     assert process.returncode == 0, stderr
+    assert (b"] 100%  " in stderr) == (kind == "OCI")
+    assert b"reading standard input" in stderr
     assert ecr.registry.repositories["demo"].tags == {"v2": stdout.decode().strip()}
     assert list(temporary.iterdir()) == []
 
@@ -200,6 +204,7 @@ def test_bar_has_total_unless_layers_are_to_be_compressed(
         image = docker_archive(
             tmp_path / "image.tar", [random_bytes(MIB)], compressed=kind == "compressed"
         )
-    _, _, stderr = run_in_process(ecr, image, "demo", "--progress", "bar", subcommand="push")
+    options = ("--progress", "bar", "--platform", "linux/amd64")
+    _, _, stderr = run_in_process(ecr, image, "demo", *options, subcommand="push")
     assert ("] 100%  " in stderr) == (kind != "uncompressed")
     assert "101%" not in stderr

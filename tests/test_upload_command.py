@@ -15,6 +15,7 @@ from helpers import digest_of, random_bytes
 from pytest_mock import MockerFixture
 
 from ecr_parts import LayerUploader, _failures
+from ecr_parts._bandwidth import Bandwidth
 from ecr_parts.testing import EcrError, LocalECR
 
 BLOBS = [random_bytes(6 * MIB, seed=1), random_bytes(5 * MIB, seed=2), random_bytes(MIB, seed=3)]
@@ -142,6 +143,29 @@ def test_options_of_repository_uri_are_used(
         )
     assert status == 1
     assert "'team/app' does not exist in the registry with id '999999999999'" in stderr
+
+
+def test_limit_rate_of_one_file_is_for_one_worker(
+    ecr: LocalECR, paths: list[Path], run_in_process: RunInProcess, mocker: MockerFixture
+) -> None:
+    reserved = mocker.spy(Bandwidth, "reserve")
+    paths[2].write_bytes(b"a layer")
+    assert run_in_process(ecr, paths[2], "demo", "--limit-rate", "100kB")[0] == 0
+    assert reserved.call_count > 0
+
+
+def test_size_of_a_stream_is_the_total_of_its_bar(ecr: LocalECR) -> None:
+    options = ("--size", len(BLOBS[0]), "--progress", "bar")
+    _, _, stderr = run(ecr, "-", "demo", *options, stdin=BLOBS[0])
+    assert "] 100%  6.0 of 6.0 MiB" in stderr
+
+
+def test_ecr_public_needs_no_region(
+    ecr: LocalECR, paths: list[Path], run_in_process: RunInProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environ = {name: value for name, value in ecr.environ().items() if "REGION" not in name}
+    monkeypatch.setattr(ecr, "environ", lambda: environ)
+    assert run_in_process(ecr, paths[2], "demo", "--public")[0] == 0
 
 
 # Messages
