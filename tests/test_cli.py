@@ -120,7 +120,10 @@ def test_invalid_command_line_exits_with_status_2(ecr: LocalECR) -> None:
     ("arguments", "message"),
     [
         (["missing", "demo"], "error: missing: No such file or directory\n"),
-        (["-", "demo"], "error: the layer is empty, and ECR rejects empty layers: leave it"),
+        (
+            ["-", "demo"],
+            "error: standard input or the pipe is empty: check the program that",
+        ),
         (
             ["-", "demo", "--checkpoint", "c"],
             "error: --checkpoint requires a regular file",
@@ -337,7 +340,7 @@ def test_sizes_may_have_units(
 def test_rejects_other_sizes(value: str, run_in_process: RunInProcess) -> None:
     status, _, stderr = run_in_process(None, "-", "demo", f"--size={value}")
     assert status == 2
-    assert "argument --size: must be bytes, or a size such as 5MiB, not " in stderr
+    assert "argument --size: must be a whole number of bytes, or a size, not " in stderr
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ def progress_of(size: int | None, *confirmations: tuple[float, int]) -> Progress
 
 def test_shows_elapsed_time_until_a_rate_is_known() -> None:
     progress = progress_of(100 * MIB, (0, 0), (3, 10 * MIB))
-    assert progress.texts(4.4) == ["10.0 of 100.0 MiB", "4 s"]
-    assert progress_of(None).texts(2) == ["0.0 MiB", "2 s"]
+    assert progress.texts(4.4) == ["10.0 of 100.0 MiB", "4 s elapsed"]
+    assert progress_of(None).texts(2) == ["0.0 MiB", "2 s elapsed"]
 
 
 def test_shows_rate_and_time_left() -> None:
@@ -49,13 +49,13 @@ def test_time_left_has_a_readable_unit(seconds: int, text: str) -> None:
 
 def test_shows_elapsed_time_at_the_end() -> None:
     progress = progress_of(20 * MIB, (3, 10 * MIB), (5, 10 * MIB))
-    assert progress.texts(6) == ["20.0 of 20.0 MiB", "6 s"]
+    assert progress.texts(6) == ["20.0 of 20.0 MiB", "6 s elapsed"]
 
 
 def test_shows_activity_before_bytes_are_sent() -> None:
     progress = progress_of(20 * MIB)
     progress.activity = "hashing"
-    assert progress.texts(6) == ["hashing", "6 s"]
+    assert progress.texts(6) == ["hashing", "6 s elapsed"]
 
 
 def test_bytes_that_ecr_had_before_do_not_count_as_sent() -> None:

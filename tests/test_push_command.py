@@ -129,6 +129,31 @@ def test_pushes_image_from_standard_input(kind: str, ecr: LocalECR, tmp_path: Pa
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.parametrize("has_proc", [True, False])
+def test_killed_push_from_standard_input_leaves_no_file_on_linux(
+    has_proc: bool, ecr: LocalECR, tmp_path: Path, run_in_process: RunInProcess,
+    mocker: MockerFixture, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    archive = docker_archive(tmp_path / "image.tar", [b"a layer"]).read_bytes()
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    blocks = [archive, b""]
+    mocker.patch("ecr_parts._command.os.read", side_effect=lambda *_: blocks.pop(0))
+    if not has_proc:
+        mocker.patch("ecr_parts._push_command.os.path.exists", return_value=False)
+    seen: list[list[Path]] = []
+
+    def interrupt(*_: object) -> None:
+        seen.append(list(temporary.iterdir()))
+        raise KeyboardInterrupt
+
+    mocker.patch("ecr_parts._push_command.read_image", interrupt)
+    assert run_in_process(ecr, "-", "demo", subcommand="push")[0] == 130
+    assert [len(files) for files in seen] == [0 if has_proc else 1]
+    assert list(temporary.iterdir()) == []
+
+
 def test_push_from_standard_input_is_resumed(ecr: LocalECR, image: Path, tmp_path: Path) -> None:
     archive = oci_archive(image, tmp_path / "oci.tar").read_bytes()
     ecr.fail("PutImage", "access_denied")
@@ -142,9 +167,12 @@ def test_push_from_standard_input_is_resumed(ecr: LocalECR, image: Path, tmp_pat
 @pytest.mark.parametrize(
     ("stdin", "message"),
     [
-        (b"", "error: standard input is empty: check the program that should write the image"),
-        (b"\x1f\x8b123", "/stdin' is a compressed archive, whose blobs cannot be read in place: "),
-        (b"x" * 1000, "/stdin' is not a tar archive of an image: "),
+        (b"", "error: standard input or the pipe is empty: check the program that should"),
+        (
+            b"\x1f\x8b123",
+            "error: standard input is a compressed archive, whose blobs cannot be ",
+        ),
+        (b"x" * 1000, "error: standard input is not a tar archive of an image: "),
     ],
 )
 def test_reports_that_standard_input_is_no_image(stdin: bytes, message: str, ecr: LocalECR) -> None:
@@ -157,9 +185,7 @@ def test_reports_that_standard_input_is_no_image(stdin: bytes, message: str, ecr
 def test_reports_that_standard_input_cannot_be_saved(
     ecr: LocalECR, run_in_process: RunInProcess, mocker: MockerFixture
 ) -> None:
-    mocker.patch(
-        "ecr_parts._push_command.os.read", side_effect=OSError(28, "No space left on device")
-    )
+    mocker.patch("ecr_parts._command.os.read", side_effect=OSError(28, "No space left on device"))
     status, _, stderr = run_in_process(ecr, "-", "demo", subcommand="push")
     assert status == 1
     assert stderr.endswith(": No space left on device. Set TMPDIR to another directory\n")

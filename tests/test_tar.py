@@ -133,11 +133,14 @@ def with_field(start: int, value: bytes) -> bytes:
         (header("x").replace(b"x", b"y"), "bad checksum"),
         (extended("size", b"-1") + header("x"), "a size that is not a number"),
         (extended("size", b"1" * 19) + header("x"), "a size that is not a number"),
-        (extended("size", b"9" * 18) + header("x") + header("y"), ""),
+        (
+            extended("size", b"9" * 18) + header("x") + header("y"),
+            "it is cut off after 2,048 bytes",
+        ),
         (with_field(124, b"\xff" * 12), "a number that is not octal"),
         (with_field(124, b"99999999999\0"), "a number that is not octal"),
         (with_field(124, b"-7777777777\0"), "a negative number"),
-        (with_field(124, b"\x80" + b"\x7f" * 11), "a file of"),
+        (with_field(124, b"\x80" + b"\x7f" * 11), "it is cut off after 10,752"),
         (entry("x", tarfile.XHDTYPE, b"0 a=b\n"), "malformed"),
         (entry("x", tarfile.XHDTYPE, b"x a=b\n"), "not a number"),
         (entry("x", tarfile.XHDTYPE, b"6 a=bc"), "malformed"),
@@ -154,11 +157,8 @@ def with_field(start: int, value: bytes) -> bytes:
     ],
 )
 def test_refuses_damaged_archive(content: bytes, message: str) -> None:
-    if not message:  # it ends where a file is said to end
-        assert [one.name for one in entries_of(content)] == ["x"]
-        return
     with pytest.raises(TarError, match=message):
-        entries_of(content + END)
+        entries_of(content if "2,048" in message else content + END)
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 511, bytes(512), END])

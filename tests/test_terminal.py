@@ -43,7 +43,7 @@ def test_prints_progress_as_lines(
     _, _, stderr = run_in_process(ecr, path, "demo")
     lines = stderr.splitlines()
     assert len(lines) > 3
-    assert any(line.startswith("5.0 of 12.0 MiB  ") for line in lines)
+    assert any(line.startswith("42%  5.0 of 12.0 MiB  ") for line in lines)
     assert not set("\r\x1b") & set(stderr)
 
     with LocalECR() as other:

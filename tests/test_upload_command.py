@@ -122,6 +122,19 @@ def test_stream_among_several_files(
 # Options
 
 
+@pytest.mark.parametrize("name", ["AWS_REGION", "AWS_DEFAULT_REGION"])
+def test_region_of_the_environment(
+    name: str,
+    ecr: LocalECR,
+    paths: list[Path],
+    run_in_process: RunInProcess,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    environ = {name: value for name, value in ecr.environ().items() if "REGION" not in name}
+    monkeypatch.setattr(ecr, "environ", lambda: {**environ, name: "eu-west-1"})
+    assert run_in_process(ecr, paths[2], "demo")[0] == 0
+
+
 @pytest.mark.parametrize(("retry_for", "attempts"), [("0", 1), ("1h", 12)])
 def test_retries_for_as_long_as_asked(
     retry_for: str, attempts: int, ecr: LocalECR, paths: list[Path], run_in_process: RunInProcess,
@@ -168,6 +181,44 @@ def test_ecr_public_needs_no_region(
     assert run_in_process(ecr, paths[2], "demo", "--public")[0] == 0
 
 
+# Pipes
+
+
+@pytest.mark.parametrize("size", [5 * MIB, 6 * MIB - 1])
+@pytest.mark.parametrize("kind", ["stdin", "path"])
+def test_pipe_with_more_than_its_size_is_not_completed(size: int, kind: str, ecr: LocalECR) -> None:
+    file = "-" if kind == "stdin" else "/dev/stdin"
+    status, stdout, stderr = run(ecr, file, "demo", "--size", size, stdin=BLOBS[0])
+    assert (status, stdout) == (1, "")
+    assert stderr == f"error: the pipe has more than the {size:,} bytes of --size\n"
+    assert ecr.registry.repositories["demo"].layers == {}
+
+
+def test_producer_does_not_fail_if_the_layer_exists(ecr: LocalECR) -> None:
+    """Its output is read, although it is not needed, for the sake of ``set -o pipefail``."""
+    for _ in range(2):
+        command = ["-", "demo", "--digest", DIGESTS[0]]
+        assert run(ecr, *command, stdin=BLOBS[0])[:2] == (0, f"{DIGESTS[0]}\n")
+    assert len(ecr.calls_of("InitiateLayerUpload")) == 1
+
+
+def test_stream_that_exists_is_reported_without_advice(ecr: LocalECR) -> None:
+    """Its digest is not known beforehand."""
+    for _ in range(2):
+        status, _, stderr = run(ecr, "-", "demo", stdin=BLOBS[2])
+        assert status == 0
+    _warning, line, _summary = stderr.splitlines()
+    assert line == f"{DIGESTS[2]} is complete at ECR, despite LayerAlreadyExistsException"
+
+
+def test_directory_is_not_taken_for_a_stream(
+    ecr: LocalECR, tmp_path: Path, run_in_process: RunInProcess
+) -> None:
+    status, _, stderr = run_in_process(ecr, tmp_path, "demo")
+    assert (status, ecr.calls) == (1, [])
+    assert stderr.startswith(f"error: {tmp_path} is a directory, and a layer is a file: ")
+
+
 # Messages
 
 
@@ -178,7 +229,7 @@ def test_missing_region(
     monkeypatch.setattr(ecr, "environ", lambda: environ)
     status, _, stderr = run_in_process(ecr, paths[0], "demo")
     assert (status, ecr.calls) == (1, [])
-    assert stderr == "error: there is no AWS region: set --region or AWS_DEFAULT_REGION\n"
+    assert stderr == "error: there is no AWS region: set --region or AWS_REGION\n"
 
 
 @pytest.mark.parametrize(

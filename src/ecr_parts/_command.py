@@ -21,6 +21,7 @@ from ecr_parts._terminal import Terminal
 from ecr_parts._uploader import LayerUploader
 from ecr_parts._validation import mask_passwords, to_printable
 
+_DRAIN_SIZE = 1024 * 1024  # bytes
 START_OVER = "Run the command again to start over: "
 
 
@@ -52,6 +53,8 @@ class Command(ABC):
                 credentials.get_frozen_credentials()
             # The API of ECR Public is in one region only.
             region = options.region or ("us-east-1" if options.public else None)
+            # Like the AWS CLI and other SDKs; botocore knows AWS_DEFAULT_REGION only.
+            region = region or os.environ.get("AWS_REGION")
             client: BaseClient = session.create_client(
                 "ecr-public" if options.public else "ecr",
                 region_name=region,
@@ -59,9 +62,7 @@ class Command(ABC):
                 config=CLIENT_CONFIG,
             )
         except NoRegionError as error:
-            raise ValueError(
-                "there is no AWS region: set --region or AWS_DEFAULT_REGION"
-            ) from error
+            raise ValueError("there is no AWS region: set --region or AWS_REGION") from error
         except Exception as error:  # of any type: botocore reads files and runs programs
             text = mask_passwords(to_printable(str(error))).rstrip(".")
             raise ValueError(
@@ -79,7 +80,11 @@ class Command(ABC):
         options = self._options
         retrying = default_retrying()
         if options.retry_for is not None:
-            retrying = retrying.copy(stop=tenacity.stop_after_delay(options.retry_for))
+            longest = min(30, options.retry_for / 4)  # seconds, so that the end is not missed
+            retrying = retrying.copy(
+                stop=tenacity.stop_after_delay(options.retry_for),
+                wait=tenacity.wait_random_exponential(multiplier=0.5, max=longest),
+            )
         return LayerUploader(
             client,
             options.repository,
@@ -124,6 +129,36 @@ def check_standard_input() -> None:
         raise ValueError("standard input is closed: pass a file, or pipe the data in")
     if sys.stdin.isatty():
         raise ValueError("standard input is a terminal: pass a file, or pipe the data in")
+
+
+class Pipe:
+    """Standard input, or another file that cannot be read again.
+
+    ``size``: its size in bytes, if known. The library reads no more than that of a stream, but a
+    pipe that has more would be a layer that is cut off.
+    """
+
+    def __init__(self, descriptor: int, size: int | None) -> None:
+        self._descriptor = descriptor
+        self._size = size
+        self._bytes_read = 0
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes. Raises ``ValueError`` if there are none, or too many."""
+        block = os.read(self._descriptor, size)
+        self._bytes_read += len(block)
+        if not self._bytes_read:
+            raise ValueError(
+                "standard input or the pipe is empty: check the program that should write to it"
+            )
+        if self._bytes_read == self._size and os.read(self._descriptor, 1):
+            raise ValueError(f"the pipe has more than the {self._size:,} bytes of --size")
+        return block
+
+    def drain(self) -> None:
+        """Read what is left, or else the program that writes it would fail."""
+        while os.read(self._descriptor, _DRAIN_SIZE):
+            pass
 
 
 def describe(layer: UploadedLayer) -> dict[str, object]:

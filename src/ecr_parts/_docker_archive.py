@@ -16,13 +16,14 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from typing_extensions import override
 
 from ecr_parts._digest import RunningDigest
-from ecr_parts._image_files import ImageFiles, read_file
+from ecr_parts._image_files import ImageFiles, image_error, read_file
 from ecr_parts._image_layout import (
     DOCKER_MANIFEST,
     Image,
@@ -86,9 +87,7 @@ def _descriptor(media_type: str, layer: Layer) -> dict[str, object]:
 def read_docker_archive(files: ImageFiles, platforms: Sequence[str] | None) -> DockerArchive:
     """The image of a docker archive. Raises ``InvalidImageError``."""
 
-    def error_of(message: str) -> InvalidImageError:
-        return InvalidImageError(f"{files.path!r}: {message}")
-
+    error_of = partial(image_error, files.path)
     images = read_json(files, "manifest.json", error_of)
     if not isinstance(images, list) or len(images) != 1:
         count = len(images) if isinstance(images, list) else 0

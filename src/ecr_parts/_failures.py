@@ -101,7 +101,7 @@ class Failure:
         if isinstance(self.error, WrongDigestError):
             error = DigestMismatchError(
                 f"{call}: the bytes that ECR received do not match {self.error}. Check the "
-                "digest, and make sure that nothing writes to the source during the upload"
+                "digest, and that the source is complete and nothing writes to it during the upload"
             )
         elif isinstance(self.error, BadAnswerError):
             error = UnexpectedResponseError(

@@ -46,6 +46,11 @@ def open_image_files(path: str | os.PathLike[str]) -> ImageFiles:
     return _Archive(name, _read_entries(name))
 
 
+def image_error(path: str, problem: str) -> InvalidImageError:
+    """The error that ``problem`` is found in the image at ``path``, or that it "has" one."""
+    return InvalidImageError(f"{path!r}{'' if problem.startswith('has ') else ':'} {problem}")
+
+
 def read_file(region: FileRegion) -> bytes:
     """The content of a file. The caller has checked its size."""
     with open(region.path, "rb") as file:

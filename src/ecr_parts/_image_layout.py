@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ecr_parts._image_files import ImageFiles, read_file
+from ecr_parts._image_files import ImageFiles, image_error, read_file
 from ecr_parts._limits import MAX_IMAGE_LAYERS, MAX_MANIFEST
 from ecr_parts._models import FileRegion, Layer
 from ecr_parts._validation import is_digest, short_repr
@@ -259,7 +259,7 @@ class _LayoutReader:
 
     def error(self, message: str) -> InvalidImageError:
         """An error that names the layout."""
-        return InvalidImageError(f"{self._files.path!r}: {message}")
+        return image_error(self._files.path, message)
 
 
 def _blob_name(descriptor: _Descriptor) -> str:

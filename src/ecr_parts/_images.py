@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import shutil
@@ -33,6 +34,7 @@ from ecr_parts._validation import check_callback, check_int, short_repr
 from ecr_parts._workers import Stop, Workers
 from ecr_parts.errors import CheckpointError, EcrPartsError, InvalidImageError
 
+_log = logging.getLogger("ecr_parts")
 PLATFORM = re.compile(r"[a-z0-9]+(/[a-z0-9_.]+){1,2}")
 
 
@@ -199,6 +201,11 @@ class ImagePush:
         self, layers: list[StoredLayer], temporary_files: ExitStack
     ) -> dict[str, Layer]:
         """Compress layers in parallel; by diff ID."""
+        uncompressed = [layer.region.size for layer in layers if not layer.is_compressed]
+        if uncompressed:
+            _log.info(
+                "compressing %d layers, %s bytes", len(uncompressed), f"{sum(uncompressed):,}"
+            )
         stop = Stop()
         compressed: dict[str, Layer] = {}
         errors: list[BaseException] = []

@@ -27,6 +27,7 @@ from ecr_parts.errors import (
     DigestMismatchError,
     EcrPartsError,
     LayerTooLargeError,
+    ServiceError,
     SourceChangedError,
 )
 
@@ -321,7 +322,8 @@ class _LayerUpload:
                 self._digest, self._source.size, step.accepted_statuses
             )
         if size is not None and size >= session.next_byte:  # or else it is not this layer
-            _log.info("%s exists in spite of this: %s", self._digest, step.error)
+            refusal = step.error.code if isinstance(step.error, ServiceError) else step.error
+            _log.info("%s is complete at ECR, despite %s", self._digest, refusal)
             event = Event.LAYER_AVAILABLE
         elif step.action is NextAction.CHECK_LOST:
             event = Event.LAYER_MISSING

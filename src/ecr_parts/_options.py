@@ -134,12 +134,11 @@ def parse_options() -> argparse.Namespace:
         # argparse gives the files before the first option only to FILE and REPOSITORY.
         names = [*options.files, options.repository, *rest]
         options.files, options.repository = names[:-1], names[-1]
-    elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    try:
-        _check(options)
-    except ValueError as error:
-        {"push": push, "upload": upload}[options.command].error(str(error))
+        rest = []
+    command = {"push": push, "upload": upload, "local": local}[options.command]
+    problem = f"unrecognized arguments: {' '.join(rest)}" if rest else _find_problem(options)
+    if problem is not None:
+        command.error(f"{problem}; see {command.prog} --help")
     return options
 
 
@@ -158,14 +157,15 @@ def _add_common_options(parser: argparse.ArgumentParser, items: str) -> None:
         "--limit-rate",
         type=_size,
         metavar="N",
-        help="send at most this many bytes per second, such as 5MiB",
+        help="send at most this many bytes per second, such as 5MiB; a layer takes a third more "
+        "than its size",
     )
     parser.add_argument(
         "--retry-for",
         type=_duration,
         metavar="T",
         help="repeat a call that fails for this long, such as 90s or 10m (default: ten attempts, "
-        "about a minute)",
+        "within about two minutes)",
     )
     parser.add_argument(
         "--progress",
@@ -200,11 +200,11 @@ def _add_common_options(parser: argparse.ArgumentParser, items: str) -> None:
 
 
 def _size(text: str) -> int:
-    return _with_unit(text, _SIZE_UNITS, "bytes, or a size such as 5MiB")
+    return _with_unit(text, _SIZE_UNITS, "a whole number of bytes, or a size such as 5MiB")
 
 
 def _duration(text: str) -> int:
-    return _with_unit(text, _TIME_UNITS, "seconds, or a time such as 10m")
+    return _with_unit(text, _TIME_UNITS, "a whole number of seconds, or a time such as 10m")
 
 
 def _with_unit(text: str, units: Mapping[str, int], what: str) -> int:
@@ -251,10 +251,18 @@ def _platform(text: str) -> str:
 # Checks of several options together
 
 
-def _check(options: argparse.Namespace) -> None:
-    """Complete the options. Raise ``ValueError`` if they contradict each other."""
+def _find_problem(options: argparse.Namespace) -> str | None:
+    """Complete the options. Returns what is wrong with them, if anything."""
     if options.command == "local":
-        return
+        return None
+    try:
+        _check(options)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _check(options: argparse.Namespace) -> None:
     _split_repository(options)
     limits = ECR_PUBLIC_LIMITS if options.public else ECR_LIMITS
     part_size = options.part_size
@@ -295,9 +303,20 @@ def _split_repository(options: argparse.Namespace) -> None:
         options.repository = match["name"]
         for name, found in (("registry_id", match["registry"]), ("region", match["region"])):
             if getattr(options, name) not in (None, found):
-                option = f"--{name}".replace("_", "-")
-                raise ValueError(f"argument {option}: REPOSITORY has another one, {found}")
+                option = name.replace("_", "-")
+                raise ValueError(
+                    f"argument --{option}: {getattr(options, name)} contradicts REPOSITORY, {found}"
+                )
             setattr(options, name, found)
+    elif options.repository.startswith("public.ecr.aws/"):
+        raise ValueError(
+            "argument REPOSITORY: pass the name without public.ecr.aws and the alias, and --public"
+        )
+    if options.command == "upload" and ":" in options.repository:
+        raise ValueError(
+            "argument REPOSITORY: a layer has no tag, so the name has no colon; an image is pushed "
+            "by ecr-parts push"
+        )
     if options.command == "push":
         directory, slash, name = options.repository.rpartition("/")
         name, colon, tag = name.partition(":")

@@ -51,13 +51,14 @@ class Progress:
 
     def texts(self, now: float) -> list[str]:
         """What to print, the most important first."""
+        elapsed = f"{now - self._started:.0f} s elapsed"
         if self.activity:
-            return [self.activity, f"{now - self._started:.0f} s"]
+            return [self.activity, elapsed]
         total = f" of {self.size / _MIB:,.1f}" if self.size else ""
         amount = f"{self.confirmed / _MIB:,.1f}{total} MiB"
         rate = self.rate(now)
         if rate is None or (self.size is not None and self.confirmed >= self.size):
-            return [amount, f"{now - self._started:.0f} s"]
+            return [amount, elapsed]
         texts = [amount, f"{rate / _MIB:,.1f} MiB/s"]
         if self.size:
             texts.append(f"{_duration((self.size - self.confirmed) / rate)} left")

@@ -8,12 +8,14 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 from typing_extensions import override
 
 from ecr_parts._command import (
     START_OVER,
     Command,
+    Pipe,
     check_standard_input,
     check_standard_output,
     describe,
@@ -22,7 +24,9 @@ from ecr_parts._docker_archive import DockerArchive
 from ecr_parts._images import read_image
 from ecr_parts._models import PushedImage
 from ecr_parts._terminal import Terminal
-from ecr_parts.errors import CheckpointError
+from ecr_parts.errors import CheckpointError, InvalidImageError
+
+_BLOCK_SIZE = 1024 * 1024  # bytes
 
 
 class PushCommand(Command):
@@ -51,7 +55,11 @@ class PushCommand(Command):
         image = options.image
         if image == "-":
             image = self._save_standard_input(temporary_files)
-            terminal.upload.size = self._size(image)
+            try:
+                terminal.upload.size = self._size(image)
+            except InvalidImageError as error:
+                text = str(error).replace(repr(image), "standard input")
+                raise InvalidImageError(text) from error
 
         def push() -> PushedImage:
             return uploader.push_image(
@@ -90,26 +98,19 @@ class PushCommand(Command):
         terminal = self._terminal
         terminal.upload.activity = "reading standard input"
         terminal.progress(0)
-        directory = temporary_files.enter_context(
-            tempfile.TemporaryDirectory(prefix="ecr-parts-", ignore_cleanup_errors=True)
-        )
-        path = os.path.join(directory, "stdin")
-        with open(path, "wb") as file:
-            try:
-                while block := os.read(sys.stdin.fileno(), 1024 * 1024):
-                    file.write(block)
-                    terminal.progress(0)
-                file.flush()
-            except OSError as error:
-                raise OSError(
-                    f"standard input cannot be saved in {tempfile.gettempdir()}: {error.strerror}. "
-                    "Set TMPDIR to another directory"
-                ) from error
+        pipe = Pipe(sys.stdin.fileno(), None)
+        try:
+            file, path = _create_temporary_file(temporary_files)
+            while block := pipe.read(_BLOCK_SIZE):
+                file.write(block)
+                terminal.progress(0)
+            file.flush()
+        except OSError as error:
+            raise OSError(
+                f"standard input cannot be saved in {tempfile.gettempdir()}: {error.strerror}. Set "
+                "TMPDIR to another directory"
+            ) from error
         terminal.upload.activity = ""
-        if not os.path.getsize(path):
-            raise ValueError(
-                "standard input is empty: check the program that should write the image to it"
-            )
         return path
 
     def _report(self, image: PushedImage) -> None:
@@ -130,3 +131,16 @@ class PushCommand(Command):
         if self._checkpoint_dir is None:
             return f"{START_OVER}its progress was not saved"
         return "Run the same command again to resume"
+
+
+def _create_temporary_file(stack: ExitStack) -> tuple[IO[bytes], str]:
+    """A file, and a path by which it can be opened again. ``stack`` removes it."""
+    # On Linux, it needs no name, so nothing is left behind if the process is killed.
+    file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (the stack closes it)
+    stack.enter_context(file)
+    path = f"/proc/self/fd/{file.fileno()}"
+    if os.path.exists(path):
+        return file, path
+    directory = tempfile.TemporaryDirectory(prefix="ecr-parts-", ignore_cleanup_errors=True)
+    path = os.path.join(stack.enter_context(directory), "stdin")
+    return stack.enter_context(Path(path).open("wb")), path

@@ -10,6 +10,7 @@ Reference: "pax Interchange Format" and "ustar Interchange Format" in POSIX, und
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ _BLOCK = 512  # bytes
 _MAX_HEADERS = 100_000
 _MAX_EXTENDED_HEADER = 64 * 1024  # bytes
 _MAX_NAMES = 32 * 1024 * 1024  # bytes of all names and links
-_MAX_OFFSET = 2**63 - 1
 _REGULAR = (b"0", b"\0", b"7")
 _WITHOUT_CONTENT = (b"1", b"2", b"3", b"4", b"5", b"6")  # whatever size they have
 _HARD_LINK, _SYMBOLIC_LINK = b"1", b"2"
@@ -47,10 +47,12 @@ def read_entries(file: BinaryIO) -> Iterator[TarEntry]:
     names = 0
     extended: dict[str, bytes] = {}
     """What extended headers say about the entry after them."""
+    file_size = file.seek(0, os.SEEK_END)
+    file.seek(0)
     for _ in range(_MAX_HEADERS):
         header = file.read(_BLOCK)
         if len(header) < _BLOCK or not any(header):
-            return  # what a cut archive lacks will be found to be missing
+            return
         if sum(header[:148]) + 8 * ord(" ") + sum(header[156:]) != _number(header[148:156]):
             raise TarError("bad checksum")
         kind, size, offset = header[156:157], _number(header[124:136]), file.tell()
@@ -83,8 +85,8 @@ def read_entries(file: BinaryIO) -> Iterator[TarEntry]:
             if kind in _WITHOUT_CONTENT:
                 size = 0
         end = offset + -(-size // _BLOCK) * _BLOCK
-        if end > _MAX_OFFSET:
-            raise TarError(f"a file of {size:,} bytes")
+        if offset + size > file_size:
+            raise TarError(f"it is cut off after {file_size:,} bytes")
         file.seek(end)
     raise TarError(f"more than {_MAX_HEADERS:,} entries")
 

@@ -90,10 +90,17 @@ class Terminal(logging.Handler):
         now = time.monotonic()
         if self._has_lines and now >= self._next_line:
             self._next_line = now + _LINE_INTERVAL
-            self._write(f"{'  '.join(self.upload.texts(now))}\n")
+            done = self._done()
+            texts = [*([] if done is None else [f"{done:.0%}"]), *self.upload.texts(now)]
+            self._write(f"{'  '.join(texts)}\n")
         if self._has_bar:
             self._drawn = now
             self._draw_bar(self.upload.texts(now))
+
+    def _done(self) -> float | None:
+        """How much of the upload is done, if known: 1 is all of it."""
+        size, confirmed = self.upload.size, self.upload.confirmed
+        return min(1, confirmed / size) if size and not self.upload.activity else None
 
     def _draw_bar(self, texts: list[str]) -> None:
         columns = _DEFAULT_COLUMNS
@@ -103,10 +110,9 @@ class Terminal(logging.Handler):
         while len(line) >= columns and len(texts) > 1:
             texts = texts[:-1]
             line = "  ".join(texts)
-        size, confirmed = self.upload.size, self.upload.confirmed
+        done = self._done()
         width = min(columns - len(line) - len("[]  50%   "), _BAR_WIDTH[-1])
-        if size and not self.upload.activity and width in _BAR_WIDTH:
-            done = min(1, confirmed / size)
+        if done is not None and width in _BAR_WIDTH:
             line = f"[{'#' * int(width * done):-<{width}}] {done:4.0%}  {line}"
         self._write(f"{_CLEAR_LINE}{line[: columns - 1]}")  # a wrapped line cannot be cleared
 

@@ -6,9 +6,10 @@ import argparse
 import os
 import stat
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 from typing_extensions import override
 
@@ -16,6 +17,7 @@ from ecr_parts._checkpoint import Checkpoint
 from ecr_parts._command import (
     START_OVER,
     Command,
+    Pipe,
     check_standard_input,
     check_standard_output,
     describe,
@@ -41,43 +43,51 @@ class UploadCommand(Command):
     def run(self) -> None:
         options = self._options
         check_standard_output()
-        self._examine_files()
+        self._check_files()
         client = self._create_client()
         uploader = self._create_uploader(client)
-        self._layers = [
-            Layer(
-                sys.stdin.buffer if self._from_stdin else file,
-                digest=options.digest,
-                size=options.size,
-                checkpoint=options.checkpoint,
-            )
-            for file in options.files
-        ]
-        if options.checkpoint is None and not self._from_stdin:
-            directory = self._checkpoint_directory(client)
-            if directory is not None:
-                self._layers = self._with_checkpoints(directory)
-        try:
-            uploaded = self._upload(uploader)
-        except CheckpointError as error:
-            if options.checkpoint is not None:
-                raise
-            self._layers = [replace(layer, checkpoint=None) for layer in self._layers]
-            self._warn_of_checkpoint(error)
-            self._terminal.restart()
-            uploaded = self._upload(uploader, error.session)
+        with ExitStack() as files:
+            sources = [self._open(file, files) for file in options.files]
+            self._layers = [
+                Layer(
+                    source, digest=options.digest, size=options.size, checkpoint=options.checkpoint
+                )
+                for source in sources
+            ]
+            if options.checkpoint is None and not self._from_stdin:
+                directory = self._checkpoint_directory(client)
+                if directory is not None:
+                    self._layers = self._with_checkpoints(directory)
+            try:
+                uploaded = self._upload(uploader)
+            except CheckpointError as error:
+                if options.checkpoint is not None:
+                    raise
+                self._layers = [replace(layer, checkpoint=None) for layer in self._layers]
+                self._warn_of_checkpoint(error)
+                self._terminal.restart()
+                uploaded = self._upload(uploader, error.session)
+            for source in sources:
+                if isinstance(source, Pipe):
+                    source.drain()
         self._report(uploaded)
 
-    def _examine_files(self) -> None:
-        """Find out the total size, and whether files are streams."""
+    def _check_files(self) -> None:
+        """Find out the total size, and whether files are pipes."""
         options, terminal = self._options, self._terminal
         if self._from_stdin:
             check_standard_input()
         descriptors = [sys.stdin.fileno()] if self._from_stdin else options.files
-        statuses = [os.stat(file) for file in descriptors]
-        if all(stat.S_ISREG(status.st_mode) for status in statuses):
+        modes_and_sizes = [(status.st_mode, status.st_size) for status in map(os.stat, descriptors)]
+        for file, (mode, _) in zip(options.files, modes_and_sizes, strict=True):
+            if stat.S_ISDIR(mode):
+                raise ValueError(
+                    f"{file} is a directory, and a layer is a file: an image's directory is pushed "
+                    "by ecr-parts push"
+                )
+        if all(stat.S_ISREG(mode) for mode, _ in modes_and_sizes):
             offset = os.lseek(sys.stdin.fileno(), 0, os.SEEK_CUR) if self._from_stdin else 0
-            terminal.upload.size = sum(status.st_size for status in statuses) - offset
+            terminal.upload.size = sum(size for _, size in modes_and_sizes) - offset
             return
         if options.checkpoint is not None:
             raise ValueError(
@@ -91,18 +101,31 @@ class UploadCommand(Command):
                 "uploaded"
             )
 
+    def _open(self, file: str, files: ExitStack) -> str | BinaryIO | Pipe:
+        """The source of a layer."""
+        if self._from_stdin:
+            descriptor = sys.stdin.fileno()
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return sys.stdin.buffer
+        elif os.path.isfile(file):
+            return file
+        else:
+            descriptor = os.open(file, os.O_RDONLY)
+            files.callback(os.close, descriptor)
+        return Pipe(descriptor, self._options.size)
+
     def _with_checkpoints(self, directory: Path) -> list[Layer]:
         """The layers, each with a checkpoint that is named by its digest."""
         terminal, digests = self._terminal, set[str]()
         layers: list[Layer] = []
         terminal.upload.activity = "hashing"
-        for path, layer in zip(self._options.files, self._layers, strict=True):
-            if not os.path.isfile(path):
-                layers.append(layer)  # a stream, which cannot be resumed
+        for layer in self._layers:
+            if isinstance(layer.source, Pipe):
+                layers.append(layer)  # cannot be resumed
                 continue
             digest = layer.digest
             if digest is None:
-                with open_source(path) as source:
+                with open_source(layer.source) as source:
                     digest, size = hash_source(source, lambda: terminal.progress(0))
                     error = source.error_at_end(size)
                 if error is not None:
@@ -162,7 +185,8 @@ class UploadCommand(Command):
                         sessions.append(session)
         confirmed = self._terminal.upload.confirmed
         if len(self._layers) == 1 and sessions:
-            condition = "" if started else " if the checkpoint belongs to this layer"
+            unsure = self._options.checkpoint is not None and not started
+            condition = " if the checkpoint belongs to this layer" if unsure else ""
             byte = sessions[0].next_byte
             return f"Run the same command again to resume at byte {byte:,}{condition}"
         if sessions or (confirmed and any(layer.checkpoint for layer in self._layers)):
