@@ -88,7 +88,7 @@ def test_reports_broken_pipe_of_stdout(ecr: LocalECR, path: Path) -> None:
     assert process.returncode == 1
     assert stderr.decode().splitlines() == [
         "layer uploaded to demo: 12,582,912 bytes, 3 parts sent",
-        "error: [Errno 32] Broken pipe",
+        f"error: ECR has {DIGEST}, but this cannot be printed to standard output: Broken pipe",
     ]
 
 
@@ -128,12 +128,7 @@ def test_invalid_command_line_exits_with_status_2(ecr: LocalECR) -> None:
             ["-", "demo", "--checkpoint", "c"],
             "error: --checkpoint requires a regular file",
         ),
-        (
-            ["-", "demo", "--endpoint-url", "foo"],
-            "error: cannot create a client: ValueError: Invalid",
-        ),
-        (["-", "demo", "--endpoint-url", "http://user:secret@a b"], "://***@a b"),
-        (["-", "demo", "--profile", "foo"], "could not be found. Check the AWS configuration"),
+        (["-", "demo", "--profile", "foo"], "could not be found. Check --profile, and "),
         (["-", "demo", "--region", "a b"], "supported format. Check the AWS configuration"),
         (
             [__file__, "none"],
@@ -260,7 +255,9 @@ def test_resumes_after_ctrl_c(ecr: LocalECR, path: Path, tmp_path: Path) -> None
     assert not checkpoint.exists()
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_signal_before_first_part_says_nothing_is_confirmed(
     number: signal.Signals, status: int, ecr: LocalECR, path: Path
 ) -> None:
@@ -340,7 +337,7 @@ def test_sizes_may_have_units(
 def test_rejects_other_sizes(value: str, run_in_process: RunInProcess) -> None:
     status, _, stderr = run_in_process(None, "-", "demo", f"--size={value}")
     assert status == 2
-    assert "argument --size: must be a whole number of bytes, or a size, not " in stderr
+    assert "argument --size: must be a whole number of bytes, or a size such as " in stderr
 
 
 @pytest.mark.parametrize(
@@ -374,8 +371,43 @@ def test_asks_for_credentials_before_the_first_call(
     mocker.patch("botocore.credentials.Credentials.get_frozen_credentials", freeze)
     status, _, stderr = run_in_process(ecr, path, "demo")
     assert (status, threads) == (1, [threading.main_thread()])
-    assert "MFA. Check the AWS configuration, --profile" in stderr
+    assert "MFA. Check --profile, and the credential_process" in stderr
     assert ecr.calls == []
+
+
+@pytest.mark.parametrize("program", ["false", "echo junk", "/nonexistent"])
+def test_reports_credential_process_that_fails(
+    program: str, ecr: LocalECR, path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config").write_text(f"[profile a]\ncredential_process = {program}\n")
+    environ = {"AWS_CONFIG_FILE": str(tmp_path / "config")}
+    with start(ecr, path, "demo", "--profile", "a", environ=environ) as process:
+        _, stderr = process.communicate()
+    assert process.returncode == 1
+    assert stderr.startswith(b"error: cannot get AWS credentials: ")
+    assert b"Check --profile, and the credential_process" in stderr
+    assert ecr.calls == []
+
+
+def test_credential_process_cannot_read_what_is_piped_in(
+    ecr: LocalECR, path: Path, tmp_path: Path
+) -> None:
+    keys = '{"Version": 1, "AccessKeyId": "local", "SecretAccessKey": "local"}'
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\nhead -c 1000 > /dev/null\necho '{keys}'\n")
+    program.chmod(0o700)
+    (tmp_path / "config").write_text(f"[profile a]\ncredential_process = {program}\n")
+    environ = {"AWS_CONFIG_FILE": str(tmp_path / "config")}
+    command = ("-", "demo", "--profile", "a")
+    with start(ecr, *command, environ=environ, stdin=subprocess.PIPE) as process:
+        stdout, _ = process.communicate(BLOB)
+    assert stdout.decode() == f"{DIGEST}\n"
+    with (
+        path.open("rb") as file,
+        start(ecr, *command, environ=environ, stdin=file) as process,
+    ):
+        stdout, _ = process.communicate()
+    assert stdout.decode() == f"{DIGEST}\n"
 
 
 # Serving a LocalECR
@@ -396,6 +428,27 @@ def test_serves_local_ecr(ecr: LocalECR, path: Path) -> None:
         process.terminate()
     assert process.returncode == 0
     assert "export no_proxy=example.com,127.0.0.1" in lines
+
+
+def test_variables_of_local_ecr_are_quoted_for_the_shell(ecr: LocalECR) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "ecr_parts", "local"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "no_proxy": "", "NO_PROXY": "a, $(b)"},
+    ) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline().strip() for _ in range(1 + len(ecr.environ()))]
+        process.terminate()
+    assert "export no_proxy='a, $(b),127.0.0.1'" in lines
+
+
+def test_local_ecr_rejects_invalid_repository() -> None:
+    command = [sys.executable, "-m", "ecr_parts", "local", "--repository", "No"]
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert completed.returncode == 1
+    assert completed.stderr.startswith("error: ")
+    assert len(completed.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("port", ["used", "-1", "70000"])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from command_line import BLOB, DIGEST, MIB, RunInProcess, state_files
-from image_makers import two_platforms
+from helpers import digest_of, random_bytes
+from image_makers import Layout, two_platforms
 from pytest_mock import MockerFixture
 
 from ecr_parts.testing import LocalECR
@@ -93,7 +95,7 @@ def test_uploads_although_progress_cannot_be_saved(
     source = path if subcommand == "upload" else image
     status, _, stderr = run_in_process(ecr, source, "demo", subcommand=subcommand)
     assert status == 0
-    assert stderr.startswith("warning: progress is not saved, so the upload cannot be resumed: ")
+    assert stderr.startswith("warning: progress is not saved: ")
     assert ecr.registry.repositories["demo"].layers
 
 
@@ -131,7 +133,7 @@ def test_continues_where_progress_could_last_be_saved(
 
     mocker.patch("os.fsync", fail_once_disk_is_full)
     status, _, stderr = run_in_process(ecr, path, "demo", "--progress", "bar")
-    assert (status, calls) == (0, 5)
+    assert (status, calls) == (0, 6)
     stored = [call.first_byte for call in ecr.calls_of("UploadLayerPart") if call.outcome == "ok"]
     assert stored == [0, 5 * MIB, 10 * MIB]  # no part twice
     assert stderr.count("warning: ") == 1
@@ -166,3 +168,57 @@ def test_file_that_shrinks_while_it_is_hashed(
     status, _, stderr = run_in_process(ecr, path, "demo")
     assert (status, ecr.calls) == (1, [])
     assert "ended after 5 of" in stderr
+
+
+def fail_fsync_after(calls: int, mocker: MockerFixture) -> None:
+    fsync, count = os.fsync, itertools.count()
+
+    def fail_once_disk_is_full(descriptor: int) -> None:
+        if next(count) >= calls:
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    mocker.patch("os.fsync", fail_once_disk_is_full)
+
+
+@pytest.mark.parametrize("subcommand", ["upload", "push"])
+def test_nothing_is_sent_twice_if_the_disk_becomes_full(
+    subcommand: str,
+    ecr: LocalECR,
+    tmp_path: Path,
+    run_in_process: RunInProcess,
+    mocker: MockerFixture,
+) -> None:
+    blobs = [random_bytes(11 * MIB, seed=seed) for seed in range(2)]
+    fail_fsync_after(8, mocker)
+    if subcommand == "upload":
+        paths = [tmp_path / str(seed) for seed in range(2)]
+        for path, blob in zip(paths, blobs, strict=True):
+            path.write_bytes(blob)
+        status, _, stderr = run_in_process(ecr, *paths, "demo")
+    else:
+        layout = Layout(tmp_path / "layout")
+        image = layout.finish(layout.add_image("amd64", blobs))
+        status, _, stderr = run_in_process(ecr, image, "demo", subcommand="push")
+    assert (status, stderr.count("warning: progress is not saved: ")) == (0, 1)
+    parts = [call for call in ecr.calls_of("UploadLayerPart") if call.outcome == "ok"]
+    sent = sum((call.last_byte or 0) - (call.first_byte or 0) + 1 for call in parts)
+    digests = list(ecr.registry.repositories["demo"].layers)
+    assert set(map(digest_of, blobs)) <= set(digests)
+    assert sent == sum(len(ecr.layer("demo", digest)) for digest in digests)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_damaged_checkpoint_is_replaced(
+    content: str, ecr: LocalECR, path: Path, run_in_process: RunInProcess
+) -> None:
+    ecr.fail("UploadLayerPart", "access_denied", call=2)
+    run_in_process(ecr, path, "demo")
+    (checkpoint,) = state_files()
+    checkpoint.write_text(content)
+    ecr.fail("UploadLayerPart", "access_denied", call=2)
+    _, _, stderr = run_in_process(ecr, path, "demo")
+    assert "warning" not in stderr
+    assert stderr.endswith("Run the same command again to resume at byte 5,242,880\n")
+    assert run_in_process(ecr, path, "demo")[0] == 0
+    assert state_files() == []

@@ -98,7 +98,7 @@ def test_durations_may_have_units(text: str, seconds: int, parse: Callable[..., 
             "REPOSITORY: pass the name without public.ecr.aws",
         ),
         (("push", "a", ":v1"), "REPOSITORY: must be the repository's name, not ''"),
-        (("push", "a", "demo:"), "REPOSITORY[:TAG]: the tag must be up to 300 letters, "),
+        (("push", "a", "demo:"), "REPOSITORY[:TAG]: the tag must be 1 to 300 letters, "),
         (("push", "a", "b", "demo"), "unrecognized arguments: demo"),
         ((*UPLOAD, "--foo", "b"), "unrecognized arguments: --foo b"),
         ((*UPLOAD, "--digest", "sha256:1"), "--digest: must be sha256: followed by 64 lower-case"),
@@ -111,15 +111,22 @@ def test_durations_may_have_units(text: str, seconds: int, parse: Callable[..., 
             (*UPLOAD, "--limit-rate", "9kB"),
             "--limit-rate: must be at least 65,536 bytes per second",
         ),
-        ((*PUSH, "--limit-rate", "200kB"), "for each of 4 workers, not 200,000; see --max-workers"),
+        (
+            (*PUSH, "--limit-rate", "200kB"),
+            "262,144 bytes per second for --max-workers 4, not 200,000",
+        ),
         ((*UPLOAD, "--registry-id", ""), "--registry-id: must be printable characters, not ''"),
         ((*UPLOAD, "--no-checkpoint", "--checkpoint", "c"), "not allowed with --checkpoint"),
         ((*PUSH, "--no-checkpoint", "--checkpoint-dir", "c"), "not allowed with --checkpoint-dir"),
         (
             (*PUSH, "--tag", "a b"),
-            "--tag: must be up to 300 letters, digits, '.', '_' and '-', not",
+            "--tag: must be 1 to 300 letters, digits, '.', '_' and '-', not",
         ),
         ((*PUSH, "--platform", "Linux"), "--platform: must be like linux/arm64, not 'Linux'"),
+        ((*UPLOAD, "--endpoint-url", "foo"), "--endpoint-url: must be like https://HOST:PORT, wit"),
+        ((*UPLOAD, "--endpoint-url", "http://u:secret@a"), "must be like https://HOST:PORT, with"),
+        ((*UPLOAD, "--endpoint-url", "http://u:sec/ret@a"), "must be like https://HOST:PORT, wit"),
+        ((*PUSH, "--checkpoint", "c"), "unrecognized arguments: --checkpoint c"),
         (("upload", "a", "-", "demo"), "FILE: - must be the only one"),
         (("upload", "a", *UPLOAD[1:], "--digest", DIGEST), "--digest: not allowed with several"),
         (("upload", "a", *UPLOAD[1:], "--size", "1"), "--size: not allowed with several files"),
@@ -146,6 +153,7 @@ def test_error_names_the_option_and_exits_with_2(
     usage, error = capsys.readouterr().err.splitlines()
     assert usage.startswith("usage: ecr-parts ")
     assert message in error
+    assert "ret@" not in error
 
 
 @pytest.mark.parametrize("command", ["push", "upload", "local"])

@@ -11,24 +11,28 @@ from ecr_parts._progress import Progress
 MIB = 1024 * 1024
 
 
-def progress_of(size: int | None, *confirmations: tuple[float, int]) -> Progress:
+def progress_of(size: int | None, started: float, *parts: tuple[float, int]) -> Progress:
+    """The progress of an upload whose first part is begun at ``started``."""
     progress = Progress(0)
     progress.size = size
-    for now, newly_confirmed in confirmations:
-        progress.add(newly_confirmed, now)
+    progress.begin_part(started)
+    for now, part_size in parts:
+        progress.begin_part(now)
+        progress.end_part(part_size, now)
+        progress.add(part_size)
     return progress
 
 
 def test_shows_elapsed_time_until_a_rate_is_known() -> None:
-    progress = progress_of(100 * MIB, (0, 0), (3, 10 * MIB))
-    assert progress.texts(4.4) == ["10.0 of 100.0 MiB", "4 s elapsed"]
-    assert progress_of(None).texts(2) == ["0.0 MiB", "2 s elapsed"]
+    progress = progress_of(100 * MIB, 3)
+    assert progress.texts(4.4) == ["0.0 of 100.0 MiB", "4 s elapsed"]
+    assert Progress(0).texts(2) == ["0.0 MiB", "2 s elapsed"]
 
 
 def test_shows_rate_and_time_left() -> None:
-    progress = progress_of(100 * MIB, (3, 10 * MIB), (5, 10 * MIB))
+    progress = progress_of(100 * MIB, 1, (3, 10 * MIB), (5, 10 * MIB))
     assert progress.texts(5) == ["20.0 of 100.0 MiB", "5.0 MiB/s", "16 s left"]
-    assert progress_of(None, (3, MIB), (5, MIB)).texts(5) == ["2.0 MiB", "0.5 MiB/s"]
+    assert progress_of(None, 3, (5, MIB)).texts(5) == ["1.0 MiB", "0.5 MiB/s"]
 
 
 @pytest.mark.parametrize(
@@ -43,57 +47,56 @@ def test_shows_rate_and_time_left() -> None:
     ],
 )
 def test_time_left_has_a_readable_unit(seconds: int, text: str) -> None:
-    progress = progress_of((seconds + 2) * MIB, (0, MIB), (1, MIB))
+    progress = progress_of((seconds + 1) * MIB, 0, (1, MIB))
     assert progress.texts(1)[-1] == f"{text} left"
 
 
 def test_shows_elapsed_time_at_the_end() -> None:
-    progress = progress_of(20 * MIB, (3, 10 * MIB), (5, 10 * MIB))
+    progress = progress_of(20 * MIB, 1, (3, 10 * MIB), (5, 10 * MIB))
     assert progress.texts(6) == ["20.0 of 20.0 MiB", "6 s elapsed"]
 
 
 def test_shows_activity_before_bytes_are_sent() -> None:
-    progress = progress_of(20 * MIB)
+    progress = progress_of(20 * MIB, 0)
     progress.activity = "hashing"
     assert progress.texts(6) == ["hashing", "6 s elapsed"]
 
 
-def test_bytes_that_ecr_had_before_do_not_count_as_sent() -> None:
-    resumed = progress_of(None, (0, 500 * MIB), (2, 10 * MIB))
-    assert resumed.rate(2) == 5 * MIB
-    existing = progress_of(None, (0, MIB), (2, 30 * MIB), (4, 10 * MIB))
-    assert existing.rate(4) == 5 * MIB
-    lost = progress_of(None, (0, 10 * MIB), (2, 10 * MIB), (3, -20 * MIB), (4, 10 * MIB))
-    assert lost.confirmed == 10 * MIB
-    assert lost.rate(4) == 10 * MIB
+def test_bytes_that_ecr_had_before_are_confirmed_but_not_sent() -> None:
+    progress = progress_of(100 * MIB, 0, (2, 10 * MIB))
+    progress.add(50 * MIB)
+    assert progress.texts(2) == ["60.0 of 100.0 MiB", "5.0 MiB/s", "8 s left"]
+    progress.add(-60 * MIB)
+    assert progress.texts(2) == ["0.0 of 100.0 MiB", "5.0 MiB/s", "20 s left"]
 
 
 def test_rate_falls_while_nothing_arrives() -> None:
-    progress = progress_of(None, (0, MIB), (2, 2 * MIB), (4, 2 * MIB))
+    progress = progress_of(None, 0, (2, 2 * MIB), (4, 2 * MIB))
     assert progress.rate(4) == progress.rate(6) == MIB
     assert progress.rate(10) == MIB / 2
 
 
 def test_no_rate_is_guessed_from_less_than_a_second() -> None:
-    assert progress_of(None, (0, MIB), (0.1, MIB)).rate(0.1) is None
-
-
-@given(st.lists(st.tuples(st.floats(0, 60), st.integers(-(2**40), 2**40))), st.floats(0, 60))
-def test_rate_is_not_negative_and_memory_is_bounded(
-    confirmations: list[tuple[float, int]], later: float
-) -> None:
-    progress, now = progress_of(2**40), 0.0
-    for seconds, newly_confirmed in confirmations:
-        now += seconds
-        progress.add(newly_confirmed, now)
-        rate = progress.rate(now + later)
-        assert rate is None or rate > 0
-        assert 2 <= len(progress.texts(now + later)) <= 3
-    assert progress.confirmed == sum(bytes_ for _, bytes_ in confirmations)
+    assert progress_of(None, 0, (0.1, MIB)).rate(0.1) is None
 
 
 def test_rate_is_that_of_the_last_20_seconds() -> None:
-    fast = [(float(second), 10 * MIB) for second in range(100)]
-    slow = [(100.0 + 4 * second, 4 * MIB) for second in range(10)]
-    assert progress_of(None, *fast).rate(99) == 10 * MIB
-    assert progress_of(None, *fast, *slow).rate(136) == MIB
+    fast = [(float(second), 10 * MIB) for second in range(1, 100)]
+    slow = [(100.0 + 4 * second, 4 * MIB) for second in range(1, 10)]
+    progress = progress_of(None, 0, *fast)
+    assert progress.rate(99) == 10 * MIB
+    for now, size in slow:
+        progress.end_part(size, now)
+    assert progress.rate(136) == MIB
+
+
+@given(st.lists(st.tuples(st.floats(0, 60), st.integers(0, 2**40))), st.floats(0, 60))
+def test_rate_is_positive_or_unknown(parts: list[tuple[float, int]], later: float) -> None:
+    progress, now = progress_of(2**40, 0), 0.0
+    for seconds, size in parts:
+        now += seconds
+        progress.end_part(size, now)
+        progress.add(size)
+        rate = progress.rate(now + later)
+        assert rate is None or rate > 0
+        assert 2 <= len(progress.texts(now + later)) <= 3

@@ -14,6 +14,7 @@ from helpers import run_on_terminal
 from image_makers import two_platforms
 from pytest_mock import MockerFixture
 
+from ecr_parts._progress import Progress
 from ecr_parts._terminal import Terminal
 from ecr_parts.testing import LocalECR
 
@@ -106,7 +107,9 @@ def test_narrow_bar_leaves_out_what_does_not_fit(
     mocker.patch("os.get_terminal_size", return_value=os.terminal_size((columns, 24)))
     terminal = Terminal("bar")
     terminal.upload.size = 100 * MIB
+    terminal.upload.begin_part(1.0)
     for now.return_value in (3.0, 5.0):
+        terminal.upload.end_part(10 * MIB, now.return_value)
         terminal.progress(10 * MIB)
     assert capfd.readouterr().err.rpartition("\r\x1b[K")[2] == line
 
@@ -116,3 +119,13 @@ def test_no_escape_sequences_on_dumb_terminal(ecr: LocalECR, path: Path) -> None
     output = run_on_terminal(start_it)
     assert "\x1b" not in output
     assert output.splitlines()[0].startswith("layer uploaded to demo: ")
+
+
+def test_only_parts_that_were_sent_count_for_the_rate(
+    ecr: LocalECR, path: Path, run_in_process: RunInProcess, mocker: MockerFixture
+) -> None:
+    sent = mocker.spy(Progress, "end_part")
+    ecr.fail("UploadLayerPart", "access_denied", call=3)
+    for status in (1, 0, 0):  # interrupted, resumed, exists
+        assert run_in_process(ecr, path, "demo")[0] == status
+    assert [call.args[1] for call in sent.call_args_list] == [5 * MIB, 5 * MIB, 2 * MIB]

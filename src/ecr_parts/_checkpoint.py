@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ecr_parts._session import UploadSession
@@ -16,17 +18,36 @@ _MAX_FILE_SIZE = 64 * 1024  # bytes; a larger file cannot be a checkpoint
 _MAX_PREFIX_LENGTH = 40  # characters of the file's name that its temporary files begin with
 
 
+@dataclass(frozen=True)
+class OptionalPath(os.PathLike[str]):
+    """The path of a checkpoint that the user did not ask for.
+
+    If it cannot be written, ``report`` is called, in any thread, and the upload goes on. If it is
+    damaged, it is replaced.
+    """
+
+    path: str
+    report: Callable[[CheckpointError], object]
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def __truediv__(self, name: str) -> OptionalPath:
+        return replace(self, path=os.path.join(self.path, name))
+
+
 class Checkpoint:
     """The file that holds an upload's session. Creating this object does not access the file.
 
     Each ``save`` replaces the file atomically and flushes it to the disk, so that it survives a
     crash at any instant. Only its owner can read the file. If it cannot be read or written, a
-    ``CheckpointError`` names it, and it is left unchanged.
+    ``CheckpointError`` names it, and it is left unchanged. ``OptionalPath`` is the exception.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         if not isinstance(path, str | os.PathLike):
             raise TypeError(f"checkpoint must be a path, not {short_repr(path)}")
+        self._report = path.report if isinstance(path, OptionalPath) else None
         name = os.fspath(path)
         if not isinstance(name, str):
             raise TypeError(f"checkpoint must be a path of type str, not {short_repr(name)}")
@@ -47,18 +68,21 @@ class Checkpoint:
         try:
             text = self._read()
         except OSError as error:
-            raise self._error("cannot be read", error) from error
+            self._raise_or_report(self._error("cannot be read", error), error)
+            return None
         try:
             descriptor, temporary = self._open_temporary()
             os.close(descriptor)
             os.unlink(temporary)
         except OSError as error:
-            raise self._error("cannot be written", error) from error
+            self._raise_or_report(self._error("cannot be written", error), error)
         if text is None:
             return None
         try:
             return UploadSession.from_json(text)
         except ValueError as error:
+            if self._report is not None:
+                return None  # the next ``save`` replaces it
             raise self._error(
                 "cannot be used", f"{error}. Pass another file, or delete this one to start over"
             ) from error
@@ -102,7 +126,8 @@ class Checkpoint:
                 Path(temporary).unlink(missing_ok=True)
                 raise
         except OSError as error:
-            raise self._error("cannot be written", error) from error
+            self._raise_or_report(self._error("cannot be written", error), error)
+            return
         _flush_directory(self.path.resolve().parent)
 
     def _open_temporary(self) -> tuple[int, str]:
@@ -116,7 +141,12 @@ class Checkpoint:
         try:
             self.path.resolve().unlink(missing_ok=True)
         except OSError as error:
-            raise self._error("cannot be deleted", error) from error
+            self._raise_or_report(self._error("cannot be deleted", error), error)
+
+    def _raise_or_report(self, error: CheckpointError, cause: OSError) -> None:
+        if self._report is None:
+            raise error from cause
+        self._report(error)
 
     def _error(self, problem: str, detail: object) -> CheckpointError:
         if isinstance(detail, OSError):  # without the name of the temporary file

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 
-from ecr_parts._command import Command
+from ecr_parts._command import Command, describe_os_error
 from ecr_parts._failures import ACCESS_DENIED, CREDENTIAL_ERRORS
 from ecr_parts._models import is_path
 from ecr_parts._options import parse_options
@@ -24,6 +24,7 @@ from ecr_parts.errors import (
 from ecr_parts.testing.__main__ import serve
 
 _MAX_MESSAGE_LENGTH = 4_000  # characters
+_ENDING_SIGNALS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 _OPTIONS = {
     **dict.fromkeys(CREDENTIAL_ERRORS, "--profile, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
     **dict.fromkeys(ACCESS_DENIED, "--profile"),
@@ -44,8 +45,9 @@ def main() -> int:
     terminal = Terminal(options.progress, quiet=options.quiet)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # unless it is ignored
         signal.signal(signal.SIGINT, terminal.interrupt)
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, terminal.interrupt)
+    for number in _ENDING_SIGNALS:
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, terminal.interrupt)
     log = logging.getLogger("ecr_parts")
     log.addHandler(terminal)
     log.setLevel(logging.INFO)
@@ -54,13 +56,16 @@ def main() -> int:
     try:
         command.run()
     except KeyboardInterrupt:
+        for number in (signal.SIGINT, *_ENDING_SIGNALS):
+            signal.signal(number, signal.SIG_IGN)  # while the advice is printed
         advice = command.how_to_resume(started=terminal.upload.confirmed > 0)
         terminal.end(f"interrupted. {advice or 'ECR has confirmed nothing yet: run it again'}")
         return terminal.exit_status
     except (EcrPartsError, OSError, TypeError, ValueError) as error:
         advice = ""
-        resumable = ServiceError | UnexpectedResponseError
-        if isinstance(error, resumable) and not isinstance(error, UploadLostError):
+        if isinstance(error, UploadLostError):
+            advice = "Run the command again to start over"
+        elif isinstance(error, ServiceError | UnexpectedResponseError):
             advice = command.how_to_resume(started=error.session is not None)
         terminal.end(f"error: {_describe(error)}. {advice}".rstrip(". "))
         return 1
@@ -68,13 +73,11 @@ def main() -> int:
 
 
 def _describe(error: Exception) -> str:
-    text = str(error)
-    if isinstance(error, OSError) and error.filename is not None:
-        text = f"{os.fsdecode(error.filename)}: {error.strerror}"
-    elif (
-        isinstance(error, EcrPartsError) and error.layer is not None and is_path(error.layer.source)
-    ):
-        text = f"{os.fspath(error.layer.source)}: {text}"  # one of several
+    text = describe_os_error(error)
+    layer = error.layer if isinstance(error, EcrPartsError) else None
+    if layer is not None and is_path(layer.source):  # one of several
+        path = os.fspath(layer.source)
+        text = text if text.startswith(repr(path)) else f"{path}: {text}"
     options = _options_to_check(error)
     text = to_printable(text, _MAX_MESSAGE_LENGTH).rstrip(".")
     return f"{text} ({options})" if options else text

@@ -7,13 +7,13 @@ import json
 import os
 import sys
 from abc import ABC, abstractmethod
-from pathlib import Path
 
 import botocore.session
 import tenacity
 from botocore.client import BaseClient
 from botocore.exceptions import NoRegionError
 
+from ecr_parts._checkpoint import OptionalPath
 from ecr_parts._models import UploadedLayer
 from ecr_parts._retry import CLIENT_CONFIG, default_retrying
 from ecr_parts._state_directory import checkpoint_directory
@@ -31,6 +31,9 @@ class Command(ABC):
     def __init__(self, options: argparse.Namespace, terminal: Terminal) -> None:
         self._options = options
         self._terminal = terminal
+        self._standard_input = -1
+        """The descriptor of standard input, once it was taken."""
+        self._warned_of_checkpoint = False
 
     @abstractmethod
     def run(self) -> None:
@@ -43,14 +46,39 @@ class Command(ABC):
         ``started``: whether this run has started or continued an upload.
         """
 
+    def _take_standard_input(self) -> None:
+        """Keep standard input for the data that is piped in.
+
+        Otherwise, a ``credential_process`` would inherit it and could read some of the data.
+        """
+        if sys.stdin is None:
+            raise ValueError("standard input is closed: pass a file, or pipe the data in")
+        if sys.stdin.isatty():
+            raise ValueError("standard input is a terminal: pass a file, or pipe the data in")
+        self._standard_input = os.dup(sys.stdin.fileno())  # is not inherited
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, sys.stdin.fileno())
+        os.close(null)
+
     def _create_client(self) -> BaseClient:
         options = self._options
         try:
             session = botocore.session.Session(profile=options.profile)
-            # Here, in the main thread: this may ask for an MFA code on the terminal.
             credentials = session.get_credentials()
             if credentials is not None:
+                # Here, in the main thread: this may ask for an MFA code on the terminal.
                 credentials.get_frozen_credentials()
+        except Exception as error:  # of any type: botocore reads files and runs programs
+            raise ValueError(
+                f"cannot get AWS credentials: {_describe_error(error)}. Check --profile, and the "
+                "credential_process or the login that it uses"
+            ) from error
+        if credentials is None:
+            raise ValueError(
+                "there are no AWS credentials: set --profile or AWS_PROFILE, or AWS_ACCESS_KEY_ID "
+                "and AWS_SECRET_ACCESS_KEY"
+            )
+        try:
             # The API of ECR Public is in one region only.
             region = options.region or ("us-east-1" if options.public else None)
             # Like the AWS CLI and other SDKs; botocore knows AWS_DEFAULT_REGION only.
@@ -63,17 +91,14 @@ class Command(ABC):
             )
         except NoRegionError as error:
             raise ValueError("there is no AWS region: set --region or AWS_REGION") from error
-        except Exception as error:  # of any type: botocore reads files and runs programs
-            text = mask_passwords(to_printable(str(error))).rstrip(".")
+        except Exception as error:  # of any type: botocore reads files
             raise ValueError(
-                f"cannot create a client: {type(error).__name__}: {text}. Check the AWS "
-                "configuration, --profile, --region and --endpoint-url"
+                f"cannot create a client: {_describe_error(error)}. Check the AWS configuration, "
+                "--profile, --region and --endpoint-url"
             ) from error
-        if credentials is None:
-            raise ValueError(
-                "there are no AWS credentials: set --profile or AWS_PROFILE, or AWS_ACCESS_KEY_ID "
-                "and AWS_SECRET_ACCESS_KEY"
-            )
+        events = client.meta.events
+        events.register("before-parameter-build.*.UploadLayerPart", self._terminal.part_begins)
+        events.register("after-call.*.UploadLayerPart", self._terminal.part_ends)
         return client
 
     def _create_uploader(self, client: BaseClient) -> LayerUploader:
@@ -94,7 +119,7 @@ class Command(ABC):
             max_bandwidth=options.limit_rate,
         )
 
-    def _checkpoint_directory(self, client: BaseClient) -> Path | None:
+    def _checkpoint_directory(self, client: BaseClient) -> OptionalPath | None:
         """The default directory for checkpoints of uploads to this repository."""
         options = self._options
         if options.no_checkpoint:
@@ -106,17 +131,24 @@ class Command(ABC):
             "repository": options.repository,
         }
         try:
-            return checkpoint_directory(destination)
+            return OptionalPath(str(checkpoint_directory(destination)), self._warn_of_checkpoint)
         except OSError as error:
             self._warn_of_checkpoint(error)
             return None
 
     def _warn_of_checkpoint(self, error: Exception) -> None:
-        self._terminal.warn(f"progress is not saved, so the upload cannot be resumed: {error}")
+        if not self._warned_of_checkpoint:
+            self._warned_of_checkpoint = True
+            self._terminal.warn(f"progress is not saved: {describe_os_error(error)}")
 
     def _print(self, digest: str, details: dict[str, object]) -> None:
         line = json.dumps({"digest": digest, **details}) if self._options.json else digest
-        os.write(sys.stdout.fileno(), f"{line}\n".encode())  # fails here, not at exit
+        try:
+            os.write(sys.stdout.fileno(), f"{line}\n".encode())  # fails here, not at exit
+        except OSError as error:
+            raise OSError(
+                f"ECR has {digest}, but this cannot be printed to standard output: {error.strerror}"
+            ) from error
 
 
 def check_standard_output() -> None:
@@ -124,11 +156,16 @@ def check_standard_output() -> None:
         raise ValueError("standard output is closed: redirect it to a file or to /dev/null")
 
 
-def check_standard_input() -> None:
-    if sys.stdin is None:
-        raise ValueError("standard input is closed: pass a file, or pipe the data in")
-    if sys.stdin.isatty():
-        raise ValueError("standard input is a terminal: pass a file, or pipe the data in")
+def describe_os_error(error: Exception) -> str:
+    """What an error says, without its number."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
+
+
+def _describe_error(error: Exception) -> str:
+    text = mask_passwords(to_printable(describe_os_error(error))).strip().rstrip(".")
+    return f"{type(error).__name__}: {text}"
 
 
 class Pipe:

@@ -136,6 +136,8 @@ class Failure:
             return "Check the endpoint and the proxy, and the credentials for a line break"
         if self.code.isdigit() and not self.transient:
             return _NOT_ECR
+        if not isinstance(self.error, (ClientError, BotoCoreError)):
+            return _NOT_ECR  # its answer cannot be read
         if isinstance(self.error, BotoCoreError) and self.transient:
             return "Check the network, the region and the endpoint; then upload again"
         return "Upload again once the cause is resolved"

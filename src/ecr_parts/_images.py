@@ -17,7 +17,7 @@ from pathlib import Path
 from ecr_parts._api import check_image_client
 from ecr_parts._batch import BatchUpload
 from ecr_parts._calls import UploadCalls
-from ecr_parts._checkpoint import Checkpoint
+from ecr_parts._checkpoint import Checkpoint, OptionalPath
 from ecr_parts._client import Failed
 from ecr_parts._docker_archive import (
     CompressedLayers,
@@ -83,6 +83,7 @@ class ImagePush:
             raise ValueError("platforms must not be empty: pass None for all of them")
         self._max_workers = max_workers
         self._checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir).absolute()
+        self._report = checkpoint_dir.report if isinstance(checkpoint_dir, OptionalPath) else None
         self._progress = progress
         self._waiter = Waiter(lambda: self._notify(0))
         self._batch_calls = calls
@@ -146,7 +147,10 @@ class ImagePush:
     def _with_checkpoint(self, blob: Layer) -> Layer:
         if self._checkpoint_dir is None:
             return blob
-        return replace(blob, checkpoint=_checkpoint_path(self._checkpoint_dir, str(blob.digest)))
+        path: Path | OptionalPath = _checkpoint_path(self._checkpoint_dir, str(blob.digest))
+        if self._report is not None:
+            path = OptionalPath(str(path), self._report)
+        return replace(blob, checkpoint=path)
 
     def _compress(
         self, archive: DockerArchive, temporary_files: ExitStack

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping
+from urllib.parse import urlsplit
 
 from ecr_parts._bandwidth import min_bandwidth
 from ecr_parts._image_layout import TAG
@@ -60,6 +61,7 @@ def parse_options() -> argparse.Namespace:
         "else to standard error.",
         epilog=_PUSH_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     push.add_argument(
         "image",
@@ -101,6 +103,7 @@ def parse_options() -> argparse.Namespace:
         "to standard error.",
         epilog=_UPLOAD_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     upload.add_argument(
         "files", metavar="FILE", nargs="+", help="a layer's file, or - for standard input"
@@ -191,6 +194,7 @@ def _add_common_options(parser: argparse.ArgumentParser, items: str) -> None:
     aws.add_argument("--profile", metavar="P", help="a profile of the AWS configuration")
     aws.add_argument(
         "--endpoint-url",
+        type=_url,
         metavar="URL",
         help="the URL of ECR, if it is not the default of the region",
     )
@@ -212,6 +216,17 @@ def _with_unit(text: str, units: Mapping[str, int], what: str) -> int:
     if match is None or match[2] not in units:
         raise argparse.ArgumentTypeError(f"must be {what}, not {short_repr(text)}")
     return int(match[1]) * units[match[2]]
+
+
+def _url(text: str) -> str:
+    try:
+        url = urlsplit(text)
+        valid = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # for example, the port is no number
+        valid = False
+    if not valid or "@" in text:  # the value is not shown, because it may have a password
+        raise argparse.ArgumentTypeError("must be like https://HOST:PORT, without a user name")
+    return text
 
 
 def _count(text: str) -> int:
@@ -237,7 +252,7 @@ def _name(text: str) -> str:
 def _tag(text: str) -> str:
     if not TAG.fullmatch(text):
         raise argparse.ArgumentTypeError(
-            "must be up to 300 letters, digits, '.', '_' and '-', not " + short_repr(text)
+            "must be 1 to 300 letters, digits, '.', '_' and '-', not " + short_repr(text)
         )
     return text
 
@@ -275,8 +290,8 @@ def _check(options: argparse.Namespace) -> None:
         _check_files(options)
     if options.limit_rate is not None and options.limit_rate < min_bandwidth(options.max_workers):
         raise ValueError(
-            f"argument --limit-rate: must be at least {min_bandwidth(1):,} bytes per second for "
-            f"each of {options.max_workers} workers, not {options.limit_rate:,}; see --max-workers"
+            f"argument --limit-rate: must be at least {min_bandwidth(options.max_workers):,} bytes "
+            f"per second for --max-workers {options.max_workers}, not {options.limit_rate:,}"
         )
     saved_in = "checkpoint" if options.command == "upload" else "checkpoint_dir"
     if options.no_checkpoint and getattr(options, saved_in) is not None:

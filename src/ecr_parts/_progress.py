@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 
-from ecr_parts._limits import ECR_LIMITS
-
 _MIB = 1024 * 1024
 _WINDOW = 20.0  # seconds of which the rate is the average
 _MIN_SECONDS = 1.0  # in less time, it is a guess
@@ -22,32 +20,37 @@ class Progress:
         self.activity = ""
         """What is done before bytes are sent, such as hashing."""
         self._started = now
-        self._samples: deque[tuple[float, int]] = deque()
-        """The time of a confirmation, and the bytes confirmed by then."""
+        self._sent: deque[tuple[float, int]] = deque()
+        """When a part was sent, and its size; first of all, when the first one was begun."""
 
-    def add(self, newly_confirmed: int, now: float) -> None:
-        """Count bytes, which are negative if ECR has lost some."""
-        if not newly_confirmed:
-            return
+    def add(self, newly_confirmed: int) -> None:
+        """Count confirmed bytes, which are negative if ECR has lost some."""
         self.confirmed += newly_confirmed
-        if not 0 < newly_confirmed <= ECR_LIMITS.max_part:
-            self._samples.clear()  # not a part that was sent: it was lost, or ECR had it before
-        self._samples.append((now, self.confirmed))
-        while len(self._samples) > 2 and now - self._samples[1][0] > _WINDOW:
-            self._samples.popleft()
+
+    def begin_part(self, now: float) -> None:
+        """Note that a part is about to be sent. May be called in any thread."""
+        if not self._sent:
+            self._sent.append((now, 0))
+
+    def end_part(self, size: int, now: float) -> None:
+        """Note that ECR has received a part of ``size`` bytes. May be called in any thread."""
+        self._sent.append((now, size))
 
     def rate(self, now: float) -> float | None:
-        """Bytes per second; ``None`` if not known yet.
+        """The bytes sent per second; ``None`` if not known yet.
 
-        The first confirmation only starts the clock: in an upload that resumes, it is of bytes that
-        were sent earlier.
+        Bytes that ECR had before do not count, unlike in ``confirmed``.
         """
-        if len(self._samples) < 2:
+        while len(self._sent) > 2 and now - self._sent[1][0] > _WINDOW:
+            self._sent.popleft()
+        sent = list(self._sent)
+        if len(sent) < 2:
             return None
-        (start, first), (end, last) = self._samples[0], self._samples[-1]
+        start, end = sent[0][0], sent[-1][0]
         # The rate falls if the next part takes longer than the others.
-        seconds = max(end - start, now - start - (end - start) / (len(self._samples) - 1))
-        return (last - first) / seconds if seconds >= _MIN_SECONDS else None
+        seconds = max(end - start, now - start - (end - start) / (len(sent) - 1))
+        total = sum(size for _, size in sent[1:])
+        return total / seconds if seconds >= _MIN_SECONDS and total else None
 
     def texts(self, now: float) -> list[str]:
         """What to print, the most important first."""

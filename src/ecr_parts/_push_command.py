@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import IO
 
 from typing_extensions import override
 
+from ecr_parts._checkpoint import OptionalPath
 from ecr_parts._command import (
     START_OVER,
     Command,
     Pipe,
-    check_standard_input,
     check_standard_output,
     describe,
 )
@@ -34,7 +33,7 @@ class PushCommand(Command):
 
     def __init__(self, options: argparse.Namespace, terminal: Terminal) -> None:
         super().__init__(options, terminal)
-        self._checkpoint_dir: str | Path | None = options.checkpoint_dir
+        self._checkpoint_dir: str | OptionalPath | None = options.checkpoint_dir
 
     @override
     def run(self) -> None:
@@ -45,7 +44,7 @@ class PushCommand(Command):
     def _push(self, temporary_files: ExitStack) -> None:
         options, terminal = self._options, self._terminal
         if options.image == "-":
-            check_standard_input()
+            self._take_standard_input()
         else:
             terminal.upload.size = self._size(options.image)
         client = self._create_client()
@@ -77,8 +76,7 @@ class PushCommand(Command):
             if options.checkpoint_dir is not None:
                 raise
             self._checkpoint_dir = None
-            self._warn_of_checkpoint(error)
-            terminal.restart()
+            self._warn_of_checkpoint(error)  # nothing was sent yet
             pushed = push()
         self._report(pushed)
 
@@ -98,7 +96,7 @@ class PushCommand(Command):
         terminal = self._terminal
         terminal.upload.activity = "reading standard input"
         terminal.progress(0)
-        pipe = Pipe(sys.stdin.fileno(), None)
+        pipe = Pipe(self._standard_input, None)
         try:
             file, path = _create_temporary_file(temporary_files)
             while block := pipe.read(_BLOCK_SIZE):

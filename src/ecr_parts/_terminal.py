@@ -7,8 +7,12 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from http import HTTPStatus
+from typing import Any
 
+from botocore.awsrequest import AWSResponse
 from typing_extensions import override
 
 from ecr_parts._progress import Progress
@@ -17,6 +21,7 @@ _REDRAW_INTERVAL = 0.1  # seconds
 _LINE_INTERVAL = 10.0  # seconds
 _BAR_WIDTH = range(10, 31)  # characters between the brackets
 _DEFAULT_COLUMNS = 80  # for a terminal that does not report its width
+_PART_SIZE = "ecr_parts.part_size"  # in the context of a call
 _CLEAR_LINE = "\r\x1b[K"
 
 
@@ -51,7 +56,7 @@ class Terminal(logging.Handler):
     def progress(self, newly_confirmed: int) -> None:
         """The ``progress`` callback of the upload."""
         now = time.monotonic()
-        self.upload.add(newly_confirmed, now)
+        self.upload.add(newly_confirmed)
         if self._interrupted:  # Python ignores a KeyboardInterrupt that is raised in ``__del__``
             raise KeyboardInterrupt
         if newly_confirmed or now - self._drawn > _REDRAW_INTERVAL:
@@ -67,12 +72,17 @@ class Terminal(logging.Handler):
         """Print a warning."""
         self._write(f"{_CLEAR_LINE if self._has_bar else ''}warning: {line}\n")
 
-    def restart(self) -> None:
-        """Count progress anew, because the upload starts again."""
-        now = time.monotonic()
-        size = self.upload.size
-        self.upload = Progress(now)
-        self.upload.size = size
+    def part_begins(self, params: Mapping[str, Any], context: dict[str, Any], **_: object) -> None:
+        """Handle botocore's event before a part is sent, in any thread."""
+        first, last = params.get("partFirstByte"), params.get("partLastByte")
+        if isinstance(first, int) and isinstance(last, int):
+            context[_PART_SIZE] = last - first + 1
+            self.upload.begin_part(time.monotonic())
+
+    def part_ends(self, http_response: AWSResponse, context: dict[str, Any], **_: object) -> None:
+        """Handle botocore's event after an answer to a part."""
+        if http_response.status_code == HTTPStatus.OK:
+            self.upload.end_part(context.get(_PART_SIZE, 0), time.monotonic())
 
     def end(self, line: str) -> None:
         """Print the last line, below the bar."""

@@ -5,20 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import stat
-import sys
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import BinaryIO
 
 from typing_extensions import override
 
-from ecr_parts._checkpoint import Checkpoint
+from ecr_parts._checkpoint import Checkpoint, OptionalPath
 from ecr_parts._command import (
     START_OVER,
     Command,
     Pipe,
-    check_standard_input,
     check_standard_output,
     describe,
 )
@@ -58,15 +55,7 @@ class UploadCommand(Command):
                 directory = self._checkpoint_directory(client)
                 if directory is not None:
                     self._layers = self._with_checkpoints(directory)
-            try:
-                uploaded = self._upload(uploader)
-            except CheckpointError as error:
-                if options.checkpoint is not None:
-                    raise
-                self._layers = [replace(layer, checkpoint=None) for layer in self._layers]
-                self._warn_of_checkpoint(error)
-                self._terminal.restart()
-                uploaded = self._upload(uploader, error.session)
+            uploaded = self._upload(uploader)
             for source in sources:
                 if isinstance(source, Pipe):
                     source.drain()
@@ -76,8 +65,8 @@ class UploadCommand(Command):
         """Find out the total size, and whether files are pipes."""
         options, terminal = self._options, self._terminal
         if self._from_stdin:
-            check_standard_input()
-        descriptors = [sys.stdin.fileno()] if self._from_stdin else options.files
+            self._take_standard_input()
+        descriptors = [self._standard_input] if self._from_stdin else options.files
         modes_and_sizes = [(status.st_mode, status.st_size) for status in map(os.stat, descriptors)]
         for file, (mode, _) in zip(options.files, modes_and_sizes, strict=True):
             if stat.S_ISDIR(mode):
@@ -86,7 +75,7 @@ class UploadCommand(Command):
                     "by ecr-parts push"
                 )
         if all(stat.S_ISREG(mode) for mode, _ in modes_and_sizes):
-            offset = os.lseek(sys.stdin.fileno(), 0, os.SEEK_CUR) if self._from_stdin else 0
+            offset = os.lseek(self._standard_input, 0, os.SEEK_CUR) if self._from_stdin else 0
             terminal.upload.size = sum(size for _, size in modes_and_sizes) - offset
             return
         if options.checkpoint is not None:
@@ -96,17 +85,15 @@ class UploadCommand(Command):
             )
         terminal.upload.size = options.size
         if options.size is None and options.digest is None:
-            terminal.warn(
-                "a stream without --size or --digest: if its producer fails, a truncated layer is "
-                "uploaded"
-            )
+            what = "a stream without --size or --digest" if len(options.files) == 1 else "a stream"
+            terminal.warn(f"{what}: if its producer fails, a truncated layer is uploaded")
 
     def _open(self, file: str, files: ExitStack) -> str | BinaryIO | Pipe:
         """The source of a layer."""
         if self._from_stdin:
-            descriptor = sys.stdin.fileno()
+            descriptor = self._standard_input
             if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return sys.stdin.buffer
+                return files.enter_context(open(descriptor, "rb", closefd=False))
         elif os.path.isfile(file):
             return file
         else:
@@ -114,7 +101,7 @@ class UploadCommand(Command):
             files.callback(os.close, descriptor)
         return Pipe(descriptor, self._options.size)
 
-    def _with_checkpoints(self, directory: Path) -> list[Layer]:
+    def _with_checkpoints(self, directory: OptionalPath) -> list[Layer]:
         """The layers, each with a checkpoint that is named by its digest."""
         terminal, digests = self._terminal, set[str]()
         layers: list[Layer] = []
@@ -138,9 +125,7 @@ class UploadCommand(Command):
         terminal.upload.activity = ""
         return layers
 
-    def _upload(
-        self, uploader: LayerUploader, session: UploadSession | None = None
-    ) -> list[UploadedLayer]:
+    def _upload(self, uploader: LayerUploader) -> list[UploadedLayer]:
         if len(self._layers) > 1:
             return uploader.upload_many(
                 self._layers,
@@ -153,24 +138,20 @@ class UploadCommand(Command):
             digest=layer.digest,
             size=layer.size,
             checkpoint=layer.checkpoint,
-            session=session,
             progress=self._terminal.progress,
         )
         return [uploaded]
 
     def _report(self, uploaded: list[UploadedLayer]) -> None:
-        size = sum(layer.size for layer in uploaded)
-        parts = sum(len(layer.parts) for layer in uploaded)
         repository = self._options.repository
-        if len(uploaded) == 1:
-            what = "already exists in" if uploaded[0].existed else "uploaded to"
-            what = f"layer {what} {repository}"
+        new = sum(not layer.existed for layer in uploaded)
+        parts = sum(len(layer.parts) for layer in uploaded)
+        if len(uploaded) > 1:
+            line = f"{len(uploaded)} layers are in {repository}, {new} of them uploaded now"
         else:
-            sent = sum(not layer.existed for layer in uploaded)
-            what = f"{len(uploaded)} layers are in {repository}, {sent} of them uploaded now"
-        self._terminal.succeed(
-            f"{what}: {size:,} bytes, {parts:,} part{'' if parts == 1 else 's'} sent"
-        )
+            what = "uploaded to" if new else "already exists in"
+            line = f"layer {what} {repository}: {uploaded[0].size:,} bytes"
+        self._terminal.succeed(f"{line}, {parts:,} part{'' if parts == 1 else 's'} sent")
         for layer in uploaded:
             self._print(layer.digest, describe(layer))
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 import sys
 import threading
 
 DESCRIPTION = (
-    "Serve a LocalECR. Prints its URL, and the environment variables that point the AWS SDKs, the "
-    "AWS CLI and ecr-parts at it."
+    "Serve a LocalECR, which keeps everything in memory, until Ctrl-C. Prints its URL, and the "
+    "environment variables that point the AWS SDKs, the AWS CLI and ecr-parts at it."
 )
 
 
@@ -35,16 +36,20 @@ def serve(options: argparse.Namespace) -> None:
     done = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: done.set())
-    ecr = LocalECR(options.repository or ["demo"], port=options.port, slow=options.slow)
+    try:
+        ecr = LocalECR(options.repository or ["demo"], port=options.port, slow=options.slow)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     try:
         ecr.start()
     except (OSError, OverflowError) as error:
-        sys.exit(f"cannot listen on port {options.port}: {error}. Pass another --port, or none")
+        reason = error.strerror if isinstance(error, OSError) else "it must be 0 to 65535"
+        sys.exit(f"cannot listen on port {options.port}: {reason}. Pass another --port, or none")
     if options.slow:
         ecr.fail("UploadLayerPart", "slow", times=sys.maxsize)
     print(ecr.endpoint_url, flush=True)
     for name, value in ecr.environ().items():
-        print(f"export {name}={value}", flush=True)
+        print(f"export {name}={shlex.quote(value)}", flush=True)
     done.wait()
     ecr.stop()
 
