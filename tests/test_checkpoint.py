@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ from ecr_parts import (
     Layer,
     LayerUploader,
     ServiceError,
+    UploadSession,
 )
+from ecr_parts._checkpoint import Checkpoint, OptionalPath
 from ecr_parts.testing import Fault, LocalECR
 
 BLOB = random_bytes(45)  # six parts of 8 bytes, the last of 5
@@ -287,3 +290,18 @@ def test_flushes_file_and_directory_after_each_part(
     flush = mocker.spy(os, "fsync")
     uploader.upload(BLOB, checkpoint=checkpoint)
     assert flush.call_count == 2 * 7  # at the start and after each of six parts
+
+
+def test_optional_checkpoint_that_cannot_be_read_or_written_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    reports: list[CheckpointError] = []
+    checkpoint = Checkpoint(OptionalPath(str(tmp_path), reports.append) / "file" / "checkpoint")
+    assert checkpoint.load() is None
+    checkpoint.save(UploadSession(repository_name="demo", upload_id="u-1", part_size=10))
+    checkpoint.delete()
+    problems = [re.search("cannot be [a-z]+", str(error)) for error in reports]
+    assert [problem and problem[0] for problem in problems] == [
+        "cannot be read",
+        "cannot be written",
+        "cannot be deleted",
+    ]

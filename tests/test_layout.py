@@ -26,7 +26,7 @@ MODULES = [
     "testing._parameters", "testing._content", "testing._uploads", "testing._repositories",
     "testing._images", "testing._registry", "testing._faults", "testing._pull", "testing._service",
     "testing._http", "testing._local_ecr", "testing.__init__", "testing.pytest_plugin",
-    "testing.__main__", "_state_directory", "_progress", "_terminal",
+    "testing.__main__", "_state_directory", "_progress", "_terminal", "_pipe",
     "_options", "_command", "_upload_command", "_push_command", "_cli", "__main__",
 ]  # fmt: skip
 

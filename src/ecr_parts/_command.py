@@ -21,7 +21,6 @@ from ecr_parts._terminal import Terminal
 from ecr_parts._uploader import LayerUploader
 from ecr_parts._validation import mask_passwords, to_printable
 
-_DRAIN_SIZE = 1024 * 1024  # bytes
 START_OVER = "Run the command again to start over: "
 
 
@@ -166,36 +165,6 @@ def describe_os_error(error: Exception) -> str:
 def _describe_error(error: Exception) -> str:
     text = mask_passwords(to_printable(describe_os_error(error))).strip().rstrip(".")
     return f"{type(error).__name__}: {text}"
-
-
-class Pipe:
-    """Standard input, or another file that cannot be read again.
-
-    ``size``: its size in bytes, if known. The library reads no more than that of a stream, but a
-    pipe that has more would be a layer that is cut off.
-    """
-
-    def __init__(self, descriptor: int, size: int | None) -> None:
-        self._descriptor = descriptor
-        self._size = size
-        self._bytes_read = 0
-
-    def read(self, size: int, /) -> bytes:
-        """The next bytes. Raises ``ValueError`` if there are none, or too many."""
-        block = os.read(self._descriptor, size)
-        self._bytes_read += len(block)
-        if not self._bytes_read:
-            raise ValueError(
-                "standard input or the pipe is empty: check the program that should write to it"
-            )
-        if self._bytes_read == self._size and os.read(self._descriptor, 1):
-            raise ValueError(f"the pipe has more than the {self._size:,} bytes of --size")
-        return block
-
-    def drain(self) -> None:
-        """Read what is left, or else the program that writes it would fail."""
-        while os.read(self._descriptor, _DRAIN_SIZE):
-            pass
 
 
 def describe(layer: UploadedLayer) -> dict[str, object]:

@@ -15,13 +15,13 @@ from ecr_parts._checkpoint import OptionalPath
 from ecr_parts._command import (
     START_OVER,
     Command,
-    Pipe,
     check_standard_output,
     describe,
 )
 from ecr_parts._docker_archive import DockerArchive
 from ecr_parts._images import read_image
 from ecr_parts._models import PushedImage
+from ecr_parts._pipe import Pipe
 from ecr_parts._terminal import Terminal
 from ecr_parts.errors import CheckpointError, InvalidImageError
 

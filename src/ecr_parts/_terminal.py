@@ -74,15 +74,13 @@ class Terminal(logging.Handler):
 
     def part_begins(self, params: Mapping[str, Any], context: dict[str, Any], **_: object) -> None:
         """Handle botocore's event before a part is sent, in any thread."""
-        first, last = params.get("partFirstByte"), params.get("partLastByte")
-        if isinstance(first, int) and isinstance(last, int):
-            context[_PART_SIZE] = last - first + 1
-            self.upload.begin_part(time.monotonic())
+        context[_PART_SIZE] = params["partLastByte"] - params["partFirstByte"] + 1
+        self.upload.begin_part(time.monotonic())
 
     def part_ends(self, http_response: AWSResponse, context: dict[str, Any], **_: object) -> None:
         """Handle botocore's event after an answer to a part."""
         if http_response.status_code == HTTPStatus.OK:
-            self.upload.end_part(context.get(_PART_SIZE, 0), time.monotonic())
+            self.upload.end_part(context[_PART_SIZE], time.monotonic())
 
     def end(self, line: str) -> None:
         """Print the last line, below the bar."""

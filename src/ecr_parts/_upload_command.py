@@ -15,12 +15,12 @@ from ecr_parts._checkpoint import Checkpoint, OptionalPath
 from ecr_parts._command import (
     START_OVER,
     Command,
-    Pipe,
     check_standard_output,
     describe,
 )
 from ecr_parts._digest import hash_source
 from ecr_parts._models import Layer, UploadedLayer
+from ecr_parts._pipe import Pipe
 from ecr_parts._session import UploadSession
 from ecr_parts._sources import open_source
 from ecr_parts._terminal import Terminal

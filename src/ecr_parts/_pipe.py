@@ -1,0 +1,37 @@
+"""What is piped into the command."""
+
+from __future__ import annotations
+
+import os
+
+_BLOCK_SIZE = 1024 * 1024  # bytes
+
+
+class Pipe:
+    """Standard input, or another file that cannot be read again.
+
+    ``size``: its size in bytes, if known. The library reads no more than that of a stream, but a
+    pipe that has more would be a layer that is cut off.
+    """
+
+    def __init__(self, descriptor: int, size: int | None) -> None:
+        self._descriptor = descriptor
+        self._size = size
+        self._bytes_read = 0
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes. Raises ``ValueError`` if there are none, or too many."""
+        block = os.read(self._descriptor, size)
+        self._bytes_read += len(block)
+        if not self._bytes_read:
+            raise ValueError(
+                "standard input or the pipe is empty: check the program that should write to it"
+            )
+        if self._bytes_read == self._size and os.read(self._descriptor, 1):
+            raise ValueError(f"the pipe has more than the {self._size:,} bytes of --size")
+        return block
+
+    def drain(self) -> None:
+        """Read what is left, or else the program that writes it would fail."""
+        while os.read(self._descriptor, _BLOCK_SIZE):
+            pass
