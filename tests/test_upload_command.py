@@ -6,11 +6,12 @@ import inspect
 import json
 import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import DIGEST, MIB, RunInProcess, run, state_files
+from command_line import DIGEST, MIB, RunInProcess, command, run, state_files
 from helpers import digest_of, random_bytes
 from pytest_mock import MockerFixture
 
@@ -66,14 +67,14 @@ def test_resumes_several_layers(
     ecr: LocalECR, paths: list[Path], run_in_process: RunInProcess
 ) -> None:
     ecr.fail("CompleteLayerUpload", "access_denied", call=2)
-    command = (*paths, "demo", "--max-workers", "1")
-    status, stdout, stderr = run_in_process(ecr, *command)
+    arguments = (*paths, "demo", "--max-workers", "1")
+    status, stdout, stderr = run_in_process(ecr, *arguments)
     assert (status, stdout) == (1, "")
     assert stderr.startswith(f"error: {paths[1]}: CompleteLayerUpload in repository 'demo'")
     assert stderr.endswith("Run the same command again to resume\n")
     assert len(state_files()) == 1
     ecr.calls.clear()
-    assert run_in_process(ecr, *command)[:2] == (0, "".join(f"{digest}\n" for digest in DIGESTS))
+    assert run_in_process(ecr, *arguments)[:2] == (0, "".join(f"{digest}\n" for digest in DIGESTS))
     assert len(ecr.calls_of("UploadLayerPart")) == 1  # of the third
     assert state_files() == []
 
@@ -82,8 +83,8 @@ def test_advice_if_the_layer_that_failed_has_no_checkpoint_yet(
     ecr: LocalECR, paths: list[Path], run_in_process: RunInProcess
 ) -> None:
     ecr.fail("InitiateLayerUpload", "access_denied", call=2)
-    command = (*paths, "demo", "--max-workers", "1")
-    assert run_in_process(ecr, *command)[2].endswith("Run the same command again to resume\n")
+    arguments = (*paths, "demo", "--max-workers", "1")
+    assert run_in_process(ecr, *arguments)[2].endswith("Run the same command again to resume\n")
     assert state_files() == []
 
 
@@ -194,11 +195,18 @@ def test_pipe_with_more_than_its_size_is_not_completed(size: int, kind: str, ecr
     assert ecr.registry.repositories["demo"].layers == {}
 
 
-def test_producer_does_not_fail_if_the_layer_exists(ecr: LocalECR) -> None:
+def test_producer_does_not_fail_if_the_layer_exists(ecr: LocalECR, paths: list[Path]) -> None:
     """Its output is read, although it is not needed, for the sake of ``set -o pipefail``."""
+    script = 'set -o pipefail; file=$0; cat "$file" | "$@"'
     for _ in range(2):
-        command = ["-", "demo", "--digest", DIGESTS[0]]
-        assert run(ecr, *command, stdin=BLOBS[0])[:2] == (0, f"{DIGESTS[0]}\n")
+        completed = subprocess.run(
+            ["bash", "-c", script, paths[0], *command("-", "demo", "--digest", DIGESTS[0])],
+            env={**os.environ, **ecr.environ()},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        assert (completed.returncode, completed.stdout) == (0, f"{DIGESTS[0]}\n")
     assert len(ecr.calls_of("InitiateLayerUpload")) == 1
 
 
