@@ -255,6 +255,17 @@ def test_resumes_after_ctrl_c(ecr: LocalECR, path: Path, tmp_path: Path) -> None
     assert not checkpoint.exists()
 
 
+@pytest.fixture
+def _no_ignored_signals() -> Iterator[None]:
+    """What is ignored here, as SIGHUP is by nohup, would be ignored by the command too."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_no_ignored_signals")
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
