@@ -1,20 +1,14 @@
 from __future__ import annotations
 
-import logging
-import os
-import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
-from command_line import Result, RunInProcess
 from ecr_calls import Caller
 from helpers import NO_WAIT, SMALL_LIMITS
 
 from ecr_parts import LayerUploader
-from ecr_parts._cli import main
 from ecr_parts.testing import LocalECR
 
 pytest_plugins = ["ecr_parts.testing.pytest_plugin"]
@@ -89,37 +83,3 @@ def seeds(request: pytest.FixtureRequest) -> range:
     if seed is not None:
         return range(seed, seed + 1)
     return range(request.config.getoption("--simulations"))
-
-
-@pytest.fixture
-def run_in_process(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[RunInProcess]:
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    log = logging.getLogger("ecr_parts")
-    log_level, log_handlers = log.level, log.handlers.copy()
-
-    def run_main(ecr: LocalECR | None, *arguments: object, subcommand: str = "upload") -> Result:
-        for name, value in (ecr.environ() if ecr else {}).items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(sys, "argv", ["ecr_parts", subcommand, *map(str, arguments)])
-        read_end, write_end = os.pipe()
-        os.close(write_end)
-        with open(read_end) as stdin:
-            monkeypatch.setattr(sys, "stdin", stdin)
-            try:
-                status = main()
-            except SystemExit as exit_:  # of argparse
-                status = int(exit_.code or 0)
-        for handler in log.handlers.copy():
-            if handler not in log_handlers:
-                log.removeHandler(handler)
-        return status, *capfd.readouterr()
-
-    yield run_main
-    log.setLevel(log_level)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)

@@ -299,9 +299,12 @@ def test_optional_checkpoint_that_cannot_be_read_or_written_is_reported(tmp_path
     assert checkpoint.load() is None
     checkpoint.save(UploadSession(repository_name="demo", upload_id="u-1", part_size=10))
     checkpoint.delete()
-    problems = [re.search("cannot be [a-z]+", str(error)) for error in reports]
+    directory = Checkpoint(OptionalPath(str(tmp_path), reports.append))
+    assert directory.load() is None
+    problems = [re.search("cannot be [a-z]+|is not a regular", str(error)) for error in reports]
     assert [problem and problem[0] for problem in problems] == [
         "cannot be read",
         "cannot be written",
         "cannot be deleted",
+        "is not a regular",
     ]

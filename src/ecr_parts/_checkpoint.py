@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import tempfile
@@ -14,6 +15,7 @@ from ecr_parts._session import UploadSession
 from ecr_parts._validation import short_repr
 from ecr_parts.errors import CheckpointError
 
+_log = logging.getLogger("ecr_parts")
 _MAX_FILE_SIZE = 64 * 1024  # bytes; a larger file cannot be a checkpoint
 _MAX_PREFIX_LENGTH = 40  # characters of the file's name that its temporary files begin with
 
@@ -22,8 +24,8 @@ _MAX_PREFIX_LENGTH = 40  # characters of the file's name that its temporary file
 class OptionalPath(os.PathLike[str]):
     """The path of a checkpoint that the user did not ask for.
 
-    If it cannot be written, ``report`` is called, in any thread, and the upload goes on. If it is
-    damaged, it is replaced.
+    If it cannot be read or written, ``report`` is called, in any thread, and the upload goes on. If
+    it is damaged, it is ignored and then replaced. A directory of such files has one too.
     """
 
     path: str
@@ -34,6 +36,20 @@ class OptionalPath(os.PathLike[str]):
 
     def __truediv__(self, name: str) -> OptionalPath:
         return replace(self, path=os.path.join(self.path, name))
+
+
+def raise_or_report(
+    path: str | os.PathLike[str], error: CheckpointError, cause: OSError | None
+) -> None:
+    """Raise ``error``, which is about the file at ``path``, or report it if that is optional."""
+    if not isinstance(path, OptionalPath):
+        raise error from cause
+    path.report(error)
+
+
+def checkpoint_name(digest: str) -> str:
+    """The name of the checkpoint of a layer, in a directory for several."""
+    return f"{digest.partition(':')[2]}.checkpoint"
 
 
 class Checkpoint:
@@ -47,7 +63,7 @@ class Checkpoint:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         if not isinstance(path, str | os.PathLike):
             raise TypeError(f"checkpoint must be a path, not {short_repr(path)}")
-        self._report = path.report if isinstance(path, OptionalPath) else None
+        self._given = path
         name = os.fspath(path)
         if not isinstance(name, str):
             raise TypeError(f"checkpoint must be a path of type str, not {short_repr(name)}")
@@ -68,21 +84,22 @@ class Checkpoint:
         try:
             text = self._read()
         except OSError as error:
-            self._raise_or_report(self._error("cannot be read", error), error)
+            raise_or_report(self._given, self._error("cannot be read", error), error)
             return None
         try:
             descriptor, temporary = self._open_temporary()
             os.close(descriptor)
             os.unlink(temporary)
         except OSError as error:
-            self._raise_or_report(self._error("cannot be written", error), error)
+            raise_or_report(self._given, self._error("cannot be written", error), error)
         if text is None:
             return None
         try:
             return UploadSession.from_json(text)
         except ValueError as error:
-            if self._report is not None:
-                return None  # the next ``save`` replaces it
+            if isinstance(self._given, OptionalPath):
+                _log.info("%s", self._error("is ignored", error))
+                return None
             raise self._error(
                 "cannot be used", f"{error}. Pass another file, or delete this one to start over"
             ) from error
@@ -90,7 +107,9 @@ class Checkpoint:
     def _read(self) -> bytes | None:
         try:
             if not stat.S_ISREG(self.path.stat().st_mode):
-                raise self._error("is not a regular file", "pass the path of a file")
+                error = self._error("is not a regular file", "pass the path of a file")
+                raise_or_report(self._given, error, None)
+                return None
             with self.path.open("rb") as file:
                 return file.read(_MAX_FILE_SIZE)
         except FileNotFoundError:
@@ -126,7 +145,7 @@ class Checkpoint:
                 Path(temporary).unlink(missing_ok=True)
                 raise
         except OSError as error:
-            self._raise_or_report(self._error("cannot be written", error), error)
+            raise_or_report(self._given, self._error("cannot be written", error), error)
             return
         _flush_directory(self.path.resolve().parent)
 
@@ -141,12 +160,7 @@ class Checkpoint:
         try:
             self.path.resolve().unlink(missing_ok=True)
         except OSError as error:
-            self._raise_or_report(self._error("cannot be deleted", error), error)
-
-    def _raise_or_report(self, error: CheckpointError, cause: OSError) -> None:
-        if self._report is None:
-            raise error from cause
-        self._report(error)
+            raise_or_report(self._given, self._error("cannot be deleted", error), error)
 
     def _error(self, problem: str, detail: object) -> CheckpointError:
         if isinstance(detail, OSError):  # without the name of the temporary file

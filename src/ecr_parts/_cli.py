@@ -35,6 +35,9 @@ _OPTIONS = {
 }
 """By error code: the options that set what an error tells the user to check."""
 
+_PERMANENT = frozenset({"ImageTagAlreadyExistsException"})
+"""Codes of errors after which the same command fails again."""
+
 
 def main() -> int:
     """Run the command line. Returns the exit status."""
@@ -65,21 +68,28 @@ def main() -> int:
         advice = ""
         if isinstance(error, UploadLostError):
             advice = "Run the command again to start over"
-        elif isinstance(error, ServiceError | UnexpectedResponseError):
+        elif isinstance(error, UnexpectedResponseError) or (
+            isinstance(error, ServiceError) and error.code not in _PERMANENT
+        ):
             advice = command.how_to_resume(started=error.session is not None)
-        terminal.end(f"error: {_describe(error)}. {advice}".rstrip(". "))
+        file = _file_of(error) if options.command == "upload" else ""
+        terminal.end(f"error: {file}{_describe(error)}. {advice}".rstrip(". "))
         return 1
     return 0
 
 
-def _describe(error: Exception) -> str:
-    text = describe_os_error(error)
+def _file_of(error: Exception) -> str:
+    """The file that an error of several is about, unless the error starts with it."""
     layer = error.layer if isinstance(error, EcrPartsError) else None
-    if layer is not None and is_path(layer.source):  # one of several
-        path = os.fspath(layer.source)
-        text = text if text.startswith(repr(path)) else f"{path}: {text}"
+    if layer is None or not is_path(layer.source):
+        return ""
+    path = os.fspath(layer.source)
+    return "" if str(error).startswith(repr(path)) else f"{to_printable(path)}: "
+
+
+def _describe(error: Exception) -> str:
     options = _options_to_check(error)
-    text = to_printable(text, _MAX_MESSAGE_LENGTH).rstrip(".")
+    text = to_printable(describe_os_error(error), _MAX_MESSAGE_LENGTH).rstrip(".")
     return f"{text} ({options})" if options else text
 
 

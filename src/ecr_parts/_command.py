@@ -138,7 +138,8 @@ class Command(ABC):
     def _warn_of_checkpoint(self, error: Exception) -> None:
         if not self._warned_of_checkpoint:
             self._warned_of_checkpoint = True
-            self._terminal.warn(f"progress is not saved: {describe_os_error(error)}")
+            reason = to_printable(describe_os_error(error))
+            self._terminal.warn(f"progress is not saved: {reason}")
 
     def _print(self, digest: str, details: dict[str, object]) -> None:
         line = json.dumps({"digest": digest, **details}) if self._options.json else digest
@@ -167,7 +168,8 @@ def _describe_error(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"
 
 
-def describe(layer: UploadedLayer) -> dict[str, object]:
+def layer_details(layer: UploadedLayer) -> dict[str, object]:
+    """A layer in the form that ``--json`` prints."""
     return {
         "digest": layer.digest,
         "size": layer.size,

@@ -22,6 +22,7 @@ from typing import Any
 
 from typing_extensions import override
 
+from ecr_parts._checkpoint import OptionalPath, raise_or_report
 from ecr_parts._digest import RunningDigest
 from ecr_parts._image_files import ImageFiles, image_error, read_file
 from ecr_parts._image_layout import (
@@ -91,7 +92,7 @@ def read_docker_archive(files: ImageFiles, platforms: Sequence[str] | None) -> D
     images = read_json(files, "manifest.json", error_of)
     if not isinstance(images, list) or len(images) != 1:
         count = len(images) if isinstance(images, list) else 0
-        raise error_of(f"has {count} images: save one image to one archive")
+        raise error_of(f"it has {count} images: save one image to one archive")
     (image,) = images
     config_name = member(image, "Config", str, error_of, "manifest.json")
     region = find_json(files, config_name, error_of)
@@ -126,7 +127,7 @@ def _stored_layer(
 ) -> StoredLayer:
     region = files.find(name) if isinstance(name, str) else None
     if region is None or not region.size:
-        raise error_of(f"has no layer {short_repr(name)}. Save the image again, whole")
+        raise error_of(f"it has no layer {short_repr(name)}. Save the image again, whole")
     if not isinstance(diff_id, str) or not is_digest(diff_id):
         raise error_of(f"the config names the layer {short_repr(diff_id)}. Save the image again")
     start = read_file(FileRegion(region.path, region.offset, min(2, region.size)))
@@ -229,8 +230,9 @@ def compress_layer(layer: StoredLayer, files: ExitStack, heartbeat: Callable[[],
 class CompressedLayers:
     """A file with the digests of compressed layers, so that a repeated push compresses nothing."""
 
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / _TABLE
+    def __init__(self, directory: Path | OptionalPath) -> None:
+        self._directory = directory
+        self._path = Path(directory, _TABLE)
 
     def load(self) -> dict[str, tuple[str, int]]:
         """By diff ID: the digest and the size. A file that is not valid counts as empty."""
@@ -249,9 +251,8 @@ class CompressedLayers:
         try:
             self._save(layers)
         except OSError as error:
-            raise CheckpointError(
-                f"{str(self._path)!r} cannot be written: {error}. Pass another directory"
-            ) from error
+            message = f"{str(self._path)!r} cannot be written: {error}. Pass another directory"
+            raise_or_report(self._directory, CheckpointError(message), error)
 
     def _save(self, layers: Mapping[str, Layer]) -> None:
         known: dict[str, Any] = {diff_id: list(known) for diff_id, known in self.load().items()}

@@ -47,8 +47,8 @@ def open_image_files(path: str | os.PathLike[str]) -> ImageFiles:
 
 
 def image_error(path: str, problem: str) -> InvalidImageError:
-    """The error that ``problem`` is found in the image at ``path``, or that it "has" one."""
-    return InvalidImageError(f"{path!r}{'' if problem.startswith('has ') else ':'} {problem}")
+    """The error that there is a ``problem`` with the image at ``path``."""
+    return InvalidImageError(f"{path!r}: {problem}")
 
 
 def read_file(region: FileRegion) -> bytes:

@@ -131,11 +131,11 @@ class _LayoutReader:
                 "of an image. Save the image again in the format of OCI"
             )
         if depth > _MAX_DEPTH or len(self.manifests) >= _MAX_MANIFESTS:
-            raise self.error(f"has more than {_MAX_MANIFESTS:,} manifests, or too deep a tree")
+            raise self.error(f"it has more than {_MAX_MANIFESTS:,} manifests, or too deep a tree")
         content, document = self._read_verified(descriptor, where)
         self._total += len(content)
         if self._total > _MAX_TOTAL:
-            raise self.error(f"has manifests of more than {_MAX_TOTAL:,} bytes")
+            raise self.error(f"it has manifests of more than {_MAX_TOTAL:,} bytes")
         blobs: tuple[Layer, ...] = ()
         if descriptor.media_type in _INDEX_TYPES:
             for child in self.items(document, "manifests", where):
@@ -162,7 +162,7 @@ class _LayoutReader:
             if not any(_fits(descriptor.platform, platform) for descriptor in chosen):
                 there = sorted({descriptor.platform or "none" for descriptor in found})
                 raise self.error(
-                    f"has no image for the platform {short_repr(platform)}. Available: "
+                    f"it has no image for the platform {short_repr(platform)}. Available: "
                     f"{', '.join(there)}"
                 )
         if len(chosen) > 1:
@@ -202,7 +202,7 @@ class _LayoutReader:
     def _find_blob(self, descriptor: _Descriptor) -> FileRegion:
         region = self._files.find(_blob_name(descriptor))
         if region is None:
-            raise self.error(f"has no blob {descriptor.digest}. Save the image again, whole")
+            raise self.error(f"it has no blob {descriptor.digest}. Save the image again, whole")
         if not region.size:
             raise self.error(f"blob {descriptor.digest} is empty, and ECR rejects empty layers")
         if region.size != descriptor.size:
@@ -288,7 +288,7 @@ def find_json(files: ImageFiles, name: str, error_of: ErrorOf) -> FileRegion:
     """Where the file called ``name`` is, which must be small enough to be read at once."""
     region = files.find(name)
     if region is None:
-        raise error_of(f"has no {name}. Save the image again, whole")
+        raise error_of(f"it has no {name}. Save the image again, whole")
     if region.size > MAX_MANIFEST:
         raise error_of(f"{name} has {region.size:,} bytes, more than {MAX_MANIFEST:,}")
     return region
@@ -331,7 +331,7 @@ def check_platform(config: Mapping[str, Any], platforms: Sequence[str], error_of
     for platform in platforms:
         if not _fits(there, platform):
             raise error_of(
-                f"has no image for the platform {short_repr(platform)}. Available: "
+                f"it has no image for the platform {short_repr(platform)}. Available: "
                 f"{there or 'none'}"
             )
 

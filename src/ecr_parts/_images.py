@@ -17,7 +17,7 @@ from pathlib import Path
 from ecr_parts._api import check_image_client
 from ecr_parts._batch import BatchUpload
 from ecr_parts._calls import UploadCalls
-from ecr_parts._checkpoint import Checkpoint, OptionalPath
+from ecr_parts._checkpoint import Checkpoint, OptionalPath, checkpoint_name, raise_or_report
 from ecr_parts._client import Failed
 from ecr_parts._docker_archive import (
     CompressedLayers,
@@ -82,8 +82,11 @@ class ImagePush:
         if self._platforms == ():
             raise ValueError("platforms must not be empty: pass None for all of them")
         self._max_workers = max_workers
-        self._checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir).absolute()
-        self._report = checkpoint_dir.report if isinstance(checkpoint_dir, OptionalPath) else None
+        self._checkpoint_dir: Path | OptionalPath | None = None
+        if isinstance(checkpoint_dir, OptionalPath):
+            self._checkpoint_dir = checkpoint_dir
+        elif checkpoint_dir is not None:
+            self._checkpoint_dir = Path(checkpoint_dir).absolute()
         self._progress = progress
         self._waiter = Waiter(lambda: self._notify(0))
         self._batch_calls = calls
@@ -147,10 +150,7 @@ class ImagePush:
     def _with_checkpoint(self, blob: Layer) -> Layer:
         if self._checkpoint_dir is None:
             return blob
-        path: Path | OptionalPath = _checkpoint_path(self._checkpoint_dir, str(blob.digest))
-        if self._report is not None:
-            path = OptionalPath(str(path), self._report)
-        return replace(blob, checkpoint=path)
+        return replace(blob, checkpoint=self._checkpoint_dir / checkpoint_name(str(blob.digest)))
 
     def _compress(
         self, archive: DockerArchive, temporary_files: ExitStack
@@ -168,7 +168,7 @@ class ImagePush:
             raise existing.error
         if directory is not None:
             for digest in existing:
-                checkpoint = Checkpoint(_checkpoint_path(directory, digest))
+                checkpoint = Checkpoint(directory / checkpoint_name(digest))
                 self._waiter.run("disk", partial(checkpoint.delete_if_of, digest))
         blobs = dict(self._compressed)
         for layer in uncompressed:
@@ -259,18 +259,15 @@ class ImagePush:
         return None
 
 
-def _make_directory(path: Path) -> None:
+def _make_directory(path: Path | OptionalPath) -> None:
+    name = os.fspath(path)
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        Path(name).mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(
-            f"the checkpoint directory {str(path)!r} cannot be created: {error}. Pass "
-            "another directory"
-        ) from error
-
-
-def _checkpoint_path(directory: Path, digest: str) -> Path:
-    return directory / f"{digest.partition(':')[2]}.checkpoint"
+        message = (
+            f"the checkpoint directory {name!r} cannot be created: {error}. Pass another directory"
+        )
+        raise_or_report(path, CheckpointError(message), error)
 
 
 def _check_names(name: str, values: Iterable[str], pattern: re.Pattern[str]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from ecr_parts.testing.__main__ import DESCRIPTION, add_options
 
 _EXIT_STATUS = (
     "Exit status: 0 if ECR has everything, 1 after an error, 2 for an invalid command line, 130\n"
-    "after Ctrl-C, 143 after SIGTERM."
+    "after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."
 )
 _PUSH_EPILOG = f"""\
 examples:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import stat
+from collections.abc import Callable
 
 _BLOCK_SIZE = 1024 * 1024  # bytes
 
@@ -31,7 +33,11 @@ class Pipe:
             raise ValueError(f"the pipe has more than the {self._size:,} bytes of --size")
         return block
 
-    def drain(self) -> None:
-        """Read what is left, or else the program that writes it would fail."""
-        while os.read(self._descriptor, _BLOCK_SIZE):
-            pass
+    def drain(self, heartbeat: Callable[[], object]) -> None:
+        """Read what is left, or else the program that writes it would fail.
+
+        Only if there is such a program: a device may have no end.
+        """
+        if stat.S_ISFIFO(os.fstat(self._descriptor).st_mode):
+            while os.read(self._descriptor, _BLOCK_SIZE):
+                heartbeat()

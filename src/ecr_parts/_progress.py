@@ -6,6 +6,7 @@ from collections import deque
 
 _MIB = 1024 * 1024
 _WINDOW = 20.0  # seconds of which the rate is the average
+_MAX_SAMPLES = 100  # parts
 _MIN_SECONDS = 1.0  # in less time, it is a guess
 
 
@@ -20,7 +21,7 @@ class Progress:
         self.activity = ""
         """What is done before bytes are sent, such as hashing."""
         self._started = now
-        self._sent: deque[tuple[float, int]] = deque()
+        self._sent: deque[tuple[float, int]] = deque(maxlen=_MAX_SAMPLES)
         """When a part was sent, and its size; first of all, when the first one was begun."""
 
     def add(self, newly_confirmed: int) -> None:
@@ -41,9 +42,9 @@ class Progress:
 
         Bytes that ECR had before do not count, unlike in ``confirmed``.
         """
-        while len(self._sent) > 2 and now - self._sent[1][0] > _WINDOW:
-            self._sent.popleft()
         sent = list(self._sent)
+        while len(sent) > 2 and now - sent[1][0] > _WINDOW:
+            del sent[0]
         if len(sent) < 2:
             return None
         start, end = sent[0][0], sent[-1][0]

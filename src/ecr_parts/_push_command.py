@@ -16,14 +16,15 @@ from ecr_parts._command import (
     START_OVER,
     Command,
     check_standard_output,
-    describe,
+    layer_details,
 )
 from ecr_parts._docker_archive import DockerArchive
 from ecr_parts._images import read_image
 from ecr_parts._models import PushedImage
 from ecr_parts._pipe import Pipe
 from ecr_parts._terminal import Terminal
-from ecr_parts.errors import CheckpointError, InvalidImageError
+from ecr_parts._uploader import LayerUploader
+from ecr_parts.errors import InvalidImageError
 
 _BLOCK_SIZE = 1024 * 1024  # bytes
 
@@ -37,48 +38,38 @@ class PushCommand(Command):
 
     @override
     def run(self) -> None:
+        options = self._options
         check_standard_output()
-        with ExitStack() as temporary_files:
-            self._push(temporary_files)
-
-    def _push(self, temporary_files: ExitStack) -> None:
-        options, terminal = self._options, self._terminal
         if options.image == "-":
             self._take_standard_input()
         else:
-            terminal.upload.size = self._size(options.image)
+            self._terminal.upload.size = self._size(options.image)
         client = self._create_client()
-        uploader = self._create_uploader(client)
         if self._checkpoint_dir is None:
             self._checkpoint_dir = self._checkpoint_directory(client)
-        image = options.image
-        if image == "-":
-            image = self._save_standard_input(temporary_files)
+        uploader = self._create_uploader(client)
+        if options.image != "-":
+            self._push(uploader, options.image)
+            return
+        with ExitStack() as temporary_files:
+            path = self._save_standard_input(temporary_files)
             try:
-                terminal.upload.size = self._size(image)
+                self._terminal.upload.size = self._size(path)
+                self._push(uploader, path)
             except InvalidImageError as error:
-                text = str(error).replace(repr(image), "standard input")
-                raise InvalidImageError(text) from error
+                raise InvalidImageError(str(error).replace(repr(path), "standard input")) from error
 
-        def push() -> PushedImage:
-            return uploader.push_image(
-                image,
-                tags=options.tags,
-                platforms=options.platforms,
-                max_workers=options.max_workers,
-                checkpoint_dir=self._checkpoint_dir,
-                progress=terminal.progress,
-            )
-
-        try:
-            pushed = push()
-        except CheckpointError as error:
-            if options.checkpoint_dir is not None:
-                raise
-            self._checkpoint_dir = None
-            self._warn_of_checkpoint(error)  # nothing was sent yet
-            pushed = push()
-        self._report(pushed)
+    def _push(self, uploader: LayerUploader, path: str) -> None:
+        options = self._options
+        image = uploader.push_image(
+            path,
+            tags=options.tags,
+            platforms=options.platforms,
+            max_workers=options.max_workers,
+            checkpoint_dir=self._checkpoint_dir,
+            progress=self._terminal.progress,
+        )
+        self._report(image)
 
     def _size(self, path: str) -> int | None:
         """The bytes of the image's blobs; ``None`` if some are yet to be compressed."""
@@ -105,8 +96,8 @@ class PushCommand(Command):
             file.flush()
         except OSError as error:
             raise OSError(
-                f"standard input cannot be saved in {tempfile.gettempdir()}: {error.strerror}. Set "
-                "TMPDIR to another directory"
+                f"copying standard input to {tempfile.gettempdir()} failed: {error.strerror}. Set "
+                "TMPDIR to another directory if this one is full"
             ) from error
         terminal.upload.activity = ""
         return path
@@ -119,7 +110,7 @@ class PushCommand(Command):
             f"image pushed to {names}: {len(sent)} of {len(image.layers)} blobs sent, "
             f"{sum(sent):,} bytes"
         )
-        layers = [describe(layer) for layer in image.layers]
+        layers = [layer_details(layer) for layer in image.layers]
         self._print(image.digest, {"tags": image.tags, "layers": layers})
 
     @override

@@ -48,7 +48,7 @@ class Terminal(logging.Handler):
         """What an interrupted command exits with."""
 
     def interrupt(self, number: int, _frame: object) -> None:
-        """Handle Ctrl-C (SIGINT) and SIGTERM."""
+        """Handle a signal that ends the command: Ctrl-C (SIGINT), SIGTERM or SIGHUP."""
         self._interrupted = True
         self.exit_status = 128 + number
         raise KeyboardInterrupt

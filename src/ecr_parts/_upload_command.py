@@ -11,12 +11,12 @@ from typing import BinaryIO
 
 from typing_extensions import override
 
-from ecr_parts._checkpoint import Checkpoint, OptionalPath
+from ecr_parts._checkpoint import Checkpoint, OptionalPath, checkpoint_name
 from ecr_parts._command import (
     START_OVER,
     Command,
     check_standard_output,
-    describe,
+    layer_details,
 )
 from ecr_parts._digest import hash_source
 from ecr_parts._models import Layer, UploadedLayer
@@ -58,7 +58,8 @@ class UploadCommand(Command):
             uploaded = self._upload(uploader)
             for source in sources:
                 if isinstance(source, Pipe):
-                    source.drain()
+                    self._terminal.upload.activity = "reading the rest of the pipe"
+                    source.drain(lambda: self._terminal.progress(0))
         self._report(uploaded)
 
     def _check_files(self) -> None:
@@ -117,10 +118,9 @@ class UploadCommand(Command):
                     error = source.error_at_end(size)
                 if error is not None:
                     raise error
-            checkpoint = directory / f"{digest.partition(':')[2]}.checkpoint"
             # Of equal layers, one is sent.
-            unique = None if digest in digests else checkpoint
-            layers.append(replace(layer, digest=digest, checkpoint=unique))
+            checkpoint = None if digest in digests else directory / checkpoint_name(digest)
+            layers.append(replace(layer, digest=digest, checkpoint=checkpoint))
             digests.add(digest)
         terminal.upload.activity = ""
         return layers
@@ -153,7 +153,7 @@ class UploadCommand(Command):
             line = f"layer {what} {repository}: {uploaded[0].size:,} bytes"
         self._terminal.succeed(f"{line}, {parts:,} part{'' if parts == 1 else 's'} sent")
         for layer in uploaded:
-            self._print(layer.digest, describe(layer))
+            self._print(layer.digest, layer_details(layer))
 
     @override
     def how_to_resume(self, *, started: bool) -> str:

@@ -157,7 +157,7 @@ def test_error_names_the_option_and_exits_with_2(
 
 
 @pytest.mark.parametrize("command", ["push", "upload", "local"])
-def test_help_fits_terminal_and_names_every_option(
+def test_help_has_examples_and_exit_status(
     command: str, parse: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as raised:

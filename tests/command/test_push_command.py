@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import pty
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,18 +16,7 @@ from image_makers import Layout, docker_archive, two_platforms
 from image_makers import archive as oci_archive
 from pytest_mock import MockerFixture
 
-from ecr_parts.testing import LocalECR
-
-
-@pytest.fixture
-def ecr() -> Iterator[LocalECR]:
-    with LocalECR(part_size=5 * MIB) as ecr:
-        yield ecr
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    return two_platforms(tmp_path / "image").path
+from ecr_parts.testing import EcrError, LocalECR
 
 
 @pytest.mark.parametrize("public", [True, False])
@@ -188,7 +177,8 @@ def test_reports_that_standard_input_cannot_be_saved(
     mocker.patch("ecr_parts._pipe.os.read", side_effect=OSError(28, "No space left on device"))
     status, _, stderr = run_in_process(ecr, "-", "demo", subcommand="push")
     assert status == 1
-    assert stderr.endswith(": No space left on device. Set TMPDIR to another directory\n")
+    assert stderr.startswith("error: copying standard input to ")
+    assert " failed: No space left on device. Set TMPDIR to another directory if " in stderr
 
 
 def test_ctrl_c_while_standard_input_is_read(ecr: LocalECR, tmp_path: Path) -> None:
@@ -217,6 +207,32 @@ def test_refuses_to_read_from_a_terminal(subcommand: str, ecr: LocalECR) -> None
     os.close(other_end)
     assert process.returncode == 1
     assert stderr == b"error: standard input is a terminal: pass a file, or pipe the data in\n"
+
+
+def test_error_in_a_piped_layer_names_standard_input(ecr: LocalECR, tmp_path: Path) -> None:
+    archive = docker_archive(tmp_path / "image.tar", [b"a layer"], compressed=True).read_bytes()
+    damaged = archive.replace(gzip.compress(b"a layer")[-8:], bytes(8))
+    assert damaged != archive
+    status, _, stderr = run(ecr, "-", "demo", subcommand="push", stdin=damaged)
+    assert status == 1
+    assert stderr.startswith("error: standard input: the compressed layer at byte ")
+
+
+def test_error_of_ecr_does_not_name_the_temporary_file(
+    ecr: LocalECR, image: Path, tmp_path: Path
+) -> None:
+    archive = oci_archive(image, tmp_path / "oci.tar").read_bytes()
+    ecr.fail("CompleteLayerUpload", "access_denied")
+    _, _, stderr = run(ecr, "-", "demo", subcommand="push", stdin=archive)
+    assert stderr.splitlines()[-1].startswith("error: CompleteLayerUpload in repository 'demo'")
+
+
+def test_no_advice_to_repeat_a_push_that_fails_again(
+    ecr: LocalECR, image: Path, run_in_process: RunInProcess
+) -> None:
+    ecr.respond("PutImage", EcrError("ImageTagAlreadyExistsException", "no"), times=99)
+    _, _, stderr = run_in_process(ecr, image, "demo", subcommand="push")
+    assert stderr.endswith("or delete that image (REPOSITORY:TAG, --tag)\n")
 
 
 # Progress

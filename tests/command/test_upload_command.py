@@ -7,9 +7,9 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
+import botocore.session
 import pytest
 from command_line import DIGEST, MIB, RunInProcess, command, run, state_files
 from helpers import digest_of, random_bytes
@@ -17,16 +17,10 @@ from pytest_mock import MockerFixture
 
 from ecr_parts import LayerUploader, _failures
 from ecr_parts._bandwidth import Bandwidth
-from ecr_parts.testing import EcrError, LocalECR
+from ecr_parts.testing import EcrError, Fault, LocalECR
 
 BLOBS = [random_bytes(6 * MIB, seed=1), random_bytes(5 * MIB, seed=2), random_bytes(MIB, seed=3)]
 DIGESTS = [digest_of(blob) for blob in BLOBS]
-
-
-@pytest.fixture
-def ecr() -> Iterator[LocalECR]:
-    with LocalECR(part_size=5 * MIB) as ecr:
-        yield ecr
 
 
 @pytest.fixture
@@ -149,14 +143,16 @@ def test_retries_for_as_long_as_asked(
 
 
 def test_options_of_repository_uri_are_used(
-    paths: list[Path], run_in_process: RunInProcess
+    paths: list[Path], run_in_process: RunInProcess, mocker: MockerFixture
 ) -> None:
+    create_client = mocker.spy(botocore.session.Session, "create_client")
     with LocalECR(["team/app"]) as ecr:
         status, _, stderr = run_in_process(
             ecr, paths[2], "999999999999.dkr.ecr.eu-west-1.amazonaws.com/team/app"
         )
     assert status == 1
     assert "'team/app' does not exist in the registry with id '999999999999'" in stderr
+    assert create_client.call_args.kwargs["region_name"] == "eu-west-1"
 
 
 def test_limit_rate_of_one_file_is_for_one_worker(
@@ -227,6 +223,12 @@ def test_directory_is_not_taken_for_a_stream(
     assert stderr.startswith(f"error: {tmp_path} is a directory, and a layer is a file: ")
 
 
+def test_device_without_an_end_is_not_read_to_its_end(ecr: LocalECR) -> None:
+    LayerUploader(ecr.client(), "demo").upload(b"a layer")
+    command = ("/dev/zero", "demo", "--digest", digest_of(b"a layer"))
+    assert run(ecr, *command)[:2] == (0, f"{digest_of(b'a layer')}\n")
+
+
 # Messages
 
 
@@ -254,6 +256,17 @@ def test_errors_of_ecr_name_the_options_to_check(
 ) -> None:
     ecr.respond("BatchCheckLayerAvailability", EcrError(code, "no"))
     assert f" ({options})\n" in run_in_process(ecr, paths[0], "demo")[2]
+
+
+@pytest.mark.parametrize("fault", ["answer_garbled", "html_503"])
+def test_unreadable_answer_names_the_endpoint(
+    fault: Fault, ecr: LocalECR, paths: list[Path], run_in_process: RunInProcess
+) -> None:
+    ecr.fail("BatchCheckLayerAvailability", fault, times=99)
+    _, _, stderr = run_in_process(ecr, paths[0], "demo", "--retry-for", "0")
+    assert "endpoint" in stderr
+    if fault == "answer_garbled":
+        assert "Check that the endpoint is ECR and that no proxy answers in its place" in stderr
 
 
 def test_malformed_answer_names_the_endpoint_option(

@@ -27,19 +27,6 @@ from ecr_parts._terminal import Terminal
 from ecr_parts.testing import LocalECR
 
 
-@pytest.fixture
-def ecr() -> Iterator[LocalECR]:
-    with LocalECR(part_size=5 * MIB) as ecr:
-        yield ecr
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    path = tmp_path / "layer.tar.gz"
-    path.write_bytes(BLOB)
-    return path
-
-
 def first_bytes_sent(ecr: LocalECR) -> list[int | None]:
     return [call.first_byte for call in ecr.calls_of("UploadLayerPart")]
 

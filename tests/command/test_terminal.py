@@ -4,37 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 from command_line import BLOB, DIGEST, MIB, RunInProcess, run, start
 from helpers import run_on_terminal
-from image_makers import two_platforms
 from pytest_mock import MockerFixture
 
 from ecr_parts._progress import Progress
 from ecr_parts._terminal import Terminal
 from ecr_parts.testing import LocalECR
-
-
-@pytest.fixture
-def ecr() -> Iterator[LocalECR]:
-    with LocalECR(part_size=5 * MIB) as ecr:
-        yield ecr
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    path = tmp_path / "layer.tar.gz"
-    path.write_bytes(BLOB)
-    return path
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    return two_platforms(tmp_path / "image").path
 
 
 def test_prints_progress_as_lines(
