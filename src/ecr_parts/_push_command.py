@@ -85,11 +85,11 @@ class PushCommand(Command):
     def _save_standard_input(self, temporary_files: ExitStack) -> str:
         """The path of a temporary file with the image that standard input has."""
         terminal = self._terminal
-        terminal.upload.activity = "reading standard input"
-        terminal.progress(0)
         pipe = Pipe(self._standard_input, None)
         try:
             file, path = _create_temporary_file(temporary_files)
+            terminal.upload.activity = "reading standard input"
+            terminal.progress(0)
             while block := pipe.read(_BLOCK_SIZE):
                 file.write(block)
                 terminal.progress(0)

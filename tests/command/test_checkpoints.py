@@ -111,6 +111,30 @@ def test_each_profile_has_its_own_checkpoints(
     assert len(state_files()) == 1  # resumed
 
 
+def test_each_registry_has_its_own_checkpoints(
+    ecr: LocalECR, path: Path, run_in_process: RunInProcess
+) -> None:
+    ecr.fail("CompleteLayerUpload", "access_denied", times=2)
+    for registry in ((), ("--registry-id", "012345678910")):  # the same one, but this is not known
+        run_in_process(ecr, path, "demo", *registry)
+    assert len(state_files()) == 2
+
+
+def test_state_directory_is_printable_in_its_warning(
+    ecr: LocalECR,
+    path: Path,
+    tmp_path: Path,
+    run_in_process: RunInProcess,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    home = tmp_path / "\x1b[2J"
+    home.touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(home))
+    status, _, stderr = run_in_process(ecr, path, "demo")
+    assert (status, stderr.count("warning: progress is not saved: ")) == (0, 1)
+    assert "\x1b" not in stderr
+
+
 def test_continues_where_progress_could_last_be_saved(
     ecr: LocalECR, path: Path, run_in_process: RunInProcess, mocker: MockerFixture
 ) -> None:

@@ -285,6 +285,15 @@ def test_ctrl_c_remains_ignored_if_it_was_ignored_before(ecr: LocalECR, path: Pa
     assert (process.returncode, stdout.decode()) == (0, f"{DIGEST}\n")
 
 
+def test_further_signals_are_ignored_while_advice_is_printed(
+    ecr: LocalECR, path: Path, run_in_process: RunInProcess, mocker: MockerFixture
+) -> None:
+    mocker.patch("ecr_parts._upload_command.hash_source", side_effect=KeyboardInterrupt)
+    assert run_in_process(ecr, path, "demo")[0] == 130
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    assert handlers == [signal.SIG_IGN] * 3
+
+
 def test_progress_raises_keyboard_interrupt_that_python_ignored() -> None:
     terminal = Terminal()
     terminal.progress(0)
