@@ -59,11 +59,16 @@ EXCEPTIONS: list[type[BaseException]] = [
 
 @contextlib.contextmanager
 def raises_same(error: BaseException) -> Iterator[None]:
-    """The block raises ``error`` itself, with no attribute added but ``upload_many``'s layer."""
+    """The block raises ``error`` itself, with no attribute added but ``upload_many``'s layer.
+
+    Nor does it get a context, which a traceback would show as the cause: an exception of the
+    caller must never be raised while one of the library's is being handled.
+    """
     attributes_before = dict(vars(error))
     with pytest.raises(type(error)) as raised:
         yield
     assert raised.value is error
+    assert error.__context__ is None
     vars(error).pop("layer", None)
     assert vars(error) == attributes_before
 

@@ -5,14 +5,23 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import socket
+import threading
+import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
-from helpers import digest_of, random_bytes, wait_until
+from helpers import SMALL_LIMITS, digest_of, random_bytes, wait_until
+from interrupts import joining_new_threads
+from typing_extensions import Self
 
-from ecr_parts import EcrPartsError, LayerUploader, ServiceError
+from ecr_parts import EcrPartsError, LayerUploader, Limits, ServiceError, UploadSession
 from ecr_parts.testing import LocalECR
+
+PART_SIZE = 1024**2  # bytes
+PART_LIMITS = Limits(min_part=1, max_part=PART_SIZE, max_parts=100, max_layer=100 * PART_SIZE)
 
 
 class File(io.BytesIO):
@@ -133,3 +142,112 @@ def test_batch_releases_sources_of_all_workers_that_failed(
             uploader.upload_many(buffers, check_existing=False)
         del buffers
     wait_until(lambda: [reference() for reference in references] == 20 * [None])
+
+
+@contextlib.contextmanager
+def traced_memory() -> Iterator[Callable[[], int]]:
+    """Trace memory in the block; yields a function that returns the bytes allocated since."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        yield lambda: tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+
+
+class SilentServer:
+    """Reads requests and never answers."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.bytes_received = 0
+        self._connections: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
+
+    def __enter__(self) -> Self:
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for open_socket in (self._listener, *self._connections):
+            with contextlib.suppress(OSError):
+                open_socket.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # it was shut
+            while True:
+                connection, _ = self._listener.accept()
+                self._connections.append(connection)
+                thread = threading.Thread(target=self._read, args=[connection])
+                self._threads.append(thread)
+                thread.start()
+
+    def _read(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            while received := connection.recv(65_536):
+                self.bytes_received += len(received)
+
+
+@pytest.mark.usefixtures("without_gc")
+@pytest.mark.parametrize("begun", ["initiate", "part"])
+def test_hanging_attempt_keeps_neither_part_nor_source_after_upload_has_ended(
+    begun: str, monkeypatch: pytest.MonkeyPatch, local_ecr: LocalECR
+) -> None:
+    monkeypatch.setattr("ecr_parts._threads._WAKE_INTERVAL", 0.05)  # seconds, for a faster test
+    with SilentServer() as server, joining_new_threads():
+        client = local_ecr.client(endpoint_url=server.url)
+        uploader = LayerUploader(client, "demo", limits=PART_LIMITS)
+        session = UploadSession(repository_name="demo", upload_id="u", part_size=PART_SIZE)
+        enough = PART_SIZE if begun == "part" else 100  # bytes of a request
+
+        def stop_if_hanging(_newly_confirmed: int) -> None:
+            if server.bytes_received > enough:
+                raise ProgressError
+
+        gc.collect()
+        tracemalloc.start()
+        try:
+            source = File(bytes(3 * PART_SIZE))
+            reference = weakref.ref(source)
+            with pytest.raises(ProgressError):
+                uploader.upload(
+                    source,
+                    check_existing=False,
+                    session=session if begun == "part" else None,
+                    progress=stop_if_hanging,
+                )
+            del source
+            wait_until(
+                lambda: reference() is None and tracemalloc.get_traced_memory()[0] < PART_SIZE
+            )
+            assert any(thread.name.startswith("ecr_parts ") for thread in threading.enumerate())
+        finally:
+            tracemalloc.stop()
+        server.__exit__()  # ends the attempt
+
+
+def test_part_is_dropped_once_it_is_answered(ecr: LocalECR) -> None:
+    """Not only when the part after the next one takes its place."""
+    client = ecr.client()
+    uploader = LayerUploader(client, "demo", limits=SMALL_LIMITS)
+    blobs: dict[int, weakref.ref[Any]] = {}
+
+    def remember(params: dict[str, Any], **_event: object) -> None:
+        blobs[params["partLastByte"]] = weakref.ref(params["layerPartBlob"])
+
+    client.meta.events.register_first("before-parameter-build.ecr.UploadLayerPart", remember)
+    confirmed = 0
+
+    def progress(newly_confirmed: int) -> None:
+        nonlocal confirmed
+        confirmed += newly_confirmed
+        if newly_confirmed:
+            assert blobs[confirmed - 1]() is None
+
+    uploader.upload(random_bytes(45), progress=progress)
+    assert len(blobs) == 6

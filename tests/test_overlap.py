@@ -6,9 +6,10 @@ import base64
 import io
 import math
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, get_args
@@ -325,6 +326,73 @@ def test_begins_nothing_after_upload_has_ended(mocker: MockerFixture) -> None:
         ended.set()
         wait_for_threads()
     assert len(begun) == 1
+
+
+def test_ends_request_whose_turn_had_come_when_upload_ended() -> None:
+    """Its gate is open, so only being abandoned can stop it."""
+    requests, ended = count(1), threading.Event()
+
+    def wait_for_end(**_event: object) -> None:
+        if next(requests) == 2:
+            ended.wait(10)
+
+    with watched() as (ecr, _, client):
+        uploader = uploader_of(client)
+        client.meta.events.register("before-send.ecr.UploadLayerPart", wait_for_end)
+        with pytest.raises(StopUploadError):
+            uploader.upload(BLOB, check_existing=False, progress=stop_after(8))
+        ended.set()
+        wait_for_threads()
+        assert [call.first_byte for call in ecr.calls_of("UploadLayerPart")] == [0]
+
+
+def test_sends_nothing_ahead_of_a_repeated_attempt() -> None:
+    """A repeated attempt has another gate than the first, which the next part may be given late."""
+    with watched(processing_time=0.05) as (ecr, proxy, client):
+        ecr.fail("UploadLayerPart", "throttled", call=2)
+
+        def chunks() -> Iterator[bytes]:
+            yield BLOB[:16]
+            wait_until(lambda: "throttled" in [call.outcome for call in ecr.calls])
+            yield BLOB[16:24]
+
+        assert ecr.layer("demo", uploader_of(client).upload(chunks()).digest) == BLOB[:24]
+        assert proxy.begun_ahead == 1  # the part that was throttled
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_gate_may_be_decided_by_several_threads_at_once(is_open: bool) -> None:
+    """The answer, the end of the attempt and the caller's thread may all release it."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(200):
+            gate, start = Gate(), threading.Barrier(5)
+            outcomes: list[bool] = []
+
+            def decide(gate: Gate = gate, start: threading.Barrier = start) -> None:
+                start.wait()
+                gate.free_link()
+                if is_open:
+                    gate.open()
+                outcomes.append(gate.close())  # noqa: B023  (joined in the same round)
+
+            def pass_gate(gate: Gate = gate, start: threading.Barrier = start) -> None:
+                start.wait()
+                with suppress(Abandoned):
+                    gate.wait_for_link()
+                    gate.wait()
+
+            threads = [threading.Thread(target=decide) for _ in range(3)]
+            threads += [threading.Thread(target=pass_gate) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(10)
+                assert not thread.is_alive()
+            assert outcomes == 3 * [not is_open]
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def failing_ahead(numbers: set[int]) -> Callable[..., None]:

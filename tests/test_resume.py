@@ -15,6 +15,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -28,10 +29,12 @@ from helpers import (
     operations,
     random_bytes,
     stop_after,
+    wait_for_threads,
     write_layer,
 )
 from simulation import Cut, ModelClient
 
+import ecr_parts
 from ecr_parts import (
     DigestMismatchError,
     LayerUploader,
@@ -312,6 +315,61 @@ def test_upload_updates_session_and_resumes_from_any_copy(
     assert ecr.layer("demo", layer.digest) == BLOB
     assert resumed.next_byte == 45
     assert part_outcomes(ecr).count("ok") == 6
+
+
+class InterruptError(BaseException):
+    """Raised between two lines of the library, as by a signal handler."""
+
+
+@pytest.mark.parametrize("recorded", ["another digest", "no digest"])
+def test_interrupted_start_mixes_no_two_uploads_in_session(recorded: str) -> None:
+    """The session is that of the old upload or of the new one, at whichever line it is left."""
+    package = os.path.dirname(ecr_parts.__file__)
+    other, lines = random_bytes(24, seed=1), 0
+    seen: set[bool] = set()
+    while True:
+        lines += 1
+        client = ModelClient(Registry(["demo"], limits=SMALL_LIMITS, part_size=8))
+        uploader = LayerUploader(client, "demo", limits=SMALL_LIMITS, retrying=NO_WAIT)
+        digest = digest_of(other) if recorded == "another digest" else None
+        session = uploader.initiate(layer_digest=digest, layer_size=24)
+        uploader.upload_part(session, other[:8])
+        before, lines_left = session.to_json(), lines
+
+        def trace(frame: FrameType, event: str, _argument: object) -> Any:
+            nonlocal lines_left
+            if not frame.f_code.co_filename.startswith(package):
+                return None
+            calls = [operation for operation, _ in client.calls]  # noqa: B023  (same round)
+            starting = calls.count("InitiateLayerUpload") == 2
+            if event == "line" and starting and calls[-1] == "InitiateLayerUpload":
+                lines_left -= 1
+                if lines_left == 0:
+                    raise InterruptError
+            return trace
+
+        trace_before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            uploader.upload(BLOB, session=session)
+            assert lines_left > 0
+        except InterruptError:
+            pass
+        finally:
+            sys.settrace(trace_before)
+        if lines_left > 0:
+            break
+        is_new = session.upload_id != json.loads(before)["uploadId"]
+        seen.add(is_new)
+        if is_new:
+            wait_for_threads()  # a part may have been sent already
+            assert (session.layer_digest, session.layer_size) == (DIGEST, 45)
+            assert session.last_byte_received == -1
+        else:
+            assert session.to_json() == before
+        assert uploader.upload(BLOB, session=session).digest == DIGEST
+    assert lines > 20
+    assert seen == {True, False}
 
 
 def test_resumes_session_although_copy_of_it_advanced(

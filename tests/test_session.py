@@ -35,6 +35,13 @@ def receive(
     return action
 
 
+def start(session: UploadSession, upload_id: str, part_size: int = 100) -> None:
+    """Switch to a new upload of the same layer."""
+    session._start(
+        upload_id, part_size, layer_digest=session.layer_digest, layer_size=session.layer_size
+    )
+
+
 def make_session(*, started_here: bool = True, **fields: Any) -> UploadSession:
     """A session of which ECR has bytes 0 to 99, started by this call or resumed."""
     defaults: dict[str, Any] = {
@@ -47,7 +54,7 @@ def make_session(*, started_here: bool = True, **fields: Any) -> UploadSession:
     if not started_here:
         session.last_byte_received = 99
         return session
-    session._start(session.upload_id, session.part_size)
+    start(session, session.upload_id, session.part_size)
     receive(session, Part(0, 99), 99, min_part=MIN_PART)
     return session
 
@@ -133,7 +140,7 @@ def test_rejects_impossible_part_and_changes_nothing() -> None:
             receive(session, part, 150)
     for upload_id, part_size in (("", 1), ("u", 0)):
         with pytest.raises(ValueError, match=r"upload_id|part_size"):
-            session._start(upload_id, part_size)
+            start(session, upload_id, part_size)
     assert session.to_json() == before
 
 
@@ -151,7 +158,7 @@ def test_knows_whether_last_part_is_below_minimum() -> None:
     receive(session, Part(100, 199), 110, min_part=MIN_PART, replayable=False)
     assert session._ends_with_small_part(MIN_PART)
 
-    session._start("u-2", 100)
+    start(session, "u-2", 100)
     assert not session._ends_with_small_part(MIN_PART)
 
     receive(session, Part(0, 99), 0, min_part=MIN_PART, replayable=False)
@@ -200,14 +207,14 @@ def test_new_upload_resets_bounds() -> None:
     for _ in range(6):
         receive(session, PART, 99)
 
-    session._start("u-2", 100)
+    start(session, "u-2", 100)
     actions = [receive(session, Part(0, 99), -1) for _ in range(5)]
     assert actions == [NextAction.SEND_AGAIN] * 5
     receive(session, Part(0, 0), 0)
     actions = [receive(session, Part(1, 99), 0) for _ in range(6)]
     assert actions == [NextAction.SEND_AGAIN] * 5 + [Event.NO_PROGRESS]
 
-    session._start("u-3", 100)
+    start(session, "u-3", 100)
     actions = [receive(session, Part(0, 99), -1) for _ in range(6)]
     assert actions == [NextAction.SEND_AGAIN] * 5 + [Event.NO_PROGRESS]
 
@@ -241,7 +248,7 @@ def test_only_bytes_past_furthest_one_are_progress() -> None:
     assert receive(session, Part(0, 99), 99) is NextAction.CONTINUE
     actions = [receive(session, PART, 99) for _ in range(5)]
     assert actions == [NextAction.SEND_AGAIN] * 4 + [Event.NO_PROGRESS]
-    session._start("u-2", 100)
+    start(session, "u-2", 100)
     assert session._after(Event.PARTS_REJECTED, replayable=True) is NextAction.FAIL
 
 
@@ -394,7 +401,7 @@ def test_part_count_of_hand_made_session_is_estimated() -> None:
 
 def test_shared_session_may_skip_forward() -> None:
     session = make_session()
-    session._start("u-2", 100)
+    start(session, "u-2", 100)
     session._share()
     assert receive(session, Part(0, 99), 199) is NextAction.SKIP_FORWARD
     assert session._count_parts(1) == 2
@@ -402,7 +409,7 @@ def test_shared_session_may_skip_forward() -> None:
 
 def test_skipped_bytes_are_not_known_to_be_of_this_source() -> None:
     session = make_session()
-    session._start("u-2", 100)
+    start(session, "u-2", 100)
     assert session._after(Event.CONTENT_DIFFERS, replayable=True) is NextAction.FAIL
     session._share()
     assert session._after(Event.CONTENT_DIFFERS, replayable=True) is NextAction.FAIL
@@ -412,7 +419,7 @@ def test_skipped_bytes_are_not_known_to_be_of_this_source() -> None:
 
 def test_resumed_session_has_all_its_stalls_and_rewinds() -> None:
     session = make_session()
-    session._start("u-2", 100)
+    start(session, "u-2", 100)
     for _ in range(5):
         receive(session, Part(0, 99), -1)
     session._resume(100)
@@ -423,7 +430,7 @@ def test_resumed_session_has_all_its_stalls_and_rewinds() -> None:
 
 def test_rewind_reduces_count_of_parts() -> None:
     session = make_session()
-    session._start("u-2", 100)
+    start(session, "u-2", 100)
     for first_byte in (0, 100, 200):
         receive(session, Part(first_byte, first_byte + 99), first_byte + 99)
     receive(session, Part(300, 399), 149)

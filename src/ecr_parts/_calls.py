@@ -99,7 +99,9 @@ class UploadCalls:
             layer_digest=layer_digest,
             layer_size=layer_size,
         )
-        session._start(session.upload_id, session.part_size)  # or it would count as resumed
+        session._start(  # or it would count as resumed
+            upload_id, session.part_size, layer_digest=layer_digest, layer_size=layer_size
+        )
         return session
 
     def send_part(

@@ -289,7 +289,9 @@ class RepositoryClient:
         if isinstance(blob, _request.EncodedBlob):
             parameters["layerPartBlob"] = blob.copy()
 
-        # Not ``self``, which refers to the caller's objects: an abandoned attempt may live on.
+        # An abandoned attempt may live on. So it must not refer to ``self``, which refers to the
+        # caller's objects, nor to ``call``, which refers to the part.
+        parse, parse_refusal, confirms = call.parse, call.parse_refusal, call.confirms
         check = partial(_check_sent_ahead, gate, self.overlap, self._describe(call))
 
         def run() -> _T | Failure:
@@ -298,14 +300,14 @@ class RepositoryClient:
                 gate.wait_for_link()
             # A failure must not be a local variable of this frame, which its traceback refers to.
             try:
-                answer = call.parse(check_answer(method(**parameters)))
+                answer = parse(check_answer(method(**parameters)))
             except Abandoned as abandoned:
                 clear_client_frames(abandoned, handled)
                 raise
             except Exception as error:  # noqa: BLE001  (a client may raise anything)
                 clear_client_frames(error, handled)
-                return check(parse_error(error, call.parse_refusal))
-            if call.confirms(answer):
+                return check(parse_error(error, parse_refusal))
+            if confirms(answer):
                 next_gate.open()
             return check(answer)
 

@@ -170,8 +170,12 @@ class _LayerUpload:
         if self._session is None:
             self._session = new
         else:
-            self._session._start(new.upload_id, new.part_size)
-            self._set_layer(self._session)
+            self._session._start(
+                new.upload_id,
+                new.part_size,
+                layer_digest=new.layer_digest,
+                layer_size=new.layer_size,
+            )
         if self._checkpoint is not None:
             self._session._share()  # another process may resume from the same checkpoint
         self._parts.clear()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from typing_extensions import Self
 
@@ -106,21 +106,26 @@ class UploadSession:
         """The first byte that ECR does not have. The next part starts there."""
         return self.last_byte_received + 1
 
-    def _start(self, upload_id: str, part_size: int) -> None:
+    def _start(
+        self,
+        upload_id: str,
+        part_size: int,
+        *,
+        layer_digest: str | None,
+        layer_size: int | None,
+    ) -> None:
         """Switch to a new upload, to which nothing has been sent."""
-        check_name("upload_id", upload_id)
-        check_int("part_size", part_size)
-        self.upload_id = upload_id
-        self.part_size = part_size
-        self.last_byte_received = -1
-        self._parts_received = 0
-        self._last_part_size = None
-        self._furthest_byte = -1
-        self._sent_up_to = -1
-        self._stalls = 0
-        self._rewinds = 0
-        self._exclusive = True
-        self._content_verified = True
+        new = type(self)(
+            repository_name=self.repository_name,
+            registry_id=self.registry_id,
+            upload_id=upload_id,
+            part_size=part_size,
+            layer_digest=layer_digest,
+            layer_size=layer_size,
+        )
+        new._exclusive = new._content_verified = True
+        # In one step, so that a signal handler sees the old upload or the new one.
+        vars(self).update({field.name: getattr(new, field.name) for field in fields(new)})
 
     def _share(self) -> None:
         """From now on, ECR may have parts that this session does not know."""
