@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecr_parts import Part, UploadSession
-from ecr_parts._transitions import TRANSITIONS, Event, NextAction, Position, position
+from ecr_parts._machine import TRANSITIONS, Event, Machine, NextAction, position
 
 PART = Part(100, 199)
 LAYER_SIZE = 1_000
@@ -28,7 +28,8 @@ def receive(
     replayable: bool = True,
 ) -> NextAction | Event:
     """Process an answer: the next action, or ``Event.NO_PROGRESS`` if the session gives up."""
-    event, action = session._receive(part, last_byte, min_part=min_part, replayable=replayable)
+    machine = Machine(session, min_part)
+    event, action = machine.receive(part, last_byte, replayable=replayable)
     if event is Event.NO_PROGRESS:
         assert action is NextAction.FAIL
         return event
@@ -37,9 +38,28 @@ def receive(
 
 def start(session: UploadSession, upload_id: str, part_size: int = 100) -> None:
     """Switch to a new upload of the same layer."""
-    session._start(
-        upload_id, part_size, layer_digest=session.layer_digest, layer_size=session.layer_size
+    new = UploadSession(
+        repository_name=session.repository_name,
+        registry_id=session.registry_id,
+        upload_id=upload_id,
+        part_size=part_size,
+        layer_digest=session.layer_digest,
+        layer_size=session.layer_size,
     )
+    Machine(session, MIN_PART).start(new)
+
+
+def after(session: UploadSession, event: Event) -> NextAction:
+    """The next action of a replayable upload."""
+    return Machine(session, MIN_PART).after(event, replayable=True)
+
+
+def count_parts(session: UploadSession, assumed_part_size: int = 1) -> int:
+    return Machine(session, MIN_PART).count_parts(assumed_part_size)
+
+
+def ends_with_small_part(session: UploadSession, min_part: int = MIN_PART) -> bool:
+    return Machine(session, min_part).ends_with_small_part
 
 
 def make_session(*, started_here: bool = True, **fields: Any) -> UploadSession:
@@ -107,7 +127,7 @@ def test_action_depends_on_last_byte_and_kind_of_upload(
 
 
 def test_every_event_has_transitions() -> None:
-    assert set(TRANSITIONS) == {*Position, *Event}
+    assert set(TRANSITIONS) == set(Event)
 
 
 def test_part_size_below_minimum_lowers_minimum() -> None:
@@ -119,16 +139,14 @@ def test_part_size_below_minimum_lowers_minimum() -> None:
 
 def test_no_byte_is_outside_layer_of_unknown_size() -> None:
     assert (
-        position(PART, 10**15, sent_up_to=-1, layer_size=None, min_part=1)
-        is Position.PAST_LAST_BYTE
+        position(PART, 10**15, sent_up_to=-1, layer_size=None, min_part=1) is Event.PAST_LAST_BYTE
     )
 
 
 def test_resuming_own_session_allows_skipping_forward() -> None:
     session = make_session()
-    assert session._exclusive
-    session._resume(100)
-    assert not session._exclusive
+    assert receive(session, PART, 300) is NextAction.FAIL
+    Machine(session, MIN_PART).resume(100)
     assert receive(session, PART, 300) is NextAction.SKIP_FORWARD
 
 
@@ -146,24 +164,24 @@ def test_rejects_impossible_part_and_changes_nothing() -> None:
 
 def test_knows_whether_last_part_is_below_minimum() -> None:
     session = make_session()
-    assert not session._ends_with_small_part(MIN_PART)
+    assert not ends_with_small_part(session)
 
     receive(session, Part(100, 138), 138, min_part=MIN_PART)
-    assert session._ends_with_small_part(MIN_PART)
-    assert not session._ends_with_small_part(39)
+    assert ends_with_small_part(session)
+    assert not ends_with_small_part(session, 39)
 
     receive(session, Part(139, 200), 99, min_part=MIN_PART)
-    assert not session._ends_with_small_part(MIN_PART)
+    assert not ends_with_small_part(session)
 
     receive(session, Part(100, 199), 110, min_part=MIN_PART, replayable=False)
-    assert session._ends_with_small_part(MIN_PART)
+    assert ends_with_small_part(session)
 
     start(session, "u-2", 100)
-    assert not session._ends_with_small_part(MIN_PART)
+    assert not ends_with_small_part(session)
 
     receive(session, Part(0, 99), 0, min_part=MIN_PART, replayable=False)
-    assert session._ends_with_small_part(2)
-    assert not session._ends_with_small_part(1)
+    assert ends_with_small_part(session, 2)
+    assert not ends_with_small_part(session, 1)
 
 
 # Bounds
@@ -176,7 +194,7 @@ def test_any_answers_are_bounded_and_stay_inside_layer(answers: list[tuple[int, 
     furthest_byte, stalls, rewinds = -1, 0, 0
     for last_byte, shared in answers:
         if shared:
-            session._share()
+            Machine(session, 4).mark_shared()
         if session.next_byte == 100:
             return
         part = Part(session.next_byte, min(session.next_byte + 9, 99))
@@ -236,20 +254,20 @@ def test_gives_up_at_sixth_rewind_despite_progress() -> None:
             receive(session, Part(byte, byte), byte)
         action = receive(session, Part(rewinds + 1, rewinds + 1), -1)
         assert action is (NextAction.REWIND if rewinds < 5 else Event.NO_PROGRESS)
-        assert session._after(Event.PARTS_REJECTED, replayable=True) is NextAction.CHECK_LOST
+        assert after(session, Event.PARTS_REJECTED) is NextAction.CHECK_LOST
     assert session.next_byte == 6
 
 
 def test_only_bytes_past_furthest_one_are_progress() -> None:
     """After a rewind, bytes that were confirmed before do not reset the count of stalls."""
     session = make_session()
-    assert session._after(Event.PARTS_REJECTED, replayable=True) is NextAction.FAIL
+    assert after(session, Event.PARTS_REJECTED) is NextAction.FAIL
     assert receive(session, PART, -1) is NextAction.REWIND
     assert receive(session, Part(0, 99), 99) is NextAction.CONTINUE
     actions = [receive(session, PART, 99) for _ in range(5)]
     assert actions == [NextAction.SEND_AGAIN] * 4 + [Event.NO_PROGRESS]
     start(session, "u-2", 100)
-    assert session._after(Event.PARTS_REJECTED, replayable=True) is NextAction.FAIL
+    assert after(session, Event.PARTS_REJECTED) is NextAction.FAIL
 
 
 # JSON and copies
@@ -289,30 +307,30 @@ def test_reads_json_of_earlier_version_without_parts() -> None:
     session = UploadSession.from_json(json.dumps(document))
 
     assert session == make_session()
-    assert not session._ends_with_small_part(10**6)
-    session._resume(30)
+    assert not ends_with_small_part(session, 10**6)
+    Machine(session, MIN_PART).resume(30)
     assert json.loads(session.to_json())["partsReceived"] == 4
 
 
 def test_json_keeps_that_last_part_was_below_minimum() -> None:
     session = make_session()
     receive(session, Part(100, 138), 138, min_part=MIN_PART)
-    assert UploadSession.from_json(session.to_json())._ends_with_small_part(MIN_PART)
+    assert ends_with_small_part(UploadSession.from_json(session.to_json()))
 
 
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(-1, 130)), max_size=40))
 def test_count_of_parts_is_possible_and_survives_json(answers: list[tuple[int, int]]) -> None:
     """Whatever ECR answers, the bytes it has can consist of that many parts."""
     session = UploadSession(repository_name="r", upload_id="u", part_size=10, layer_size=130)
-    session._share()
+    Machine(session, 4).mark_shared()
     for size, last_byte in answers:
         if session.next_byte == 130:
             break
         part = Part(session.next_byte, min(session.next_byte + size - 1, 129))
         receive(session, part, last_byte)
         loaded = UploadSession.from_json(session.to_json())
-        assert loaded._count_parts(1) == session._count_parts(1)
-        assert min(1, session.next_byte) <= session._count_parts(1) <= session.next_byte
+        assert count_parts(loaded) == count_parts(session)
+        assert min(1, session.next_byte) <= count_parts(session) <= session.next_byte
 
 
 def test_copy_counts_as_resumed() -> None:
@@ -396,25 +414,25 @@ def test_part_count_of_hand_made_session_is_estimated() -> None:
         session = UploadSession(
             repository_name="r", upload_id="u", part_size=100, last_byte_received=last_byte_received
         )
-        assert session._count_parts(100) == count
+        assert count_parts(session, 100) == count
 
 
 def test_shared_session_may_skip_forward() -> None:
     session = make_session()
     start(session, "u-2", 100)
-    session._share()
+    Machine(session, 4).mark_shared()
     assert receive(session, Part(0, 99), 199) is NextAction.SKIP_FORWARD
-    assert session._count_parts(1) == 2
+    assert count_parts(session) == 2
 
 
 def test_skipped_bytes_are_not_known_to_be_of_this_source() -> None:
     session = make_session()
     start(session, "u-2", 100)
-    assert session._after(Event.CONTENT_DIFFERS, replayable=True) is NextAction.FAIL
-    session._share()
-    assert session._after(Event.CONTENT_DIFFERS, replayable=True) is NextAction.FAIL
+    assert after(session, Event.CONTENT_DIFFERS) is NextAction.FAIL
+    Machine(session, 4).mark_shared()
+    assert after(session, Event.CONTENT_DIFFERS) is NextAction.FAIL
     receive(session, Part(0, 99), 199)
-    assert session._after(Event.CONTENT_DIFFERS, replayable=True) is NextAction.CHECK_LOST
+    assert after(session, Event.CONTENT_DIFFERS) is NextAction.CHECK_LOST
 
 
 def test_resumed_session_has_all_its_stalls_and_rewinds() -> None:
@@ -422,7 +440,7 @@ def test_resumed_session_has_all_its_stalls_and_rewinds() -> None:
     start(session, "u-2", 100)
     for _ in range(5):
         receive(session, Part(0, 99), -1)
-    session._resume(100)
+    Machine(session, MIN_PART).resume(100)
     for _ in range(5):
         assert receive(session, Part(0, 99), -1) is NextAction.SEND_AGAIN
     assert receive(session, Part(0, 99), -1) is Event.NO_PROGRESS
@@ -434,7 +452,7 @@ def test_rewind_reduces_count_of_parts() -> None:
     for first_byte in (0, 100, 200):
         receive(session, Part(first_byte, first_byte + 99), first_byte + 99)
     receive(session, Part(300, 399), 149)
-    assert session._count_parts(1) == 2
+    assert count_parts(session) == 2
 
 
 @pytest.mark.parametrize("started_here", [True, False])
@@ -444,8 +462,8 @@ def test_continues_inside_next_part_that_was_sent_ahead(
 ) -> None:
     """ECR may have stored what it got of a request that was not completed."""
     session = make_session(started_here=started_here)
-    _, action = session._receive(
-        Part(100, 149), 169, min_part=20, replayable=replayable, sent_up_to=199
+    _, action = Machine(session, 20).receive(
+        Part(100, 149), 169, replayable=replayable, sent_up_to=199
     )
     assert action is NextAction.CONTINUE_INSIDE
     assert session.next_byte == 170
@@ -454,12 +472,12 @@ def test_continues_inside_next_part_that_was_sent_ahead(
 
 def test_fragment_of_next_part_may_be_too_small() -> None:
     session = make_session()
-    _, action = session._receive(Part(100, 149), 168, min_part=20, replayable=True, sent_up_to=199)
+    _, action = Machine(session, 20).receive(Part(100, 149), 168, replayable=True, sent_up_to=199)
     assert action is NextAction.CHECK_LOST
 
 
 def test_rejects_bytes_past_those_that_were_sent_ahead() -> None:
     session = make_session()
-    _, action = session._receive(Part(100, 149), 200, min_part=20, replayable=True, sent_up_to=199)
+    _, action = Machine(session, 20).receive(Part(100, 149), 200, replayable=True, sent_up_to=199)
     assert action is NextAction.FAIL
     assert session.next_byte == 100

@@ -27,7 +27,7 @@ class Availability(NamedTuple):
     """Bytes."""
 
 
-class Received(NamedTuple):
+class PartAnswer(NamedTuple):
     """What ECR answers to a part."""
 
     last_byte: int
@@ -59,7 +59,7 @@ def parse_upload(answer: Answer) -> tuple[str, int]:
     return upload_id, part_size
 
 
-def parse_received(part: Part, answer: Answer) -> Received:
+def parse_received(part: Part, answer: Answer) -> PartAnswer:
     """What ECR has after it accepted ``part``."""
     last_byte = _member(answer, "lastByteReceived", int)
     # AWS's reference says "the last byte received in the request", which leaves open whether it
@@ -67,14 +67,14 @@ def parse_received(part: Part, answer: Answer) -> Received:
     # accepted, is taken as the latter if it fits. If that is wrong, the next answer will tell.
     if last_byte == part.size - 1 < part.first_byte:
         last_byte = part.last_byte
-    return Received(last_byte, refused=False)
+    return PartAnswer(last_byte, refused=False)
 
 
-def parse_part_refusal(error: ClientError) -> Received | None:
+def parse_part_refusal(error: ClientError) -> PartAnswer | None:
     """What ECR has if it refused a part because of its first byte; ``None`` for other errors."""
     if error_code(error) != "InvalidLayerPartException":
         return None
-    return Received(last_valid_byte(error.response), refused=True)
+    return PartAnswer(last_valid_byte(error.response), refused=True)
 
 
 def check_completed(digest: str, answer: Answer) -> None:

@@ -9,15 +9,15 @@ from typing import NoReturn
 
 from typing_extensions import Self
 
-from ecr_parts._answers import Availability, Received
+from ecr_parts._answers import Availability, PartAnswer
 from ecr_parts._chunker import Part
 from ecr_parts._client import Answered, Failed, PreparedPart, RepositoryClient
 from ecr_parts._limits import Limits
+from ecr_parts._machine import Event, Machine, NextAction
 from ecr_parts._models import SentPart
 from ecr_parts._retry import Backoff
 from ecr_parts._session import UploadSession
 from ecr_parts._threads import Waiter
-from ecr_parts._transitions import Event, NextAction, Position
 from ecr_parts.errors import (
     DigestMismatchError,
     EcrPartsError,
@@ -82,6 +82,10 @@ class UploadCalls:
         location = (session.repository_name, session.registry_id)
         return location == (self.client.repository_name, self.client.registry_id)
 
+    def machine(self, session: UploadSession) -> Machine:
+        """What moves ``session``."""
+        return Machine(session, self.limits.min_part)
+
     def start_upload(
         self, layer_size: int | None, layer_digest: str | None
     ) -> UploadSession | Failed:
@@ -99,28 +103,25 @@ class UploadCalls:
             layer_digest=layer_digest,
             layer_size=layer_size,
         )
-        session._start(  # or it would count as resumed
-            upload_id, session.part_size, layer_digest=layer_digest, layer_size=layer_size
-        )
+        self.machine(session).start(session)  # or it would count as resumed
         return session
 
     def send_part(
         self, session: UploadSession, prepared: PreparedPart, *, replayable: bool
     ) -> Step:
         """Send a part, and move the session to the last byte that ECR has afterwards."""
-        part = prepared.part
+        part, machine = prepared.part, self.machine(session)
         outcome = self.client.upload_layer_part(prepared)
         if isinstance(outcome, Failed):
             lost = outcome.code == "UploadNotFoundException"
-            action = session._after(
+            action = machine.after(
                 Event.UPLOAD_NOT_FOUND if lost else Event.CALL_FAILED, replayable=replayable
             )
             return Step(action, outcome.error, outcome.attempts)
-        event, action = session._receive(
+        event, action = machine.receive(
             part,
             outcome.answer.last_byte,
             sent_up_to=prepared.sent_up_to if outcome.answer.refused else -1,
-            min_part=self.limits.min_part,
             replayable=replayable,
         )
         message = self._describe_answer(part, outcome, event)
@@ -138,14 +139,12 @@ class UploadCalls:
                 "upload's session, and upload again"
             )
             return Step(action, error, outcome.attempts)
-        as_expected = event is Position.AT_LAST_BYTE and outcome.attempts == 1
+        as_expected = event is Event.AT_LAST_BYTE and outcome.attempts == 1
         level = logging.DEBUG if as_expected and not outcome.answer.refused else logging.INFO
         _log.log(level, "%s; %s", message, action.value)
         return Step(action, attempts=outcome.attempts)
 
-    def _describe_answer(
-        self, part: Part, outcome: Answered[Received], event: Position | Event
-    ) -> str:
+    def _describe_answer(self, part: Part, outcome: Answered[PartAnswer], event: Event) -> str:
         last_byte, refused = outcome.answer
         has = "has none of the layer" if last_byte < 0 else f"has the layer up to byte {last_byte}"
         return (
@@ -160,15 +159,16 @@ class UploadCalls:
         Some failures leave open whether the layer is complete: an earlier attempt may have
         succeeded, or someone else's upload. ``poll_existing_size`` resolves them.
         """
+        machine = self.machine(session)
         outcome = self.client.complete_layer_upload(session.upload_id, digest)
         if isinstance(outcome, Answered):
-            return Step(session._after(Event.COMPLETED, replayable=replayable), existed=False)
+            return Step(machine.after(Event.COMPLETED, replayable=replayable), existed=False)
         event = _event_of_failed_complete(outcome)
-        action = session._after(event, replayable=replayable)
+        action = machine.after(event, replayable=replayable)
         if action is NextAction.FAIL and outcome.in_doubt:
             # The last attempt was refused, but an earlier one may have completed the layer.
             event = Event.COMPLETE_IN_DOUBT
-            action = session._after(event, replayable=replayable)
+            action = machine.after(event, replayable=replayable)
         rejected = event in (Event.PARTS_REJECTED, Event.CONTENT_DIFFERS) and not outcome.in_doubt
         return Step(
             action,

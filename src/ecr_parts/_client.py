@@ -18,7 +18,7 @@ from ecr_parts import _request
 from ecr_parts._answers import (
     Answer,
     Availability,
-    Received,
+    PartAnswer,
     check_answer,
     check_complete_refusal,
     check_completed,
@@ -54,7 +54,7 @@ class PreparedPart:
     """The parameters of the call, except the blob."""
     blob: _request.EncodedBlob | bytes
     """Raw bytes for a client that encodes them itself."""
-    attempt: _request.Attempt[Received | Failure] | None = None
+    attempt: _request.Attempt[PartAnswer | Failure] | None = None
     """The first attempt of the call, if it was begun."""
     began: float = 0.0
     """When that was, by ``time.monotonic``."""
@@ -170,18 +170,18 @@ class RepositoryClient:
         prepared.attempt = self._new_attempt(self._part_call(prepared), gate)
         self.waiter.give(thread, prepared.attempt)
 
-    def upload_layer_part(self, prepared: PreparedPart) -> Answered[Received] | Failed:
+    def upload_layer_part(self, prepared: PreparedPart) -> Answered[PartAnswer] | Failed:
         """Send a part. A refusal because of its first byte counts as an answer."""
         return self._finish(self._part_call(prepared), prepared.attempt)
 
-    def _part_call(self, prepared: PreparedPart) -> _Call[Received]:
+    def _part_call(self, prepared: PreparedPart) -> _Call[PartAnswer]:
         part = prepared.part
         return _Call(
             "UploadLayerPart",
             {**prepared.parameters, "layerPartBlob": prepared.blob},
             partial(parse_received, part),
             parse_part_refusal,
-            confirms=lambda answer: answer == Received(part.last_byte, refused=False),
+            confirms=lambda answer: answer == PartAnswer(part.last_byte, refused=False),
             subject=f"bytes {part.first_byte}-{part.last_byte}",
         )
 

@@ -16,13 +16,13 @@ from ecr_parts._checkpoint import Checkpoint
 from ecr_parts._chunker import Chunker, Part
 from ecr_parts._client import Failed
 from ecr_parts._digest import hash_source
+from ecr_parts._machine import DETOURS, MOVES, Event, Machine, NextAction
 from ecr_parts._models import Layer, SentPart, UploadedLayer, is_path
 from ecr_parts._pipeline import Pipeline
 from ecr_parts._session import UploadSession
 from ecr_parts._source import Source
 from ecr_parts._sources import open_source
 from ecr_parts._threads import Waiter
-from ecr_parts._transitions import DETOURS, MOVES, Event, NextAction
 from ecr_parts.errors import (
     DigestMismatchError,
     EcrPartsError,
@@ -126,7 +126,8 @@ class _LayerUpload:
                 return layer
         finally:
             if layer is None:
-                session._share()  # ECR may have parts whose answers are not known yet
+                # ECR may have parts whose answers are not known yet.
+                self._machine(session).mark_shared()
 
     # Before the first part
 
@@ -153,7 +154,7 @@ class _LayerUpload:
             and stored.next_byte <= (self._source.size or 0)
             and (
                 stored.next_byte == self._source.size
-                or not stored._ends_with_small_part(self._limits.min_part)
+                or not self._machine(stored).ends_with_small_part
             )
         )
 
@@ -170,29 +171,27 @@ class _LayerUpload:
         if self._session is None:
             self._session = new
         else:
-            self._session._start(
-                new.upload_id,
-                new.part_size,
-                layer_digest=new.layer_digest,
-                layer_size=new.layer_size,
-            )
+            self._machine(self._session).start(new)
         if self._checkpoint is not None:
-            self._session._share()  # another process may resume from the same checkpoint
+            # Another process may resume from the same checkpoint.
+            self._machine(self._session).mark_shared()
         self._parts.clear()
         self._confirm(self._session)
         return self._session
 
     def _resume(self, stored: UploadSession) -> UploadSession:
         self._session = stored
-        self._set_layer(stored)
-        stored._resume(self._next_part_size(stored.part_size, next_byte=0, parts_sent=0))
+        stored.layer_digest = self._digest
+        stored.layer_size = self._source.size
+        self._machine(stored).resume(
+            self._next_part_size(stored.part_size, next_byte=0, parts_sent=0)
+        )
         _log.info("resuming upload %s at byte %d", stored.upload_id, stored.next_byte)
         self._report_progress(stored.next_byte)
         return stored
 
-    def _set_layer(self, session: UploadSession) -> None:
-        session.layer_digest = self._digest
-        session.layer_size = self._source.size
+    def _machine(self, session: UploadSession) -> Machine:
+        return self._calls.machine(session)
 
     # Sending the parts
 
@@ -226,7 +225,7 @@ class _LayerUpload:
 
         For a stream of unknown size, there is no last one.
         """
-        parts_sent = session._count_parts(session.part_size)
+        parts_sent = self._machine(session).count_parts(session.part_size)
         parts = self._plan_all(session, parts_sent)
         for part in islice(parts, max(0, self._limits.max_parts - parts_sent)):
             if part.first_byte >= self._limits.max_layer:
@@ -333,7 +332,7 @@ class _LayerUpload:
             event = Event.LAYER_MISSING
         else:
             event = Event.NOT_COMPLETED
-        action = session._after(event, replayable=self._source.can_reread_from(0))
+        action = self._machine(session).after(event, replayable=self._source.can_reread_from(0))
         return replace(step, action=action, size=size)
 
     # The checkpoint, progress and errors

@@ -22,10 +22,10 @@ from ecr_parts._gate import Overlap
 from ecr_parts._images import ImagePush
 from ecr_parts._layer_upload import upload_layer
 from ecr_parts._limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
+from ecr_parts._machine import NextAction, check_end
 from ecr_parts._models import Blob, Layer, LayerSource, PushedImage, UploadedLayer
 from ecr_parts._retry import default_retrying
-from ecr_parts._session import UploadSession
-from ecr_parts._transitions import NextAction
+from ecr_parts._session import UploadSession, check_session
 from ecr_parts._validation import (
     check_callback,
     check_digest,
@@ -339,7 +339,7 @@ class LayerUploader:
             answered = True
         finally:
             if not answered:
-                session._share()  # ECR may still store the part
+                self._calls.machine(session).mark_shared()  # ECR may still store the part
         _raise_error_of(step, session)
 
     def _complete_and_check(self, session: UploadSession, digest: str, size: int) -> UploadedLayer:
@@ -354,7 +354,7 @@ class LayerUploader:
     def _check_session(self, session: UploadSession) -> None:
         if not isinstance(session, UploadSession):
             raise TypeError(f"session must be an UploadSession, not {short_repr(session)}")
-        session._validate()  # its fields may have been changed
+        check_session(session)  # its fields may have been changed
         if not self._calls.is_in_repository(session):
             client = self._calls.client
             raise ValueError(
@@ -369,14 +369,12 @@ class LayerUploader:
         if not 1 <= size <= limits.max_part:
             raise ValueError(f"blob must be 1 to {limits.max_part:,} bytes long, not {size:,}")
         part = Part(session.next_byte, session.next_byte + size - 1)
-        if session.layer_size is not None and part.last_byte >= session.layer_size:
-            raise ValueError(
-                f"{part} ends past the layer's {session.layer_size:,} bytes: pass fewer bytes"
-            )
-        if session._ends_with_small_part(limits.min_part):
+        check_end(session, part)
+        machine = self._calls.machine(session)
+        if machine.ends_with_small_part:
             raise ValueError(
                 f"the part before byte {part.first_byte} is below the minimum of "
-                f"{min(limits.min_part, session.part_size):,} bytes, so it must be the last: start "
+                f"{machine.min_part:,} bytes, so it must be the last: start "
                 "a new upload, and send "
                 f"parts of session.part_size, {session.part_size:,} bytes"
             )
