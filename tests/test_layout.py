@@ -19,7 +19,8 @@ PACKAGE = Path(ecr_parts.__file__).parent
 # Each module imports only from modules listed before it.
 MODULES = [
     "_version", "_validation", "_threads", "_gate", "_bandwidth", "_notebook", "_chunker",
-    "_session", "_machine", "_models", "errors", "_limits", "_chunks", "_source", "_sources",
+    "_session", "_machine", "_models", "_limits", "errors", "_plan", "_chunks", "_source",
+    "_sources",
     "_digest", "_checkpoint", "_retry", "_failures", "_answers", "_api", "_request", "_client",
     "_calls", "_pipeline", "_layer_upload", "_workers", "_batch", "_tar", "_image_files",
     "_image_layout", "_docker_archive", "_images", "_uploader", "__init__", "testing._unknowns",

@@ -175,7 +175,7 @@ class BatchUpload:
         if layer.size is not None:
             check_int(f"{name}.size", layer.size, minimum=0)
         item = self._waiter.run("disk", partial(_create_item, index, layer))
-        self._calls.check_size(item.size)
+        self._calls.planner.check_layer(item.size)
         if layer.checkpoint is not None:
             checkpoint = Checkpoint(layer.checkpoint)
             path = str(checkpoint.path)
@@ -201,7 +201,7 @@ class BatchUpload:
 
     def _hash(self, item: _Item) -> None:
         with open_source(item.layer.source, item.layer.size) as source:
-            self._calls.check_size(source.size)
+            self._calls.planner.check_layer(source.size)
             item.digest, size = hash_source(source, partial(self._notify, item.layer, 0))
             error = source.error_at_end(size)
         if error is not None:

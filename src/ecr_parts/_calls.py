@@ -12,9 +12,9 @@ from typing_extensions import Self
 from ecr_parts._answers import Availability, PartAnswer
 from ecr_parts._chunker import Part
 from ecr_parts._client import Answered, Failed, PreparedPart, RepositoryClient
-from ecr_parts._limits import Limits
 from ecr_parts._machine import Event, Machine, NextAction
 from ecr_parts._models import SentPart
+from ecr_parts._plan import Planner
 from ecr_parts._retry import Backoff
 from ecr_parts._session import UploadSession
 from ecr_parts._threads import Waiter
@@ -64,18 +64,11 @@ class UploadCalls:
     """
 
     client: RepositoryClient
-    limits: Limits
-    part_size: int | None
-    """Bytes; ``None`` for what ECR suggests."""
+    planner: Planner
 
     def with_waiter(self, waiter: Waiter) -> Self:
         """A copy whose calls wait with ``waiter``."""
         return replace(self, client=replace(self.client, waiter=waiter))
-
-    def check_size(self, layer_size: int | None) -> None:
-        """Raise an error if the layer's size is known and exceeds the limits."""
-        if layer_size is not None:
-            self.limits._check_layer(layer_size, self.part_size)
 
     def is_in_repository(self, session: UploadSession) -> bool:
         """Whether the session's upload is in this repository and registry."""
@@ -84,7 +77,7 @@ class UploadCalls:
 
     def machine(self, session: UploadSession) -> Machine:
         """What moves ``session``."""
-        return Machine(session, self.limits.min_part)
+        return Machine(session, self.planner.limits.min_part)
 
     def start_upload(
         self, layer_size: int | None, layer_digest: str | None
@@ -98,8 +91,7 @@ class UploadCalls:
             repository_name=self.client.repository_name,
             registry_id=self.client.registry_id,
             upload_id=upload_id,
-            part_size=self.part_size
-            or self.limits._choose_part_size(suggested_part_size, layer_size),
+            part_size=self.planner.choose_part_size(suggested_part_size, layer_size),
             layer_digest=layer_digest,
             layer_size=layer_size,
         )

@@ -8,12 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from typing import NoReturn, TypeVar, cast
 
 from ecr_parts._calls import Step, UploadCalls, raise_error
 from ecr_parts._checkpoint import Checkpoint
-from ecr_parts._chunker import Chunker, Part
+from ecr_parts._chunker import Part
 from ecr_parts._client import Failed
 from ecr_parts._digest import hash_source
 from ecr_parts._machine import DETOURS, MOVES, Event, Machine, NextAction
@@ -81,7 +80,7 @@ class _LayerUpload:
         checkpoint: Checkpoint | None,
     ) -> None:
         self._calls = calls
-        self._limits = calls.limits
+        self._planner = calls.planner
         self._waiter = calls.client.waiter
         self._source = source
         self._digest = layer.digest
@@ -132,10 +131,10 @@ class _LayerUpload:
     # Before the first part
 
     def _check_not_empty(self) -> None:
-        self._calls.check_size(self._source.size)
+        self._planner.check_layer(self._source.size)
         if not self._source.read(0, 1):
             self._raise_if(self._source.error_at_end(0))
-            self._limits._check_layer(0)
+            self._planner.check_layer(0)
 
     def _load_session(self) -> UploadSession | None:
         if self._checkpoint is None:
@@ -184,7 +183,9 @@ class _LayerUpload:
         stored.layer_digest = self._digest
         stored.layer_size = self._source.size
         self._machine(stored).resume(
-            self._next_part_size(stored.part_size, next_byte=0, parts_sent=0)
+            self._planner.next_part_size(
+                stored.part_size, parts_sent=0, next_byte=0, layer_size=self._source.size
+            )
         )
         _log.info("resuming upload %s at byte %d", stored.upload_id, stored.next_byte)
         self._report_progress(stored.next_byte)
@@ -221,48 +222,23 @@ class _LayerUpload:
         return None
 
     def _plan(self, session: UploadSession) -> Iterator[Part]:
-        """The parts that ECR does not have, at most as many as it accepts.
-
-        For a stream of unknown size, there is no last one.
-        """
-        parts_sent = self._machine(session).count_parts(session.part_size)
-        parts = self._plan_all(session, parts_sent)
-        for part in islice(parts, max(0, self._limits.max_parts - parts_sent)):
-            if part.first_byte >= self._limits.max_layer:
-                return
-            yield Part(part.first_byte, min(part.last_byte, self._limits.max_layer - 1))
-
-    def _plan_all(self, session: UploadSession, parts_sent: int) -> Iterator[Part]:
-        if self._source.size is None:
-            return self._plan_stream(session.part_size, session.next_byte, parts_sent)
-        if session.next_byte == self._source.size:
-            return iter(())
-        part_size = self._next_part_size(
-            session.part_size, next_byte=session.next_byte, parts_sent=parts_sent
-        )
-        return Chunker(self._source.size, part_size=part_size).after(session.last_byte_received)
-
-    def _plan_stream(self, part_size: int, first_byte: int, parts_sent: int) -> Iterator[Part]:
-        while True:
-            size = self._next_part_size(part_size, next_byte=first_byte, parts_sent=parts_sent)
-            yield Part(first_byte, first_byte + size - 1)
-            first_byte += size
-            parts_sent += 1
-
-    def _next_part_size(self, part_size: int, *, next_byte: int, parts_sent: int) -> int:
-        return self._limits._next_part_size(
-            part_size, parts_sent=parts_sent, next_byte=next_byte, layer_size=self._source.size
+        """The parts that ECR does not have."""
+        return self._planner.parts(
+            session.part_size,
+            parts_sent=self._machine(session).count_parts(session.part_size),
+            next_byte=session.next_byte,
+            layer_size=self._source.size,
         )
 
     def _check_end(self, session: UploadSession) -> None:
         """Raise an error if the source has not ended with the plan."""
-        end = session.next_byte
+        end, limits = session.next_byte, self._planner.limits
         if self._source.size != end and self._source.read(end, 1):
             self._raise(
                 LayerTooLargeError(
                     f"the layer continues past byte {end - 1}, and ECR accepts at most "
-                    f"{self._limits.max_parts:,} parts and {self._limits.max_layer:,} bytes: pass "
-                    "the size of a stream, or split the layer into several"
+                    f"{limits.max_parts:,} parts and {limits.max_layer:,} bytes: pass the size of "
+                    "a stream, or split the layer into several"
                 )
             )
         self._raise_if(self._source.error_at_end(end))

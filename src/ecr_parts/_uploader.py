@@ -24,6 +24,7 @@ from ecr_parts._layer_upload import upload_layer
 from ecr_parts._limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
 from ecr_parts._machine import NextAction, check_end
 from ecr_parts._models import Blob, Layer, LayerSource, PushedImage, UploadedLayer
+from ecr_parts._plan import Planner
 from ecr_parts._retry import default_retrying
 from ecr_parts._session import UploadSession, check_session
 from ecr_parts._validation import (
@@ -95,8 +96,8 @@ class LayerUploader:
             limits = ECR_PUBLIC_LIMITS if public else ECR_LIMITS
         elif not isinstance(limits, Limits):
             raise TypeError(f"limits must be a Limits, not {short_repr(limits)}")
-        if part_size is not None:
-            limits._check_part_size(part_size)
+        planner = Planner(limits, part_size)
+        planner.check_part_size()
         if not isinstance(overlap, bool):
             raise TypeError(f"overlap must be True or False, not {short_repr(overlap)}")
         bandwidth = None
@@ -121,7 +122,7 @@ class LayerUploader:
             overlap=Overlap(enabled=overlap and encodes),
             bandwidth=bandwidth,
         )
-        self._calls = UploadCalls(repository_client, limits, part_size)
+        self._calls = UploadCalls(repository_client, planner)
 
     def __repr__(self) -> str:
         client = self._calls.client
@@ -268,7 +269,7 @@ class LayerUploader:
         """
         if layer_size is not None:
             check_int("layer_size", layer_size, minimum=0)
-        self._calls.check_size(layer_size)
+        self._calls.planner.check_layer(layer_size)
         if layer_digest is not None:
             check_digest("layer_digest", layer_digest)
         with ClearOwnFrames():
@@ -306,7 +307,7 @@ class LayerUploader:
                 f"ECR has {size:,} of the layer's {session.layer_size:,} bytes: send the rest with "
                 "upload_part first"
             )
-        self._calls.limits._check_layer(size)
+        Planner(self._calls.planner.limits).check_layer(size)
         with ClearOwnFrames():
             return self._complete_and_check(session, digest, size)
 
@@ -365,7 +366,7 @@ class LayerUploader:
     def _check_part(self, session: UploadSession, blob: Blob) -> Part:
         if not isinstance(blob, bytes | bytearray | memoryview):
             raise TypeError(f"blob must be bytes, bytearray or memoryview, not {short_repr(blob)}")
-        size, limits = memoryview(blob).nbytes, self._calls.limits
+        size, limits = memoryview(blob).nbytes, self._calls.planner.limits
         if not 1 <= size <= limits.max_part:
             raise ValueError(f"blob must be 1 to {limits.max_part:,} bytes long, not {size:,}")
         part = Part(session.next_byte, session.next_byte + size - 1)
