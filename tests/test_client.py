@@ -265,8 +265,8 @@ def test_starts_over_after_refused_complete_although_archived_layer_exists(
     document = json.loads(session.to_json())
     del document["lastPartSize"]
     ecr.calls.clear()
-    layer = uploader.upload(BLOB, session=UploadSession.from_json(json.dumps(document)))
-    assert layer.existed  # as the second CompleteLayerUpload answers
+    with pytest.raises(ServiceError, match="LayerAlreadyExistsException.* archived"):
+        uploader.upload(BLOB, session=UploadSession.from_json(json.dumps(document)))
     assert len(ecr.calls_of("CompleteLayerUpload")) == 2
 
 

@@ -350,9 +350,24 @@ def test_starts_over_although_archived_layer_exists(ecr: LocalECR, uploader: Lay
     ecr.registry.repositories["demo"].layers[DIGEST].status = "ARCHIVED"
     ecr.fail("UploadLayerPart", "upload_forgotten", call=3)
 
-    uploader.upload(BLOB)
+    with pytest.raises(ServiceError, match="If it is archived, restore its image"):
+        uploader.upload(BLOB)
 
     assert len(ecr.calls_of("InitiateLayerUpload")) == 3
+
+
+@pytest.mark.parametrize("again", ["UploadNotFoundException", "LayerAlreadyExistsException"])
+def test_archived_layer_does_not_prove_that_a_lost_complete_succeeded(again: Any) -> None:
+    """It may have been archived before, and cannot be pulled."""
+    unknowns = Unknowns(completed_again=again)
+    with LocalECR(limits=SMALL_LIMITS, part_size=8, unknowns=unknowns) as ecr:
+        uploader = LayerUploader(ecr.client(), "demo", limits=SMALL_LIMITS, retrying=NO_WAIT)
+        uploader.upload(BLOB)
+        ecr.registry.repositories["demo"].layers[DIGEST].status = "ARCHIVED"
+        ecr.fail("CompleteLayerUpload", "request_lost", times=100)
+        with pytest.raises(ServiceError, match="CompleteLayerUpload"):
+            uploader.upload(BLOB)
+        assert uploader.missing([DIGEST]) == {DIGEST}
 
 
 def test_lost_stream_does_not_match_existing_layer_smaller_than_sent_bytes(

@@ -18,17 +18,17 @@ import ecr_parts.testing
 PACKAGE = Path(ecr_parts.__file__).parent
 # Each module imports only from modules listed before it.
 MODULES = [
-    "_version", "_validation", "_threads", "_gate", "_bandwidth", "_notebook", "_chunker",
-    "_session", "_machine", "_models", "_limits", "errors", "_plan", "_chunks", "_source",
-    "_sources",
-    "_digest", "_checkpoint", "_retry", "_failures", "_answers", "_api", "_request", "_client",
-    "_calls", "_pipeline", "_layer_upload", "_workers", "_batch", "_tar", "_image_files",
-    "_image_layout", "_docker_archive", "_images", "_uploader", "__init__", "testing._unknowns",
-    "testing._parameters", "testing._content", "testing._uploads", "testing._repositories",
-    "testing._images", "testing._registry", "testing._faults", "testing._pull", "testing._service",
-    "testing._http", "testing._local_ecr", "testing.__init__", "testing.pytest_plugin",
-    "testing.__main__", "_state_directory", "_progress", "_terminal", "_pipe",
-    "_options", "_command", "_upload_command", "_push_command", "_cli", "__main__",
+    "_version", "_validation", "_threads", "_frames", "_workers", "_gate", "_bandwidth",
+    "_notebook", "_chunker", "_session", "_machine", "_models", "_limits", "errors", "_plan",
+    "_chunks", "_source", "_sources", "_digest", "_checkpoint", "_retry", "_failures", "_answers",
+    "_api", "_request", "_call", "_repository", "_pipeline", "_steps", "_layer_upload", "_batch",
+    "_tar", "_image_files", "_image_layout", "_docker_archive", "_images", "_uploader", "__init__",
+    "testing._unknowns", "testing._parameters", "testing._content", "testing._uploads",
+    "testing._repositories", "testing._images", "testing._registry", "testing._faults",
+    "testing._pull", "testing._service", "testing._http", "testing._local_ecr",
+    "testing.__init__", "testing.pytest_plugin", "testing.__main__", "_state_directory",
+    "_progress", "_terminal", "_pipe", "_options", "_command", "_upload_command", "_push_command",
+    "_cli", "__main__",
 ]  # fmt: skip
 
 

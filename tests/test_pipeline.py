@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from helpers import (
@@ -21,8 +21,9 @@ from pytest_mock import MockerFixture
 from typing_extensions import override
 
 from ecr_parts import Chunker, LayerUploader
-from ecr_parts._client import PreparedPart, RepositoryClient
+from ecr_parts._call import CallOptions, Target
 from ecr_parts._pipeline import Pipeline
+from ecr_parts._repository import Repository
 from ecr_parts._sources import _RegularFile, open_source
 from ecr_parts._threads import Task, Waiter
 from ecr_parts.testing import LocalECR
@@ -51,15 +52,15 @@ def test_hashes_part_before_next_read_overwrites_it(
     """A file is read into one buffer for all parts."""
     with ReluctantHashing() as waiter, open_source(write_layer(BLOB, tmp_path)) as source:
         read = mocker.spy(source, "read")
-        client = RepositoryClient(ecr.client(), "demo", None, NO_WAIT, 900, waiter=waiter)
-        with Pipeline(source, client, with_digest=True) as pipeline:
-            pipeline.start(iter(Chunker(45, part_size=8)), "u-1")
-            blobs: list[bytes] = []
-            while isinstance(prepared := pipeline.next_part(), PreparedPart):
-                blobs.append(bytes(prepared.blob))
+        repository = Repository(Target(ecr.client(), "demo"), CallOptions(NO_WAIT), waiter)
+        with Pipeline(source, repository, with_digest=True) as pipeline:
+            pipeline.start(iter(Chunker(45, part_size=8)), "u-1", 0)
+            blobs: list[Any] = []
+            while (call := pipeline.next_part()) is not None:
+                pipeline.prepare_after(call)
+                blobs.append(call.parameters["layerPartBlob"])
             digest = pipeline.digest()
 
-    assert prepared is None
     assert digest == DIGEST
     assert b"".join(blobs) == BLOB
     assert read.call_count == 6

@@ -135,8 +135,8 @@ def test_sends_archived_layer_again(ecr: LocalECR, uploader: LayerUploader) -> N
     ecr.calls.clear()
 
     assert uploader.missing([DIGEST]) == {DIGEST}
-    # CompleteLayerUpload answers LayerAlreadyExistsException, and the archived layer confirms it.
-    assert uploader.upload(BLOB).existed
+    with pytest.raises(ServiceError, match="restore its image with UpdateImageStorageClass"):
+        uploader.upload(BLOB)  # an archived layer never counts as there
     assert "UploadLayerPart" in operations(ecr)
 
 

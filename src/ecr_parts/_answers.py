@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 from botocore.exceptions import ClientError
 
 from ecr_parts._chunker import Part
-from ecr_parts._failures import Failure, WrongDigestError
+from ecr_parts._failures import CallFailed, WrongDigestError
 from ecr_parts._retry import BadAnswerError, describe_error, error_code, error_message
 from ecr_parts._validation import is_name, short_repr
 
@@ -25,6 +25,11 @@ class Availability(NamedTuple):
     """``AVAILABLE``, ``UNAVAILABLE`` or ``ARCHIVED``."""
     size: int | None
     """Bytes."""
+
+    @property
+    def is_available(self) -> bool:
+        """Whether the layer can be pulled. One that is archived must be restored first."""
+        return self.status == "AVAILABLE"
 
 
 class PartAnswer(NamedTuple):
@@ -105,16 +110,16 @@ def parse_put_image_refusal(error: ClientError) -> bool | None:
 
 def parse_error(
     error: Exception, parse_refusal: Callable[[ClientError], _T | None]
-) -> _T | Failure:
+) -> _T | CallFailed:
     """What ECR answered if ``error`` is an answer, or why the attempt failed."""
     if isinstance(error, ClientError):
         try:
             answered = parse_refusal(error)
         except Exception as parse_error:  # noqa: BLE001  (of an answer that can be anything)
-            return Failure.of(parse_error)
+            return CallFailed.of(parse_error)
         if answered is not None:
             return answered
-    return Failure.of(error)
+    return CallFailed.of(error)
 
 
 def check_answer(answer: object) -> Answer:

@@ -10,13 +10,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
-from ecr_parts._calls import MAX_DIGESTS, UploadCalls
+from ecr_parts._call import outcome_of
 from ecr_parts._checkpoint import Checkpoint
-from ecr_parts._client import Failed
 from ecr_parts._digest import hash_source
-from ecr_parts._failures import ClearOwnFrames
-from ecr_parts._layer_upload import NOT_RESUMABLE, upload_layer
+from ecr_parts._failures import CallFailed
+from ecr_parts._frames import ClearOwnFrames
+from ecr_parts._layer_upload import NOT_RESUMABLE, UploadOptions, upload_layer
 from ecr_parts._models import FileRegion, Layer, LayerSource, UploadedLayer, is_path
+from ecr_parts._plan import Planner
+from ecr_parts._repository import MAX_DIGESTS, Repository
 from ecr_parts._sources import check_source, is_background_readable, open_source
 from ecr_parts._threads import Abandoned, Waiter
 from ecr_parts._validation import check_callback, check_digest, check_int, short_repr
@@ -25,6 +27,15 @@ from ecr_parts.errors import EcrPartsError
 
 _T = TypeVar("_T")
 _REPEAT_INTERVAL = 0.05  # seconds between checks whether an equal layer was sent
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How several layers are uploaded."""
+
+    max_workers: int = 4
+    check_existing: bool = True
+    progress: Callable[[int], object] | None = None
 
 
 @dataclass(eq=False)
@@ -59,23 +70,18 @@ class BatchUpload:
     each ends with ``Abandoned`` when it wakes.
     """
 
-    def __init__(
-        self,
-        calls: UploadCalls,
-        max_workers: int,
-        check_existing: bool,
-        progress: Callable[[int], object] | None,
-    ) -> None:
-        check_int("max_workers", max_workers)
-        check_callback("progress", progress)
-        if calls.client.bandwidth is not None:
-            calls.client.bandwidth.check_workers(max_workers)
+    def __init__(self, repository: Repository, planner: Planner, options: BatchOptions) -> None:
+        check_int("max_workers", options.max_workers)
+        check_callback("progress", options.progress)
+        if repository.options.bandwidth is not None:
+            repository.options.bandwidth.check_workers(options.max_workers)
         self._stop = Stop()
         self._waiter = Waiter(self._stop.check, self._stop.is_requested)
-        self._workers = Workers(max_workers, self._waiter, self._stop)
-        self._calls = calls.with_waiter(self._waiter)
-        self._check_existing = check_existing
-        self._progress = progress
+        self._workers = Workers(options.max_workers, self._waiter, self._stop)
+        self._repository = repository.with_waiter(self._waiter)
+        self._planner = planner
+        self._check_existing = options.check_existing
+        self._progress = options.progress
         self._progress_lock = threading.Lock()
         self._error: BaseException | None = None
         # What is known about the layers. Indexes, because items hold the sources.
@@ -175,7 +181,7 @@ class BatchUpload:
         if layer.size is not None:
             check_int(f"{name}.size", layer.size, minimum=0)
         item = self._waiter.run("disk", partial(_create_item, index, layer))
-        self._calls.planner.check_layer(item.size)
+        self._planner.check_layer(item.size)
         if layer.checkpoint is not None:
             checkpoint = Checkpoint(layer.checkpoint)
             path = str(checkpoint.path)
@@ -201,7 +207,7 @@ class BatchUpload:
 
     def _hash(self, item: _Item) -> None:
         with open_source(item.layer.source, item.layer.size) as source:
-            self._calls.planner.check_layer(source.size)
+            self._planner.check_layer(source.size)
             item.digest, size = hash_source(source, partial(self._notify, item.layer, 0))
             error = source.error_at_end(size)
         if error is not None:
@@ -215,8 +221,9 @@ class BatchUpload:
                 wanted.setdefault(item.digest, item.size)
         layers = [item.layer for item in items]
         with Waiter(partial(self._notify_all, layers, 0), self._stop.is_requested) as waiter:
-            sizes = self._calls.with_waiter(waiter).existing_sizes(wanted)
-        if isinstance(sizes, Failed):
+            repository = self._repository.with_waiter(waiter)
+            sizes = outcome_of(partial(repository.existing_sizes, wanted))
+        if isinstance(sizes, CallFailed):
             raise sizes.error
         self._existing_sizes |= sizes
         for item in items:
@@ -255,12 +262,11 @@ class BatchUpload:
     def _upload(self, item: _Item) -> None:
         self._notify(item.layer, 0)  # before the source is opened
         layer = replace(item.layer, digest=item.digest, progress=partial(self._notify, item.layer))
-        self._results[item.index] = upload_layer(
-            self._calls,
-            layer,
+        options = UploadOptions(
             check_existing=self._check_existing and not item.existence_checked,
             cancelled=self._stop.is_requested,
         )
+        self._results[item.index] = upload_layer(self._repository, self._planner, layer, options)
 
     def _copy_results(self, repeats: list[tuple[_Item, int]]) -> None:
         for item, first in repeats:

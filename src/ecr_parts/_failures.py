@@ -1,12 +1,8 @@
-"""Turns the exceptions of a client into errors of this library, with a remedy."""
+"""How a failure of the client is understood, and which error of this library it becomes."""
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass
-from types import FrameType, TracebackType
 
 from botocore.exceptions import BotoCoreError, ClientError
 from typing_extensions import Self
@@ -31,62 +27,80 @@ class WrongDigestError(Exception):
     """The bytes that ECR received do not have the digest of the layer."""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Why an attempt failed."""
+class CallFailed(Exception):  # noqa: N818  (it is no error of the public tree)
+    """Why an attempt of a call failed, and in the end the call itself.
 
-    error: Exception
-    code: str
-    """ECR's error code, or the name of the client's exception."""
-    description: str
-    """The name and the message of the error, in one line."""
-    transient: bool
-    """Whether the same call may succeed later."""
-    refused: bool
-    """Whether ECR answered with an error."""
-    request_id: str | None
-    may_contain_secret: bool
-    """Whether the text of ``error`` may contain a password or a credential."""
+    Private: an attempt returns it, ``Call.settle`` raises it in the caller's thread, and only
+    ``outcome_of`` catches it. So it never meets an exception of the caller's code, and no retry
+    policy sees it: that gets ``cause``.
+    """
+
+    operation = ""
+    attempts = 1
+    """How many times the call was made."""
+    in_doubt = True
+    """Whether ECR may have carried out the call, in the last or an earlier attempt."""
+    error: ServiceError | UnexpectedResponseError | DigestMismatchError
+    """The error to raise, once the call has failed for good."""
+
+    def __init__(
+        self,
+        cause: Exception,
+        code: str,
+        description: str,
+        *,
+        transient: bool,
+        refused: bool = False,
+        request_id: str | None = None,
+        may_contain_secret: bool = False,
+    ) -> None:
+        super().__init__(description)
+        self.cause = cause
+        self.code = code
+        """ECR's error code, or the name of the client's exception."""
+        self.description = description
+        """The name and the message of ``cause``, in one line."""
+        self.transient = transient
+        """Whether the same call may succeed later."""
+        self.refused = refused
+        """Whether ECR answered with an error."""
+        self.request_id = request_id
+        self.may_contain_secret = may_contain_secret
+        """Whether the text of ``cause`` may contain a password or a credential."""
+
+    @classmethod
+    def timed_out(cls, message: str, *, transient: bool) -> Self:
+        """An attempt that took too long. To be called in the caller's thread."""
+        name = AttemptTimeoutError.__name__
+        cause = AttemptTimeoutError(message, transient=transient)
+        return cls(cause, name, f"{name}: {message}", transient=transient)
+
+    @classmethod
+    def of(cls, cause: Exception) -> Self:
+        """Classify an exception that a client raised. To be called in the attempt's thread."""
+        code, request_id = type(cause).__name__, None
+        if isinstance(cause, ClientError):
+            code = error_code(cause)
+            metadata = cause.response.get("ResponseMetadata")
+            request_id = metadata.get("RequestId") if isinstance(metadata, Mapping) else None
+        return cls(
+            cause,
+            code,
+            describe_error(cause),
+            transient=is_transient(cause),
+            refused=isinstance(cause, ClientError | WrongDigestError),
+            request_id=request_id,
+            may_contain_secret=may_contain_secret(cause),
+        )
 
     @property
     def connection_lost(self) -> bool:
         """Whether the connection broke or was closed, or the server stopped waiting (408)."""
         return self.transient and (
-            isinstance(self.error, BotoCoreError) or self.code in _REQUEST_TIMEOUTS
+            isinstance(self.cause, BotoCoreError) or self.code in _REQUEST_TIMEOUTS
         )
 
-    @classmethod
-    def timed_out(cls, message: str, *, transient: bool) -> Self:
-        """An attempt that took too long. To be called in the caller's thread."""
-        return cls(
-            error=AttemptTimeoutError(message, transient=transient),
-            code=AttemptTimeoutError.__name__,
-            description=f"{AttemptTimeoutError.__name__}: {message}",
-            transient=transient,
-            refused=False,
-            request_id=None,
-            may_contain_secret=False,
-        )
-
-    @classmethod
-    def of(cls, error: Exception) -> Self:
-        """Classify an exception that a client raised. To be called in the attempt's thread."""
-        code, request_id = type(error).__name__, None
-        if isinstance(error, ClientError):
-            code = error_code(error)
-            metadata = error.response.get("ResponseMetadata")
-            request_id = metadata.get("RequestId") if isinstance(metadata, Mapping) else None
-        return cls(
-            error=error,
-            code=code,
-            description=describe_error(error),
-            transient=is_transient(error),
-            refused=isinstance(error, ClientError | WrongDigestError),
-            request_id=request_id,
-            may_contain_secret=may_contain_secret(error),
-        )
-
-    def to_error(
+    def give_up(
         self,
         *,
         operation: str,
@@ -94,23 +108,24 @@ class Failure:
         repository_name: str,
         call: str,
         attempts: int,
-    ) -> ServiceError | UnexpectedResponseError | DigestMismatchError:
-        """The error to raise, with ``error`` as its cause. ``call`` is the call, for messages."""
+    ) -> Self:
+        """Say that the call has failed for good. ``call`` is the call, for messages."""
+        self.operation, self.attempts = operation, attempts
+        self.in_doubt = attempts > 1 or self.transient or not self.refused
         times = f" after {attempts} attempts" if attempts > 1 else ""
-        error: ServiceError | UnexpectedResponseError | DigestMismatchError
-        if isinstance(self.error, WrongDigestError):
-            error = DigestMismatchError(
-                f"{call}: the bytes that ECR received do not match {self.error}. Check the "
+        if isinstance(self.cause, WrongDigestError):
+            self.error = DigestMismatchError(
+                f"{call}: the bytes that ECR received do not match {self.cause}. Check the "
                 "digest, and that the source is complete and nothing writes to it during the upload"
             )
-        elif isinstance(self.error, BadAnswerError):
-            error = UnexpectedResponseError(
-                f"{call}: ECR's answer is malformed{times}: {self.error}. {_NOT_ECR}"
+        elif isinstance(self.cause, BadAnswerError):
+            self.error = UnexpectedResponseError(
+                f"{call}: ECR's answer is malformed{times}: {self.cause}. {_NOT_ECR}"
             )
         else:
             lost = self.code == "UploadNotFoundException"
             remedy = self._remedy(operation, service_name)
-            error = (UploadLostError if lost else ServiceError)(
+            self.error = (UploadLostError if lost else ServiceError)(
                 f"{call} failed{times}: {self.description}. {remedy}",
                 operation=operation,
                 repository_name=repository_name,
@@ -119,8 +134,8 @@ class Failure:
                 attempts=attempts,
             )
         if not self.may_contain_secret:  # a traceback would show the text
-            error.__cause__ = self.error
-        return error
+            self.error.__cause__ = self.cause
+        return self
 
     def _remedy(self, operation: str, service_name: str | None) -> str:
         if self.code in ACCESS_DENIED:
@@ -128,7 +143,7 @@ class Failure:
             return f"Allow {prefix}:{operation} on this repository in the caller's IAM policy"
         if self.code in _REMEDIES:
             return _REMEDIES[self.code]
-        if not isinstance(self.error, (ClientError, BotoCoreError)) and not self.transient:
+        if not isinstance(self.cause, (ClientError, BotoCoreError)) and not self.transient:
             return "This is an error of the client, not of ECR: check its credentials and handlers"
         if self.code == "SSLError" and not self.transient:
             return "Check the endpoint, and the CA certificates, for example in AWS_CA_BUNDLE"
@@ -136,9 +151,9 @@ class Failure:
             return "Check the endpoint and the proxy, and the credentials for a line break"
         if self.code.isdigit() and not self.transient:
             return _NOT_ECR
-        if not isinstance(self.error, (ClientError, BotoCoreError)):
+        if not isinstance(self.cause, (ClientError, BotoCoreError)):
             return _NOT_ECR  # its answer cannot be read
-        if isinstance(self.error, BotoCoreError) and self.transient:
+        if isinstance(self.cause, BotoCoreError) and self.transient:
             return "Check the network, the region and the endpoint; then upload again"
         return "Upload again once the cause is resolved"
 
@@ -168,8 +183,9 @@ _REMEDIES = {
     ),
     "KmsException": "Check the repository's KMS key, and the permission to use it",
     "LayerAlreadyExistsException": (
-        "ECR has a layer with this content, but does not list this digest. Check the digest; if it "
-        "is right, upload again later"
+        "ECR has a layer with this content, but not as an available one. If it is archived, "
+        "restore its image with UpdateImageStorageClass; else check the digest, or upload again "
+        "later"
     ),
     "LayerPartTooSmallException": (
         "ECR has only a fragment of a part, left by a broken connection: upload the layer again "
@@ -198,62 +214,3 @@ _REMEDIES = {
     ),
     "UploadNotFoundException": "This upload cannot be continued: start a new one",
 }  # fmt: skip
-
-
-def clear_client_frames(error: BaseException, handled: BaseException | None) -> None:
-    """Clear the local variables of the frames in the traceback of ``error``.
-
-    They hold several copies of the part. urllib3 and botocore store exceptions in local variables
-    of the frames that the exceptions' tracebacks refer to, and such cycles live until Python's
-    garbage collector runs. 240 MiB file, every part's first answer lost: peak 84 MiB with this,
-    176 without. Frames of other modules are left alone (clearing a generator's frame would end
-    it), and so is ``handled``, the exception that was being handled before, if any.
-    """
-    seen = {id(handled)}
-    linked = [error]
-    while linked:
-        link = linked.pop()
-        if id(link) not in seen:
-            seen.add(id(link))
-            for frame, _ in traceback.walk_tb(link.__traceback__):
-                _clear_with_callers(frame)
-            linked += [other for other in (link.__cause__, link.__context__) if other is not None]
-
-
-def _clear_with_callers(frame: FrameType | None) -> None:
-    # The callers' frames too: botocore passes exceptions to frames that are in no traceback.
-    with suppress(RuntimeError):  # the frame is still running, and so are its callers
-        while frame is not None:
-            if _package_of(frame) in _CLIENT_PACKAGES:
-                frame.clear()
-            frame = frame.f_back
-
-
-def _package_of(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__")).partition(".")[0]
-
-
-_CLIENT_PACKAGES = frozenset({"botocore", "http", "urllib3"})
-
-
-class ClearOwnFrames:
-    """A context manager that clears the frames of this library in an exception's traceback.
-
-    Their local variables refer to the caller's source and to parts, and some to the exception
-    itself. Such cycles live until Python's garbage collector runs.
-    """
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _type: object, _error: object, tb: TracebackType | None) -> None:
-        for frame, _ in traceback.walk_tb(tb):
-            if _package_of(frame) == "ecr_parts":
-                try:
-                    frame.clear()
-                except RuntimeError as error:
-                    # The frame is still running. If the traceback has a further frame, a signal
-                    # handler raised the exception.
-                    further = error.__traceback__ and error.__traceback__.tb_next
-                    if further:  # pragma: no cover  (no test can interrupt ``clear``)
-                        raise

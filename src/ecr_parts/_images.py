@@ -10,15 +10,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from ecr_parts._api import check_image_client
-from ecr_parts._batch import BatchUpload
-from ecr_parts._calls import UploadCalls
+from ecr_parts._batch import BatchOptions, BatchUpload
+from ecr_parts._call import outcome_of
 from ecr_parts._checkpoint import Checkpoint, OptionalPath, checkpoint_name, raise_or_report
-from ecr_parts._client import Failed
 from ecr_parts._docker_archive import (
     CompressedLayers,
     DockerArchive,
@@ -26,9 +25,12 @@ from ecr_parts._docker_archive import (
     compress_layer,
     read_docker_archive,
 )
+from ecr_parts._failures import CallFailed
 from ecr_parts._image_files import open_image_files
 from ecr_parts._image_layout import TAG, Image, read_layout
 from ecr_parts._models import Layer, PushedImage, UploadedLayer, is_path
+from ecr_parts._plan import Planner
+from ecr_parts._repository import Repository
 from ecr_parts._threads import Abandoned, Waiter
 from ecr_parts._validation import check_callback, check_int, short_repr
 from ecr_parts._workers import Stop, Workers
@@ -53,44 +55,51 @@ def read_image(
     )
 
 
+@dataclass(frozen=True)
+class PushOptions:
+    """How an image is pushed. The fields are the arguments of ``LayerUploader.push_image``."""
+
+    tags: Iterable[str] | None
+    platforms: Iterable[str] | None
+    max_workers: int
+    checkpoint_dir: str | os.PathLike[str] | None
+    progress: Callable[[int], object] | None
+
+
 class ImagePush:
     """One call of ``push_image``."""
 
     def __init__(
         self,
-        calls: UploadCalls,
+        repository: Repository,
+        planner: Planner,
         image: str | os.PathLike[str],
-        *,
-        tags: Iterable[str] | None,
-        platforms: Iterable[str] | None,
-        max_workers: int,
-        checkpoint_dir: str | os.PathLike[str] | None,
-        progress: Callable[[int], object] | None,
+        options: PushOptions,
     ) -> None:
-        check_image_client(calls.client.client)
+        check_image_client(repository.target.client)
+        checkpoint_dir = options.checkpoint_dir
         if not is_path(image):
             raise TypeError(f"image must be a path, not {short_repr(image)}")
         if checkpoint_dir is not None and not is_path(checkpoint_dir):
             raise TypeError(f"checkpoint_dir must be a path, not {short_repr(checkpoint_dir)}")
-        check_int("max_workers", max_workers)
-        check_callback("progress", progress)
+        check_int("max_workers", options.max_workers)
+        check_callback("progress", options.progress)
         self._path = image
-        self._tags = None if tags is None else _check_names("tags", tags, TAG)
-        self._platforms = (
-            None if platforms is None else _check_names("platforms", platforms, PLATFORM)
-        )
+        self._tags = _check_names("tags", options.tags, TAG)
+        self._platforms = _check_names("platforms", options.platforms, PLATFORM)
         if self._platforms == ():
             raise ValueError("platforms must not be empty: pass None for all of them")
-        self._max_workers = max_workers
         self._checkpoint_dir: Path | OptionalPath | None = None
         if isinstance(checkpoint_dir, OptionalPath):
             self._checkpoint_dir = checkpoint_dir
         elif checkpoint_dir is not None:
             self._checkpoint_dir = Path(checkpoint_dir).absolute()
-        self._progress = progress
+        self._batch_options = BatchOptions(options.max_workers, progress=options.progress)
+        self._progress = options.progress
         self._waiter = Waiter(lambda: self._notify(0))
-        self._batch_calls = calls
-        self._calls = calls.with_waiter(self._waiter)
+        self._planner = planner
+        self._batch_repository = repository
+        self._repository = repository.with_waiter(self._waiter)
         self._compressed: dict[str, Layer] = {}
         """By diff ID."""
         self._put: list[str] = []
@@ -110,12 +119,12 @@ class ImagePush:
         found = self._waiter.run("disk", partial(read_image, self._path, self._platforms))
         tags = found.tags if self._tags is None else self._tags
         image, layers = self._send_blobs(found, temporary_files)
-        failed = self._put_manifests(image, tags)
+        failed = outcome_of(partial(self._put_manifests, image, tags))
         if failed is not None and failed.code == "LayersNotFoundException":
             # ECR may delete layers that no image refers to, so upload them again.
             self._notify(-sum(layer.size for layer in layers))
             image, layers = self._send_blobs(found, temporary_files)
-            failed = self._put_manifests(image, tags)
+            failed = outcome_of(partial(self._put_manifests, image, tags))
         if failed is not None:
             raise failed.error
         root = image.manifests[-1]
@@ -142,7 +151,7 @@ class ImagePush:
         else:
             image = found
         blobs = [self._with_checkpoint(blob) for blob in image.blobs if blob.digest not in results]
-        batch = BatchUpload(self._batch_calls, self._max_workers, True, self._progress)
+        batch = BatchUpload(self._batch_repository, self._planner, self._batch_options)
         for layer in batch.run(blobs):
             results[layer.digest] = layer
         return image, tuple(results[blob.digest] for blob in image.blobs)
@@ -163,8 +172,8 @@ class ImagePush:
             self._waiter.run("disk", partial(table.save, {}))  # before the time is spent
         uncompressed = [layer for layer in archive.layers if not layer.is_compressed]
         wanted = dict(known[layer.diff_id] for layer in uncompressed if layer.diff_id in known)
-        existing = self._calls.existing_sizes(wanted)
-        if isinstance(existing, Failed):
+        existing = outcome_of(partial(self._repository.existing_sizes, wanted))
+        if isinstance(existing, CallFailed):
             raise existing.error
         if directory is not None:
             for digest in existing:
@@ -229,7 +238,7 @@ class ImagePush:
                 raise
 
         with Waiter(heartbeat, stop.is_requested) as waiter:
-            workers = Workers(self._max_workers, waiter, stop)
+            workers = Workers(self._batch_options.max_workers, waiter, stop)
             try:
                 for layer in layers:
                     workers.submit(partial(compress, layer), max_waiting=len(layers))
@@ -244,19 +253,16 @@ class ImagePush:
 
     # Manifests
 
-    def _put_manifests(self, image: Image, tags: tuple[str, ...]) -> Failed | None:
-        """Put all manifests, that of the image under each tag. The first failure ends it."""
+    def _put_manifests(self, image: Image, tags: tuple[str, ...]) -> None:
+        """Put all manifests, that of the image under each tag."""
         *others, root = image.manifests
         puts = [(manifest, None) for manifest in others] + [(root, tag) for tag in tags or (None,)]
         for manifest, tag in puts:
-            failed = self._calls.put_image(
+            self._repository.put_image(
                 manifest.digest, manifest.media_type, manifest.content.decode(), tag
             )
-            if failed is not None:
-                return failed
             if manifest.digest not in self._put:
                 self._put.append(manifest.digest)
-        return None
 
 
 def _make_directory(path: Path | OptionalPath) -> None:
@@ -270,7 +276,11 @@ def _make_directory(path: Path | OptionalPath) -> None:
         raise_or_report(path, CheckpointError(message), error)
 
 
-def _check_names(name: str, values: Iterable[str], pattern: re.Pattern[str]) -> tuple[str, ...]:
+def _check_names(
+    name: str, values: Iterable[str] | None, pattern: re.Pattern[str]
+) -> tuple[str, ...] | None:
+    if values is None:
+        return None
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise TypeError(f"{name} must be an iterable of str, not {short_repr(values)}: pass a list")
     checked = tuple(dict.fromkeys(values))

@@ -81,11 +81,13 @@ class Event(Enum):
 class NextAction(Enum):
     """What the upload does next. The values appear in log messages and errors."""
 
+    SEND = "sending the parts that ECR does not have"
     CONTINUE = "continuing after the part"
     CONTINUE_INSIDE = "continuing after the fragment"
     SEND_AGAIN = "sending the part again"
     REWIND = "going back to the last byte that ECR has"
     SKIP_FORWARD = "skipping the bytes that ECR has; the digest will verify them"
+    COMPLETE = "completing the layer"
     CHECK_COMPLETED = "checking whether the layer was completed"
     CHECK_LOST = "this upload can no longer be completed"
     START_OVER = "starting over with a new upload"

@@ -10,56 +10,48 @@ import io
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import cycle
-from typing import Any, TypeAlias
+from typing import Any
 
 from typing_extensions import Self
 
+from ecr_parts._call import PartCall
 from ecr_parts._chunker import Part
 from ecr_parts._chunks import SLICE_SIZE, slices
-from ecr_parts._client import PreparedPart, RepositoryClient
 from ecr_parts._digest import RunningDigest
 from ecr_parts._models import Blob
+from ecr_parts._repository import Repository
 from ecr_parts._request import open_body
 from ecr_parts._source import Source
 from ecr_parts._threads import Task, Waiter
-from ecr_parts.errors import SourceChangedError
 
 _CLOSE_TIMEOUT = 0.5  # seconds
 
-_Preparing: TypeAlias = Task[PreparedPart | SourceChangedError | None]
-
 
 class Pipeline:
-    """Begins to send the parts of a plan, and prepares the part after it.
+    """Prepares the parts of a plan, one ahead of the part that is being sent, and begins them.
 
     Paths and buffers are read, hashed and encoded in threads of this library. The caller's files
     and iterators are read in the caller's thread, once the part before is being sent; they are
     hashed and encoded in the background.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        client: RepositoryClient,
-        *,
-        with_digest: bool,
-    ) -> None:
+    def __init__(self, source: Source, repository: Repository, *, with_digest: bool) -> None:
+        self.read_up_to = 0
+        """The end, in bytes, of what was read last."""
         self._source = source
-        self._client = client
-        self._waiter = client.waiter
+        self._repository = repository
+        self._waiter = repository.waiter
         self._with_digest = with_digest
         self._digest = RunningDigest()
         self._plan: Iterator[Part] = iter(())
         self._upload_id = ""
         self._hashing: Task[None] | None = None
-        self._preparing: _Preparing | None = None
+        self._preparing: Task[PartCall | None] | None = None
         self._closed = False
-        self._sending: PreparedPart | None = None
-        """The part whose answer is due."""
-        self._ahead: PreparedPart | None = None
-        """The part after it, if it is being sent already."""
-        self._files = cycle((open_body(), open_body()))
-        self._threads = cycle(("call", "next call"))
+        self._calls: list[PartCall] = []
+        """The part whose answer is due, and the one after it if it is being sent already."""
+        self._lanes = cycle(((open_body(), "call"), (open_body(), "next call")))
+        """The memory and the thread for one part after another."""
 
     def __enter__(self) -> Self:
         return self
@@ -68,7 +60,7 @@ class Pipeline:
         self._closed = True
         self._abandon(self._preparing)
         self._abandon(self._hashing)  # which the preparing task may have started
-        self._abandon_attempts()  # likewise
+        self._withdraw()  # likewise
         self._preparing = self._hashing = None  # the frames of their errors refer to this object
 
     def _abandon(self, task: Task[Any] | None) -> None:
@@ -77,93 +69,90 @@ class Pipeline:
             task.abandoned = True
             Waiter().wait(task, _CLOSE_TIMEOUT)
 
-    def start(self, plan: Iterator[Part], upload_id: str) -> None:
+    def _withdraw(self) -> None:
+        for call in self._calls:
+            call.withdraw()
+        self._calls = []
+
+    def start(self, plan: Iterator[Part], upload_id: str, next_byte: int) -> None:
         """Start to prepare the parts of ``plan``, instead of those of an earlier plan."""
         if self._preparing is not None:
-            self._result_of(self._preparing)  # raises if this failed; the part is not needed
-        self._abandon_attempts()
+            self._waiter.result(self._preparing)  # raises if it failed; the part is not needed
+        self._withdraw()
         self._plan = plan
         self._upload_id = upload_id
-        self._prepare_next()
+        self.read_up_to = next_byte
+        self._prepare_next(None)
 
-    def next_part(self) -> PreparedPart | SourceChangedError | None:
-        """The next part of the plan, which is now being sent; ``None`` at the end.
-
-        Starts to prepare the part after it, in the memory of the part before, which must have been
-        answered. Returns the error if the source ended early. A stream's last part may be shorter
-        than planned.
-        """
+    def next_part(self) -> PartCall | None:
+        """The next part, which may have been begun ahead; ``None`` if the plan or source ended."""
         if self._preparing is None:
             return None
-        if self._sending is not None:
-            self._sending.blob = b""
-        outcome = self._result_of(self._preparing)
+        call = self._waiter.result(self._preparing)
         self._preparing = None
-        if isinstance(outcome, PreparedPart):
-            self._sending, self._ahead = outcome, None
-            self._begin(outcome)
-            self._prepare_next(outcome)
-        return outcome
+        if call is not None:
+            self._calls = [call]
+        return call
+
+    def prepare_after(self, call: PartCall) -> None:
+        """Start to prepare the part after ``call``, which was begun, and to begin it ahead.
+
+        It uses the memory of the part before ``call``, which must have been answered.
+        """
+        self._prepare_next(call)
 
     def digest(self) -> str:
         """The digest of all parts that were prepared. Requires ``with_digest``."""
-        self._finish_hashing(self._waiter)
+        if self._hashing is not None:
+            self._waiter.result(self._hashing)
         return self._digest.digest()
 
-    def _prepare_next(self, previous: PreparedPart | None = None) -> None:
-        planned, file = next(self._plan, None), next(self._files)
-        if planned is None:
-            self._preparing = None
-        elif self._source.background_readable:
-            self._preparing = self._waiter.start(
-                "prepare", lambda: self._read_and_prepare(planned, file, previous)
-            )
+    def _prepare_next(self, previous: PartCall | None) -> None:
+        part = next(self._plan, None)
+        if part is None:
+            return
+        if self._source.background_readable:
+            pieces = self._read(part)
         else:
-            blob = self._source.read(planned.first_byte, planned.size)
-            self._preparing = self._waiter.start(
-                "prepare", lambda: self._prepare(planned, blob, file, previous)
-            )
+            blob = self._source.read(part.first_byte, part.size)
+            self.read_up_to = part.first_byte + len(blob)
+            if not blob or (len(blob) < part.size and self._source.error_at_end(self.read_up_to)):
+                return
+            part, pieces = Part(part.first_byte, self.read_up_to - 1), slices(blob)
+        prepare = partial(self._prepare, part, pieces, previous, *next(self._lanes))
+        self._preparing = self._waiter.start("prepare", prepare)
 
-    def _result_of(self, task: _Preparing) -> PreparedPart | SourceChangedError | None:
-        self._waiter.wait(task)
-        return task.result()
-
-    def _read_and_prepare(
-        self, planned: Part, file: io.BytesIO, previous: PreparedPart | None
-    ) -> PreparedPart | SourceChangedError | None:
-        end = planned.first_byte
-
-        def read_slices() -> Iterator[Blob]:
-            nonlocal end
-            while end <= planned.last_byte:
-                blob = self._source.read(end, min(SLICE_SIZE, planned.last_byte + 1 - end))
-                if not blob:
-                    return
-                yield blob
-                end += len(blob)
-
-        prepared = self._encode(planned, read_slices(), file)
-        if end <= planned.last_byte:
-            return self._source.error_at_end(end)
-        self._send_ahead(prepared, previous)
-        return prepared
+    def _read(self, part: Part) -> Iterator[Blob]:
+        """Read a part in slices; fewer bytes only at the source's end."""
+        self.read_up_to = part.first_byte
+        while self.read_up_to <= part.last_byte:
+            size = min(SLICE_SIZE, part.last_byte + 1 - self.read_up_to)
+            blob = self._source.read(self.read_up_to, size)
+            if not blob:
+                return
+            yield blob
+            self.read_up_to += len(blob)
 
     def _prepare(
-        self, planned: Part, blob: Blob, file: io.BytesIO, previous: PreparedPart | None
-    ) -> PreparedPart | SourceChangedError | None:
-        if len(blob) < planned.size:
-            error = self._source.error_at_end(planned.first_byte + len(blob))
-            if error is not None or not blob:
-                return error
-        part = Part(planned.first_byte, planned.first_byte + len(blob) - 1)
-        prepared = self._encode(part, slices(blob), file)
-        self._send_ahead(prepared, previous)
-        return prepared
-
-    def _encode(self, part: Part, blobs: Iterable[Blob], file: io.BytesIO) -> PreparedPart:
+        self,
+        part: Part,
+        pieces: Iterable[Blob],
+        previous: PartCall | None,
+        file: io.BytesIO,
+        thread: str,
+    ) -> PartCall | None:
+        """Encode a part and begin it ahead; ``None`` if the source has ended early."""
         if self._with_digest:
-            blobs = self._hash(part.first_byte, blobs)
-        return self._client.prepare_part(self._upload_id, part, blobs, file)
+            pieces = self._hash(part.first_byte, pieces)
+        call = self._repository.prepare_part(self._upload_id, part, pieces, file, thread)
+        if self.read_up_to <= part.last_byte:
+            return None
+        if previous is not None and self._repository.options.overlap.enabled and not self._closed:
+            self._calls.append(call)
+            call.begin(previous)
+            if self._closed:  # pragma: no cover  (closed between two lines: a race)
+                call.withdraw()
+        return call
 
     def _hash(self, first_byte: int, blobs: Iterable[Blob]) -> Iterator[Blob]:
         """Yield ``blobs``, and add each to the digest, in another thread, before the next but one.
@@ -171,40 +160,8 @@ class Pipeline:
         The source's bytes are valid so long.
         """
         for blob in blobs:
-            self._finish_hashing(Waiter())  # without the heartbeat: it belongs to the caller's
+            if self._hashing is not None:
+                Waiter().result(self._hashing)  # without the heartbeat: it belongs to the caller's
             self._hashing = self._waiter.start("hash", partial(self._digest.feed, first_byte, blob))
             yield blob
             first_byte += len(blob)
-
-    def _finish_hashing(self, waiter: Waiter) -> None:
-        if self._hashing is not None:
-            waiter.wait(self._hashing)
-            self._hashing.result()
-
-    # Sending
-
-    def _send_ahead(self, prepared: PreparedPart, previous: PreparedPart | None) -> None:
-        """Begin to send a part while ``previous`` is being sent or processed."""
-        attempt = None if previous is None else previous.attempt
-        if attempt is None or not self._client.overlap.enabled or self._closed:
-            return
-        self._ahead = prepared
-        self._client.begin_part(prepared, attempt.next_gate, next(self._threads))
-        if self._closed:  # pragma: no cover  (closed between two lines: a race)
-            self._abandon_attempts()
-
-    def _begin(self, prepared: PreparedPart) -> None:
-        """Begin to send the part whose turn it is, unless that has been done."""
-        gate = None if prepared.attempt is None else prepared.attempt.gate
-        if gate is not None and not gate.is_closed:
-            return
-        if gate is not None and gate.held_too_long:
-            self._client.overlap.count_loss("the part before took too long to be confirmed")
-        self._client.begin_part(prepared, None, next(self._threads))
-
-    def _abandon_attempts(self) -> None:
-        for prepared in (self._sending, self._ahead):
-            if prepared is not None and prepared.attempt is not None:
-                prepared.attempt.abandoned = True
-                prepared.attempt.release()
-        self._sending = self._ahead = None

@@ -68,6 +68,10 @@ class EncodedBlob(Sequence[int]):
         """A copy for one attempt, whose body is dropped with the attempt."""
         return type(self)(self.envelope, self.body, self.sha256)
 
+    def drop(self) -> None:
+        """Drop the body, which is not needed any more."""
+        self.body = b""
+
     def base64(self) -> memoryview:
         """The encoded bytes alone."""
         return memoryview(self.body)[len(self.envelope) - len(_END) : -len(_END)]

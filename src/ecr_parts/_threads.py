@@ -301,6 +301,11 @@ class Waiter:
             if not ended:
                 task.release()
 
+    def result(self, task: Task[_T]) -> _T:
+        """Wait until ``task`` has ended; return or raise what it returned or raised."""
+        self.wait(task)
+        return task.result()
+
     def sleep(self, seconds: float) -> None:
         """Wait for ``seconds``."""
         never_released = threading.Lock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TypeVar
 
 import tenacity
@@ -12,21 +13,23 @@ from botocore.client import BaseClient
 from ecr_parts import _request
 from ecr_parts._api import EcrClient, check_client, service_name
 from ecr_parts._bandwidth import Bandwidth
-from ecr_parts._batch import BatchUpload
-from ecr_parts._calls import AVAILABLE, Step, UploadCalls, raise_error
+from ecr_parts._batch import BatchOptions, BatchUpload
+from ecr_parts._call import CallOptions, Target, outcome_of
 from ecr_parts._chunker import Part
 from ecr_parts._chunks import contiguous_view, slices
-from ecr_parts._client import Failed, RepositoryClient
-from ecr_parts._failures import ClearOwnFrames
+from ecr_parts._failures import CallFailed
+from ecr_parts._frames import ClearOwnFrames
 from ecr_parts._gate import Overlap
-from ecr_parts._images import ImagePush
-from ecr_parts._layer_upload import upload_layer
+from ecr_parts._images import ImagePush, PushOptions
+from ecr_parts._layer_upload import UploadOptions, upload_layer
 from ecr_parts._limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
-from ecr_parts._machine import NextAction, check_end
+from ecr_parts._machine import Machine, NextAction, check_end
 from ecr_parts._models import Blob, Layer, LayerSource, PushedImage, UploadedLayer
 from ecr_parts._plan import Planner
+from ecr_parts._repository import Repository
 from ecr_parts._retry import default_retrying
 from ecr_parts._session import UploadSession, check_session
+from ecr_parts._steps import Steps, raise_error, start_upload
 from ecr_parts._validation import (
     check_callback,
     check_digest,
@@ -36,6 +39,7 @@ from ecr_parts._validation import (
     mask_passwords,
     short_repr,
 )
+from ecr_parts.errors import ServiceError
 
 _T = TypeVar("_T")
 
@@ -96,8 +100,8 @@ class LayerUploader:
             limits = ECR_PUBLIC_LIMITS if public else ECR_LIMITS
         elif not isinstance(limits, Limits):
             raise TypeError(f"limits must be a Limits, not {short_repr(limits)}")
-        planner = Planner(limits, part_size)
-        planner.check_part_size()
+        self._planner = Planner(limits, part_size)
+        self._planner.check_part_size()
         if not isinstance(overlap, bool):
             raise TypeError(f"overlap must be True or False, not {short_repr(overlap)}")
         bandwidth = None
@@ -112,24 +116,23 @@ class LayerUploader:
         check_positive("attempt_timeout", attempt_timeout, "seconds")
         _request.make_calls_stoppable(client)
         encodes = _request.accept_encoded_blobs(client)
-        repository_client = RepositoryClient(
-            client,
-            repository_name,
-            registry_id,
-            retrying or default_retrying(),
-            attempt_timeout,
-            accepts_encoded_blobs=encodes,
-            overlap=Overlap(enabled=overlap and encodes),
-            bandwidth=bandwidth,
+        self._repository = Repository(
+            Target(client, repository_name, registry_id),
+            CallOptions(
+                retrying or default_retrying(),
+                attempt_timeout,
+                encodes=encodes,
+                overlap=Overlap(enabled=overlap and encodes),
+                bandwidth=bandwidth,
+            ),
         )
-        self._calls = UploadCalls(repository_client, planner)
 
     def __repr__(self) -> str:
-        client = self._calls.client
-        endpoint = getattr(getattr(client.client, "meta", None), "endpoint_url", None)
-        registry = "" if client.registry_id is None else f", registry_id={client.registry_id!r}"
+        target = self._repository.target
+        endpoint = getattr(getattr(target.client, "meta", None), "endpoint_url", None)
+        registry = "" if target.registry_id is None else f", registry_id={target.registry_id!r}"
         at = f" at {mask_passwords(endpoint)}" if isinstance(endpoint, str) else ""
-        return f"<LayerUploader for repository {client.repository_name!r}{registry}{at}>"
+        return f"<LayerUploader for repository {target.repository_name!r}{registry}{at}>"
 
     def upload(
         self,
@@ -178,7 +181,9 @@ class LayerUploader:
         check_callback("progress", progress)
         layer = Layer(source, digest=digest, size=size, checkpoint=checkpoint, progress=progress)
         with ClearOwnFrames():
-            return upload_layer(self._calls, layer, check_existing=check_existing, session=session)
+            return upload_layer(
+                self._repository, self._planner, layer, UploadOptions(check_existing, session)
+            )
 
     def upload_many(
         self,
@@ -215,7 +220,8 @@ class LayerUploader:
         Raises what ``upload`` raises, and ``ValueError`` if a checkpoint is passed twice, or if a
         stream is passed twice in a sequence, or twice in succession in another iterable.
         """
-        return BatchUpload(self._calls, max_workers, check_existing, progress).run(layers)
+        options = BatchOptions(max_workers, check_existing, progress)
+        return BatchUpload(self._repository, self._planner, options).run(layers)
 
     def push_image(
         self,
@@ -244,15 +250,8 @@ class LayerUploader:
         no ``put_image``; ``TypeError`` and ``ValueError`` for bad arguments; and what opening
         ``image`` raises. The error's ``manifests`` are the digests that were put before it.
         """
-        push = ImagePush(
-            self._calls,
-            image,
-            tags=tags,
-            platforms=platforms,
-            max_workers=max_workers,
-            checkpoint_dir=checkpoint_dir,
-            progress=progress,
-        )
+        options = PushOptions(tags, platforms, max_workers, checkpoint_dir, progress)
+        push = ImagePush(self._repository, self._planner, image, options)
         with ClearOwnFrames():
             return push.run()
 
@@ -269,11 +268,13 @@ class LayerUploader:
         """
         if layer_size is not None:
             check_int("layer_size", layer_size, minimum=0)
-        self._calls.planner.check_layer(layer_size)
+        self._planner.check_layer(layer_size)
         if layer_digest is not None:
             check_digest("layer_digest", layer_digest)
         with ClearOwnFrames():
-            return _answer(self._calls.start_upload(layer_size, layer_digest))
+            return _answer(
+                partial(start_upload, self._repository, self._planner, layer_size, layer_digest)
+            )
 
     def upload_part(self, session: UploadSession, blob: Blob) -> None:
         """Send ``blob``, the layer's bytes from ``session.next_byte`` on.
@@ -307,9 +308,9 @@ class LayerUploader:
                 f"ECR has {size:,} of the layer's {session.layer_size:,} bytes: send the rest with "
                 "upload_part first"
             )
-        Planner(self._calls.planner.limits).check_layer(size)
+        Planner(self._planner.limits).check_layer(size)
         with ClearOwnFrames():
-            return self._complete_and_check(session, digest, size)
+            return self._complete(session, digest, size)
 
     def missing(self, digests: Iterable[str]) -> set[str]:
         """Return those ``digests`` that the repository does not have or has archived.
@@ -323,55 +324,55 @@ class LayerUploader:
             )
         wanted = dict.fromkeys(check_digest("digest", digest) for digest in digests)
         with ClearOwnFrames():
-            found = _answer(self._calls.availability(wanted))
+            found = _answer(partial(self._repository.availability, wanted))
         return {
-            digest
-            for digest in wanted
-            if digest not in found or found[digest].status not in AVAILABLE
+            digest for digest in wanted if digest not in found or not found[digest].is_available
         }
 
     def _send_part(self, session: UploadSession, part: Part, blob: Blob) -> None:
-        prepared = self._calls.client.prepare_part(
-            session.upload_id, part, slices(contiguous_view(blob))
-        )
-        answered = False
+        steps, answered = self._steps(session), False
+        call = self._repository.prepare_part(session.upload_id, part, slices(contiguous_view(blob)))
         try:
-            step = self._calls.send_part(session, prepared, replayable=True)
-            answered = True
+            action = steps.take(partial(steps.settle, call))
+            answered = not isinstance(steps.error, ServiceError)
         finally:
             if not answered:
-                self._calls.machine(session).mark_shared()  # ECR may still store the part
-        _raise_error_of(step, session)
+                steps.machine.mark_shared()  # ECR may still store the part
+        if action in (NextAction.CHECK_LOST, NextAction.FAIL) and steps.error is not None:
+            raise_error(steps.error, session)
 
-    def _complete_and_check(self, session: UploadSession, digest: str, size: int) -> UploadedLayer:
-        step = self._calls.complete_upload(session, digest, replayable=True)
-        existing = None
-        if step.action in (NextAction.CHECK_COMPLETED, NextAction.CHECK_LOST):
-            existing = self._calls.poll_existing_size(digest, size, step.accepted_statuses)
-        if existing is None:
-            _raise_error_of(step, session)
-        return UploadedLayer(digest, size, step.existed)
+    def _complete(self, session: UploadSession, digest: str, size: int) -> UploadedLayer:
+        steps = self._steps(session)
+        action = steps.take(partial(steps.complete, digest))
+        if action in (NextAction.CHECK_LOST, NextAction.CHECK_COMPLETED):
+            action = steps.take(partial(steps.check_availability, action, digest, size))
+        if action is not NextAction.FINISH and steps.error is not None:
+            raise_error(steps.error, session)  # the caller continues the upload, so never restarts
+        return UploadedLayer(digest, size, steps.existed)
+
+    def _steps(self, session: UploadSession) -> Steps:
+        return Steps(self._repository, Machine(session, self._planner.limits.min_part))
 
     def _check_session(self, session: UploadSession) -> None:
         if not isinstance(session, UploadSession):
             raise TypeError(f"session must be an UploadSession, not {short_repr(session)}")
         check_session(session)  # its fields may have been changed
-        if not self._calls.is_in_repository(session):
-            client = self._calls.client
+        target = self._repository.target
+        if not target.has(session):
             raise ValueError(
-                f"session must be for {_location(client.repository_name, client.registry_id)}, not "
+                f"session must be for {_location(target.repository_name, target.registry_id)}, not "
                 f"for {_location(session.repository_name, session.registry_id)}"
             )
 
     def _check_part(self, session: UploadSession, blob: Blob) -> Part:
         if not isinstance(blob, bytes | bytearray | memoryview):
             raise TypeError(f"blob must be bytes, bytearray or memoryview, not {short_repr(blob)}")
-        size, limits = memoryview(blob).nbytes, self._calls.planner.limits
+        size, limits = memoryview(blob).nbytes, self._planner.limits
         if not 1 <= size <= limits.max_part:
             raise ValueError(f"blob must be 1 to {limits.max_part:,} bytes long, not {size:,}")
         part = Part(session.next_byte, session.next_byte + size - 1)
         check_end(session, part)
-        machine = self._calls.machine(session)
+        machine = Machine(session, limits.min_part)
         if machine.ends_with_small_part:
             raise ValueError(
                 f"the part before byte {part.first_byte} is below the minimum of "
@@ -387,13 +388,8 @@ def _location(repository_name: str, registry_id: str | None) -> str:
     return f"repository {repository_name!r} in {registry}"
 
 
-def _answer(outcome: _T | Failed) -> _T:
-    if isinstance(outcome, Failed):
+def _answer(call: Callable[[], _T]) -> _T:
+    outcome = outcome_of(call)
+    if isinstance(outcome, CallFailed):
         raise outcome.error
     return outcome
-
-
-def _raise_error_of(step: Step, session: UploadSession) -> None:
-    """Raise the error of a step, if any. Uploads that are continued by the caller never restart."""
-    if step.error is not None:
-        raise_error(step.error, session)

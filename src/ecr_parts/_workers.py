@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import count
 
-from ecr_parts._failures import ClearOwnFrames
+from ecr_parts._frames import ClearOwnFrames
 from ecr_parts._threads import Abandoned, Task, Waiter
 
 _STOP_TIMEOUT = 1.5  # seconds: workers wake once a second
