@@ -30,7 +30,7 @@ from ecr_parts import (
     ServiceError,
     UploadSession,
 )
-from ecr_parts._checkpoint import Checkpoint, OptionalPath
+from ecr_parts._checkpoint import BestEffortPath, Checkpoint
 from ecr_parts.testing import Fault, LocalECR
 
 BLOB = random_bytes(45)  # six parts of 8 bytes, the last of 5
@@ -295,11 +295,11 @@ def test_flushes_file_and_directory_after_each_part(
 def test_optional_checkpoint_that_cannot_be_read_or_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     reports: list[CheckpointError] = []
-    checkpoint = Checkpoint(OptionalPath(str(tmp_path), reports.append) / "file" / "checkpoint")
+    checkpoint = Checkpoint(BestEffortPath(str(tmp_path), reports.append) / "file" / "checkpoint")
     assert checkpoint.load() is None
     checkpoint.save(UploadSession(repository_name="demo", upload_id="u-1", part_size=10))
     checkpoint.delete()
-    directory = Checkpoint(OptionalPath(str(tmp_path), reports.append))
+    directory = Checkpoint(BestEffortPath(str(tmp_path), reports.append))
     assert directory.load() is None
     problems = [re.search("cannot be [a-z]+|is not a regular", str(error)) for error in reports]
     assert [problem and problem[0] for problem in problems] == [

@@ -265,7 +265,7 @@ def test_starts_over_after_refused_complete_although_archived_layer_exists(
     document = json.loads(session.to_json())
     del document["lastPartSize"]
     ecr.calls.clear()
-    with pytest.raises(ServiceError, match="LayerAlreadyExistsException.* archived"):
+    with pytest.raises(ServiceError, match=r"LayerAlreadyExistsException.* archived"):
         uploader.upload(BLOB, session=UploadSession.from_json(json.dumps(document)))
     assert len(ecr.calls_of("CompleteLayerUpload")) == 2
 

@@ -76,7 +76,7 @@ def test_quickstart_on_terminal(colour: bool, tmp_path: Path) -> None:
     assert ("\x1b[32mthe layer arrived whole\x1b[0m" in output) == colour
     assert "killed while the part at byte 0 was in flight" in output
     assert " at byte 0\r\n" in output
-    assert "ECR refused the part and has the layer up to byte 999" in output
+    assert "ECR already has this part; continuing at byte 1000" in output
 
 
 def test_copied_tests_pass(tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def test_repeated_part_is_refused_with_last_byte(
 
     layer = service.sequential_uploader.upload(blob, progress=lose_second_answer)
     assert layer == UploadedLayer(digest_of(blob), len(blob), existed=False)
-    assert "bytes 5242880-10485759, attempt 2: ECR refused the part and has" in caplog.text
+    assert "bytes 5242880-10485759, attempt 2: ECR already has this part; continuing" in caplog.text
 
 
 def test_existing_layer_is_found(service: Service) -> None:

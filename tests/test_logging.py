@@ -47,9 +47,8 @@ def test_logs_each_part_at_debug_level(ecr: LocalECR, caplog: pytest.LogCaptureF
     caplog.set_level(logging.DEBUG, "ecr_parts")
     new_uploader(ecr).upload(PART * 3)
     assert messages(caplog, logging.DEBUG) == [
-        f"UploadLayerPart in repository 'demo', bytes {first}-{last}, attempt 1: "
-        f"ECR accepted the part and has the layer up to byte {last}: the whole part "
-        "is stored; continuing after the part"
+        f"UploadLayerPart in repository 'demo', bytes {first}-{last}: "
+        f"the whole part is stored; continuing at byte {last + 1}"
         for first, last in ((0, 7), (8, 15), (16, 23))
     ]
     assert messages(caplog, logging.INFO) == []
@@ -62,21 +61,21 @@ def test_logs_each_part_at_debug_level(ecr: LocalECR, caplog: pytest.LogCaptureF
             "answer_lost",
             [
                 "attempt 1: ConnectionClosedError: Connection was closed before ",
-                "attempt 2: ECR refused the part and has the layer up to byte 15: the whole ",
+                "attempt 2: ECR already has this part; continuing at byte 16",
             ],
         ),
         (
             "throttled",
             [
                 "attempt 1: ThrottlingException: Rate exceeded; trying again in ",
-                "attempt 2: ECR accepted the part and has the layer up to byte 15: the whole",
+                "attempt 2: the whole part is stored; continuing at byte 16",
             ],
         ),
         (
             "stored_in_part",
             [
                 "attempt 1: ConnectionClosedError: ",
-                "attempt 2: ECR refused the part and has the layer up to byte 11: a fragment",
+                "attempt 2: a fragment of the part is stored, and it is large enough ",
             ],
         ),
     ],

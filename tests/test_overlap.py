@@ -372,7 +372,7 @@ def test_gate_may_be_decided_by_several_threads_at_once(is_open: bool) -> None:
 
             def decide(gate: Gate = gate, start: threading.Barrier = start) -> None:
                 start.wait()
-                gate.free_link()
+                gate.request_left()
                 if is_open:
                     gate.open()
                 outcomes.append(gate.close())  # noqa: B023  (joined in the same round)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Generic, TypeVar
 
 import tenacity
 from botocore.exceptions import ClientError
 
 from ecr_parts._answers import Answer, PartAnswer, check_answer, parse_error
-from ecr_parts._api import METHODS, EcrClient, service_name
+from ecr_parts._api import EcrClient, service_name
 from ecr_parts._bandwidth import Bandwidth
 from ecr_parts._chunker import Part
 from ecr_parts._failures import CallFailed
@@ -38,7 +39,7 @@ class Target:
     repository_name: str
     registry_id: str | None = None
 
-    @property
+    @cached_property
     def location(self) -> dict[str, object]:
         """The parameters of each call that name the repository."""
         registry = {} if self.registry_id is None else {"registryId": self.registry_id}
@@ -86,6 +87,8 @@ class Call(Generic[_T]):
     waiter: Waiter
     """Its heartbeat is called before each attempt and each wait, and once a second during them."""
     operation: str
+    method: Callable[..., Answer]
+    """The client's method for it."""
     parameters: Mapping[str, object]
     """The parameters besides the repository's."""
     parse: Callable[[Answer], _T]
@@ -112,12 +115,12 @@ class Call(Generic[_T]):
         invalid argument, or was raised by someone else's code: a signal handler, the heartbeat or
         the retry policy.
         """
-        backoff = Backoff(self.options.retrying, self.waiter, self._method)
-        begun, losses = self._begun, 0
+        backoff = Backoff(self.options.retrying, self.waiter, self.method)
+        begun = self._begun
         while True:
             self.waiter.heartbeat()
             outcome = self._attempt(begun)
-            self.attempts = backoff.attempt + losses
+            self.attempts += 1
             if not isinstance(outcome, CallFailed):
                 self.parameters = {}  # a part is not needed any more
                 return outcome
@@ -125,7 +128,6 @@ class Call(Generic[_T]):
             begun = None
             if lost:  # perhaps because it was held back, so the policy must not count it
                 self.options.overlap.count_loss(outcome.description)
-                losses = 1
             elif not outcome.transient:
                 raise self._give_up(outcome)
             else:
@@ -173,7 +175,7 @@ class Call(Generic[_T]):
         """A task that makes the call, ahead of its turn if there is a ``gate``."""
         # An abandoned attempt may live on. So the task must not refer to ``self``, which refers to
         # the part and to the caller's objects.
-        method, expected, next_gate = self._method, self.expected, Gate()
+        method, expected, next_gate = self.method, self.expected, Gate()
         parse, parse_refusal = self.parse, self.parse_refusal
         check = partial(_check_sent_ahead, gate, self.options.overlap, str(self))
         parameters = {**self.target.location, **self.parameters}
@@ -198,14 +200,9 @@ class Call(Generic[_T]):
 
         attempt = Attempt(run, self.waiter.cancelled, gate, next_gate, self.options.bandwidth)
         if isinstance(blob, EncodedBlob):
-            parameters["layerPartBlob"] = own = blob.copy()
-            attempt.when_over(own.drop)
+            parameters["layerPartBlob"] = own = copy.copy(blob)
+            attempt.when_over(partial(setattr, own, "body", b""))
         return attempt
-
-    @property
-    def _method(self) -> Callable[..., Answer]:
-        method: Callable[..., Answer] = getattr(self.target.client, METHODS[self.operation])
-        return method
 
 
 def _check_sent_ahead(

@@ -21,7 +21,7 @@ _MAX_PREFIX_LENGTH = 40  # characters of the file's name that its temporary file
 
 
 @dataclass(frozen=True)
-class OptionalPath(os.PathLike[str]):
+class BestEffortPath(os.PathLike[str]):
     """The path of a checkpoint that the user did not ask for.
 
     If it cannot be read or written, ``report`` is called, in any thread, and the upload goes on. If
@@ -34,7 +34,7 @@ class OptionalPath(os.PathLike[str]):
     def __fspath__(self) -> str:
         return self.path
 
-    def __truediv__(self, name: str) -> OptionalPath:
+    def __truediv__(self, name: str) -> BestEffortPath:
         return replace(self, path=os.path.join(self.path, name))
 
 
@@ -42,7 +42,7 @@ def raise_or_report(
     path: str | os.PathLike[str], error: CheckpointError, cause: OSError | None
 ) -> None:
     """Raise ``error``, which is about the file at ``path``, or report it if that is optional."""
-    if not isinstance(path, OptionalPath):
+    if not isinstance(path, BestEffortPath):
         raise error from cause
     path.report(error)
 
@@ -57,7 +57,7 @@ class Checkpoint:
 
     Each ``save`` replaces the file atomically and flushes it to the disk, so that it survives a
     crash at any instant. Only its owner can read the file. If it cannot be read or written, a
-    ``CheckpointError`` names it, and it is left unchanged. ``OptionalPath`` is the exception.
+    ``CheckpointError`` names it, and it is left unchanged. ``BestEffortPath`` is the exception.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -97,7 +97,7 @@ class Checkpoint:
         try:
             return UploadSession.from_json(text)
         except ValueError as error:
-            if isinstance(self._given, OptionalPath):
+            if isinstance(self._given, BestEffortPath):
                 _log.info("%s", self._error("is ignored", error))
                 return None
             raise self._error(

@@ -13,7 +13,7 @@ import tenacity
 from botocore.client import BaseClient
 from botocore.exceptions import NoRegionError
 
-from ecr_parts._checkpoint import OptionalPath
+from ecr_parts._checkpoint import BestEffortPath
 from ecr_parts._models import UploadedLayer
 from ecr_parts._retry import CLIENT_CONFIG, default_retrying
 from ecr_parts._state_directory import checkpoint_directory
@@ -118,7 +118,7 @@ class Command(ABC):
             max_bandwidth=options.limit_rate,
         )
 
-    def _checkpoint_directory(self, client: BaseClient) -> OptionalPath | None:
+    def _checkpoint_directory(self, client: BaseClient) -> BestEffortPath | None:
         """The default directory for checkpoints of uploads to this repository."""
         options = self._options
         if options.no_checkpoint:
@@ -130,7 +130,7 @@ class Command(ABC):
             "repository": options.repository,
         }
         try:
-            return OptionalPath(str(checkpoint_directory(destination)), self._warn_of_checkpoint)
+            return BestEffortPath(str(checkpoint_directory(destination)), self._warn_of_checkpoint)
         except OSError as error:
             self._warn_of_checkpoint(error)
             return None

@@ -22,7 +22,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from ecr_parts._checkpoint import OptionalPath, raise_or_report
+from ecr_parts._checkpoint import BestEffortPath, raise_or_report
 from ecr_parts._digest import RunningDigest
 from ecr_parts._image_files import ImageFiles, image_error, read_file
 from ecr_parts._image_layout import (
@@ -230,7 +230,7 @@ def compress_layer(layer: StoredLayer, files: ExitStack, heartbeat: Callable[[],
 class CompressedLayers:
     """A file with the digests of compressed layers, so that a repeated push compresses nothing."""
 
-    def __init__(self, directory: Path | OptionalPath) -> None:
+    def __init__(self, directory: Path | BestEffortPath) -> None:
         self._directory = directory
         self._path = Path(directory, _TABLE)
 

@@ -60,23 +60,20 @@ class Gate:
         """Whether the request was withdrawn, or will be."""
         return not self._decision.get("is_open", True)
 
-    def free_link(self) -> None:
-        """To be called when the request before has left, or its call has ended."""
+    def request_left(self) -> None:
+        """To be called when the request before has left."""
         _release(self._link_busy)
 
     def open(self) -> None:
         """Let the request be completed, unless the gate was closed before."""
-        self._decide(is_open=True)
+        self._decision.setdefault("is_open", True)
+        _release(self._link_busy, self._undecided)
 
     def close(self) -> bool:
         """Withdraw the request, unless the gate was opened before: then return ``False``."""
-        return not self._decide(is_open=False)
-
-    def _decide(self, *, is_open: bool) -> bool:
-        decision = self._decision.setdefault("is_open", is_open)
-        _release(self._undecided)
-        self.free_link()
-        return decision
+        is_open = self._decision.setdefault("is_open", False)
+        _release(self._link_busy, self._undecided)
+        return not is_open
 
     def check(self) -> None:
         """Raise ``Abandoned`` if the gate was closed."""
@@ -86,13 +83,13 @@ class Gate:
     def wait_for_link(self) -> None:
         """Wait until the request before has left. Raises ``Abandoned`` if the gate was closed."""
         self._link_busy.acquire()
-        self.free_link()
+        _release(self._link_busy)
         self.check()
 
     def wait(self) -> None:
         """Wait until the gate is open. Raises ``Abandoned`` if it is not opened in time."""
         self.was_asked = True
-        if not self.is_decided:
+        if not self._decision:
             self.held_back = True
             if self._undecided.acquire(timeout=_MAX_HOLD):
                 _release(self._undecided)
@@ -101,9 +98,10 @@ class Gate:
         self.check()
 
 
-def _release(lock: threading.Lock) -> None:
-    with suppress(RuntimeError):  # it was released before
-        lock.release()
+def _release(*locks: threading.Lock) -> None:
+    for lock in locks:
+        with suppress(RuntimeError):  # it was released before
+            lock.release()
 
 
 class Overlap:

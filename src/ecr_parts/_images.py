@@ -17,7 +17,7 @@ from pathlib import Path
 from ecr_parts._api import check_image_client
 from ecr_parts._batch import BatchOptions, BatchUpload
 from ecr_parts._call import outcome_of
-from ecr_parts._checkpoint import Checkpoint, OptionalPath, checkpoint_name, raise_or_report
+from ecr_parts._checkpoint import BestEffortPath, Checkpoint, checkpoint_name, raise_or_report
 from ecr_parts._docker_archive import (
     CompressedLayers,
     DockerArchive,
@@ -89,8 +89,8 @@ class ImagePush:
         self._platforms = _check_names("platforms", options.platforms, PLATFORM)
         if self._platforms == ():
             raise ValueError("platforms must not be empty: pass None for all of them")
-        self._checkpoint_dir: Path | OptionalPath | None = None
-        if isinstance(checkpoint_dir, OptionalPath):
+        self._checkpoint_dir: Path | BestEffortPath | None = None
+        if isinstance(checkpoint_dir, BestEffortPath):
             self._checkpoint_dir = checkpoint_dir
         elif checkpoint_dir is not None:
             self._checkpoint_dir = Path(checkpoint_dir).absolute()
@@ -265,7 +265,7 @@ class ImagePush:
                 self._put.append(manifest.digest)
 
 
-def _make_directory(path: Path | OptionalPath) -> None:
+def _make_directory(path: Path | BestEffortPath) -> None:
     name = os.fspath(path)
     try:
         Path(name).mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -123,7 +123,7 @@ class _LayerUpload:
         if existing is not None:
             if stored is not None:
                 self._delete_checkpoint()
-            self._report_progress(existing.size)
+            self._confirm(existing.size)
             return existing
         return self._send_and_complete(self._start() if stored is None else self._resume(stored))
 
@@ -142,7 +142,7 @@ class _LayerUpload:
                 machine.mark_shared()  # ECR may have parts whose answers are not known yet
         size = session.next_byte if steps.existing_size is None else steps.existing_size
         self._delete_checkpoint()
-        self._report_progress(size)
+        self._confirm(size)
         return UploadedLayer(self._digest or "", size, steps.existed, tuple(self._parts))
 
     def _act(
@@ -203,7 +203,7 @@ class _LayerUpload:
         if self._checkpoint is not None:
             machine.mark_shared()  # another process may resume from the same checkpoint
         self._parts.clear()
-        self._confirm(self._session)
+        self._confirm(self._session.next_byte, self._session)
         return self._session
 
     def _resume(self, stored: UploadSession) -> UploadSession:
@@ -215,7 +215,7 @@ class _LayerUpload:
         )
         self._machine(stored).resume(assumed_part_size)
         _log.info("resuming upload %s at byte %d", stored.upload_id, stored.next_byte)
-        self._report_progress(stored.next_byte)
+        self._confirm(stored.next_byte)
         return stored
 
     def _machine(self, session: UploadSession) -> Machine:
@@ -269,7 +269,7 @@ class _LayerUpload:
         else:
             self._discard_parts_after(last_byte)
         self._source.release(session.next_byte)
-        self._confirm(session)
+        self._confirm(session.next_byte, session)
 
     def _discard_parts_after(self, last_byte: int) -> None:
         while self._parts and self._parts[-1].part.first_byte > last_byte:
@@ -299,13 +299,10 @@ class _LayerUpload:
 
     # The checkpoint, progress and errors
 
-    def _confirm(self, session: UploadSession) -> None:
-        """Save the checkpoint, then report progress."""
-        if self._checkpoint is not None:
+    def _confirm(self, confirmed: int, session: UploadSession | None = None) -> None:
+        """Report that ECR has ``confirmed`` bytes, once the checkpoint has the ``session``."""
+        if session is not None and self._checkpoint is not None:
             self._run_in_thread(partial(self._checkpoint.save, session))
-        self._report_progress(session.next_byte)
-
-    def _report_progress(self, confirmed: int) -> None:
         newly_confirmed, self._reported = confirmed - self._reported, confirmed
         if newly_confirmed and self._progress is not None:
             self._progress(newly_confirmed)

@@ -57,8 +57,8 @@ class Event(Enum):
 
     # the last byte that ECR has after a part was sent
     AT_LAST_BYTE = "the whole part is stored"
-    INSIDE = "a fragment of a part is stored, and it is large enough to be a part"
-    INSIDE_TOO_SMALL = "a fragment of a part is stored, and it is too small to be a part"
+    INSIDE = "a fragment of the part is stored, and it is large enough to be a part"
+    INSIDE_TOO_SMALL = "a fragment of the part is stored, and it is too small to be a part"
     BEFORE = "no byte of the part is stored"
     FURTHER_BACK = "ECR no longer has bytes that it had confirmed"
     PAST_LAST_BYTE = "ECR has more bytes than were sent"
@@ -79,14 +79,17 @@ class Event(Enum):
 
 
 class NextAction(Enum):
-    """What the upload does next. The values appear in log messages and errors."""
+    """What the upload does next. The values appear in messages.
+
+    A byte follows those of the actions that move the session: "continuing at byte 8".
+    """
 
     SEND = "sending the parts that ECR does not have"
-    CONTINUE = "continuing after the part"
-    CONTINUE_INSIDE = "continuing after the fragment"
+    CONTINUE = "continuing"
+    CONTINUE_INSIDE = "continuing after the fragment,"
     SEND_AGAIN = "sending the part again"
-    REWIND = "going back to the last byte that ECR has"
-    SKIP_FORWARD = "skipping the bytes that ECR has; the digest will verify them"
+    REWIND = "going back: continuing"
+    SKIP_FORWARD = "skipping the bytes that ECR has, which the digest will verify: continuing"
     COMPLETE = "completing the layer"
     CHECK_COMPLETED = "checking whether the layer was completed"
     CHECK_LOST = "this upload can no longer be completed"
@@ -201,7 +204,7 @@ class Machine:
 
         Moves the session there if the upload continues from there. ``sent_up_to`` is the last byte
         of the next part if a request with it was begun. Raises ``ValueError`` for a part that does
-        not start at ``next_byte`` or that ends past the layer.
+        not start at ``next_byte``.
         """
         session, received = self.session, self._received
         if part.first_byte != session.next_byte:
@@ -210,7 +213,6 @@ class Machine:
                 "used the session at the same time. Give each call its own copy: "
                 "UploadSession.from_json(session.to_json())"
             )
-        check_end(session, part)
         received.sent_up_to = max(received.sent_up_to, sent_up_to)
         event = position(
             part,
@@ -282,11 +284,3 @@ class Machine:
         """
         size = self._received.last_part_size
         return size is not None and size < self.min_part
-
-
-def check_end(session: UploadSession, part: Part) -> None:
-    """Raise ``ValueError`` if ``part`` ends past the layer."""
-    if session.layer_size is not None and part.last_byte >= session.layer_size:
-        raise ValueError(
-            f"{part} ends past the layer's {session.layer_size:,} bytes: pass fewer bytes"
-        )

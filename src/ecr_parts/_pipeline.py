@@ -78,11 +78,12 @@ class Pipeline:
         """Start to prepare the parts of ``plan``, instead of those of an earlier plan."""
         if self._preparing is not None:
             self._waiter.result(self._preparing)  # raises if it failed; the part is not needed
+            self._preparing = None
         self._withdraw()
         self._plan = plan
         self._upload_id = upload_id
         self.read_up_to = next_byte
-        self._prepare_next(None)
+        self.prepare_after(None)
 
     def next_part(self) -> PartCall | None:
         """The next part, which may have been begun ahead; ``None`` if the plan or source ended."""
@@ -94,20 +95,11 @@ class Pipeline:
             self._calls = [call]
         return call
 
-    def prepare_after(self, call: PartCall) -> None:
+    def prepare_after(self, call: PartCall | None) -> None:
         """Start to prepare the part after ``call``, which was begun, and to begin it ahead.
 
         It uses the memory of the part before ``call``, which must have been answered.
         """
-        self._prepare_next(call)
-
-    def digest(self) -> str:
-        """The digest of all parts that were prepared. Requires ``with_digest``."""
-        if self._hashing is not None:
-            self._waiter.result(self._hashing)
-        return self._digest.digest()
-
-    def _prepare_next(self, previous: PartCall | None) -> None:
         part = next(self._plan, None)
         if part is None:
             return
@@ -119,8 +111,14 @@ class Pipeline:
             if not blob or (len(blob) < part.size and self._source.error_at_end(self.read_up_to)):
                 return
             part, pieces = Part(part.first_byte, self.read_up_to - 1), slices(blob)
-        prepare = partial(self._prepare, part, pieces, previous, *next(self._lanes))
+        prepare = partial(self._prepare, part, pieces, call, *next(self._lanes))
         self._preparing = self._waiter.start("prepare", prepare)
+
+    def digest(self) -> str:
+        """The digest of all parts that were prepared. Requires ``with_digest``."""
+        if self._hashing is not None:
+            self._waiter.result(self._hashing)
+        return self._digest.digest()
 
     def _read(self, part: Part) -> Iterator[Blob]:
         """Read a part in slices; fewer bytes only at the source's end."""

@@ -11,7 +11,7 @@ from typing import IO
 
 from typing_extensions import override
 
-from ecr_parts._checkpoint import OptionalPath
+from ecr_parts._checkpoint import BestEffortPath
 from ecr_parts._command import (
     START_OVER,
     Command,
@@ -34,7 +34,7 @@ class PushCommand(Command):
 
     def __init__(self, options: argparse.Namespace, terminal: Terminal) -> None:
         super().__init__(options, terminal)
-        self._checkpoint_dir: str | OptionalPath | None = options.checkpoint_dir
+        self._checkpoint_dir: str | BestEffortPath | None = options.checkpoint_dir
 
     @override
     def run(self) -> None:

@@ -25,6 +25,7 @@ from ecr_parts._answers import (
     parse_received,
     parse_upload,
 )
+from ecr_parts._api import METHODS
 from ecr_parts._call import Call, CallOptions, PartCall, Target, outcome_of
 from ecr_parts._chunker import Part
 from ecr_parts._failures import CallFailed
@@ -96,6 +97,7 @@ class Repository:
             self.options,
             self.waiter,
             "UploadLayerPart",
+            getattr(self.target.client, METHODS["UploadLayerPart"]),
             {**parameters, "layerPartBlob": blob},
             partial(parse_received, part),
             parse_part_refusal,
@@ -197,6 +199,7 @@ class Repository:
             self.options,
             self.waiter,
             operation,
+            getattr(self.target.client, METHODS[operation]),
             parameters,
             parse,
             parse_refusal,

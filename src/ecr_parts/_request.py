@@ -16,11 +16,13 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, overload
 
 import botocore.client
 from botocore.awsrequest import AWSPreparedRequest, AWSRequest
-from typing_extensions import Self, override
+from typing_extensions import override
 
 from ecr_parts._bandwidth import TURN, Bandwidth
 from ecr_parts._gate import Gate
@@ -48,6 +50,7 @@ _RESERVED = 33 * 1024 * 1024  # bytes
 _END = b'"}'  # follows the blob, which is the last member
 
 
+@dataclass(eq=False, repr=False)
 class EncodedBlob(Sequence[int]):
     """An encoded part, in the place of the raw bytes in the parameters of a call.
 
@@ -56,21 +59,12 @@ class EncodedBlob(Sequence[int]):
     It is not a ``bytes``, because C code would ignore these methods and see an empty object.
     """
 
-    def __init__(self, envelope: bytes, body: bytes, sha256: str) -> None:
-        self.envelope = envelope
-        """The request's body with an empty blob."""
-        self.body = body
-        """The request's body."""
-        self.sha256 = sha256
-        """The SHA-256 of ``body`` in hex, for the signature."""
-
-    def copy(self) -> Self:
-        """A copy for one attempt, whose body is dropped with the attempt."""
-        return type(self)(self.envelope, self.body, self.sha256)
-
-    def drop(self) -> None:
-        """Drop the body, which is not needed any more."""
-        self.body = b""
+    envelope: bytes
+    """The request's body with an empty blob."""
+    body: bytes
+    """The request's body. It is emptied once the attempt has ended."""
+    sha256: str
+    """The SHA-256 of ``body`` in hex, for the signature."""
 
     def base64(self) -> memoryview:
         """The encoded bytes alone."""
@@ -158,13 +152,15 @@ class Attempt(Task[_T]):
         bandwidth: Bandwidth | None,
     ) -> None:
         super().__init__(function, cancelled)
-        self._bandwidth = bandwidth
+        self.bandwidth = bandwidth
         self._paused = 0.0
-        """Seconds that ``pause`` took and that are not part of the time for the attempt."""
+        """Seconds that ``reserve`` took and that are not part of the time for the attempt."""
         self.gate = gate
         """Holds back the end of the request; ``None`` if it is the call's turn."""
         self.next_gate = next_gate
         """The gate of the next part's call."""
+        self.piece_size = _PIECE_SIZE if bandwidth is None else TURN
+        """The bytes of a request that are sent at once."""
         self.when_over(next_gate.close)
         if gate is not None:
             self.when_over(gate.close)
@@ -181,14 +177,9 @@ class Attempt(Task[_T]):
         if self.gate is not None:
             self.gate.check()
 
-    @property
-    def piece_size(self) -> int:
-        """The bytes of a request that are sent at once."""
-        return _PIECE_SIZE if self._bandwidth is None else TURN
-
-    def pause(self, size: int) -> None:
+    def reserve(self, bandwidth: Bandwidth, size: int) -> None:
         """Wait until ``size`` bytes may be sent."""
-        left = 0.0 if self._bandwidth is None else self._bandwidth.reserve(size)
+        left = bandwidth.reserve(size)
         self._paused += left  # before it has passed, because the time may be over meanwhile
         while left > 0:
             self.check()
@@ -214,32 +205,27 @@ class _Body:
     def __init__(self, body: bytes, attempt: Attempt[Any]) -> None:
         self._body = body
         self._attempt = attempt
-        attempt.when_over(self._release)
+        attempt.when_over(partial(setattr, self, "_body", b""))
 
     def __iter__(self) -> Iterator[memoryview]:
-        body, gate = memoryview(self._body), self._attempt.gate
-        self._attempt.check()  # after taking the body, which ``_release`` may have emptied
-        end = 0
-        if gate is not None:
-            end = len(body) - min(_HELD_BACK, len(body) // 2)
-            yield from self._pieces(body[:end])
-            gate.wait()
-        yield from self._pieces(body[end:])
-        self._attempt.next_gate.free_link()
-
-    def _pieces(self, body: memoryview) -> Iterator[memoryview]:
-        size = self._attempt.piece_size
-        for offset in range(0, len(body), size):
-            piece = body[offset : offset + size]
-            self._attempt.pause(len(piece))
-            self._attempt.check()
-            yield piece
+        body, attempt = memoryview(self._body), self._attempt
+        attempt.check()  # after taking the body, which may have been dropped
+        start, gate = 0, attempt.gate
+        held_back = 0 if gate is None else min(_HELD_BACK, len(body) // 2)
+        for stop in (len(body) - held_back, len(body)):
+            if stop == len(body) and gate is not None:
+                gate.wait()
+            while start < stop:
+                piece = body[start : min(start + attempt.piece_size, stop)]
+                if attempt.bandwidth is not None:
+                    attempt.reserve(attempt.bandwidth, len(piece))
+                attempt.check()
+                yield piece
+                start += len(piece)
+        attempt.next_gate.request_left()
 
     def seek(self, _offset: int, _whence: int = 0) -> None:
         """Called by botocore before it sends again. Each iteration starts at 0 anyway."""
-
-    def _release(self) -> None:
-        self._body = b""
 
 
 def make_calls_stoppable(client: object) -> None:
@@ -302,11 +288,7 @@ def _insert_body(
     task = current_task()
     if task is not None:
         task.check()
-
-        def release() -> None:
-            blob.body = params["body"] = b""
-
-        task.when_over(release)
+        task.when_over(partial(params.__setitem__, "body", b""))
 
 
 def _add_hash(request: AWSRequest, signature_version: object, **_event: object) -> None:

@@ -69,9 +69,6 @@ class _SeekableFile(Source):
     def read(self, first_byte: int, size: int) -> Blob:
         size = min(size, self.size - first_byte)
         self._file.seek(self._start + first_byte)
-        return self._read_all(size)
-
-    def _read_all(self, size: int) -> Blob:
         return read_all(self._read_chunk, size)
 
     def _read_chunk(self, max_size: int) -> Blob:
@@ -105,7 +102,9 @@ class _RegularFile(_SeekableFile):
         super().__init__(file, self._stat.st_size if size is None else size)
 
     @override
-    def _read_all(self, size: int) -> Blob:
+    def read(self, first_byte: int, size: int) -> Blob:
+        size = min(size, self.size - first_byte)
+        self._file.seek(self._start + first_byte)
         # The same two buffers for the whole file: new ones would fragment the heap.
         self._buffers.reverse()
         if len(self._buffers[0]) < size:
@@ -194,7 +193,7 @@ class _Stream(Source):
         if not self._surplus.nbytes:
             chunk = b"" if self._ended else self._pull(max_size)
             if len(chunk) <= max_size:
-                return to_bytes(chunk, max_size)
+                return chunk.tobytes() if isinstance(chunk, memoryview) else chunk
             self._surplus = memoryview(chunk)
         taken = self._surplus[:max_size].tobytes()
         self._surplus = self._surplus[max_size:]

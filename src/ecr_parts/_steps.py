@@ -6,10 +6,9 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
-from ecr_parts._answers import PartAnswer
 from ecr_parts._call import PartCall, outcome_of
 from ecr_parts._failures import CallFailed
-from ecr_parts._machine import Event, Machine, NextAction
+from ecr_parts._machine import MOVES, Event, Machine, NextAction
 from ecr_parts._models import SentPart
 from ecr_parts._plan import Planner
 from ecr_parts._repository import Repository
@@ -90,7 +89,13 @@ class Steps:
             sent_up_to=call.sent_up_to if answer.refused else -1,
             replayable=self._replayable(),
         )
-        message = f"{call}, attempt {call.attempts}: {_describe(answer)}: {event.value}"
+        repeated = f", attempt {call.attempts}" if call.attempts > 1 else ""
+        message = f"{call}{repeated}: {event.value}"
+        if event is not Event.AT_LAST_BYTE:
+            has = f"the layer up to byte {answer.last_byte}" if answer.last_byte >= 0 else "nothing"
+            message += f" (ECR has {has})"
+        elif answer.refused:
+            message = f"{call}{repeated}: ECR already has this part"
         if action is NextAction.CHECK_LOST:
             self.error = UploadLostError(
                 f"{message}; {action.value}. Upload the layer again from the beginning",
@@ -105,7 +110,9 @@ class Steps:
             )
         else:
             usual = event is Event.AT_LAST_BYTE and call.attempts == 1 and not answer.refused
-            _log.log(logging.DEBUG if usual else logging.INFO, "%s; %s", message, action.value)
+            at = f" at byte {self.machine.session.next_byte}" if action in MOVES else ""
+            level = logging.DEBUG if usual else logging.INFO
+            _log.log(level, "%s; %s%s", message, action.value, at)
         return action
 
     def complete(self, digest: str) -> NextAction:
@@ -145,12 +152,6 @@ def raise_error(
     error.session = session
     error.parts = tuple(parts)
     raise error
-
-
-def _describe(answer: PartAnswer) -> str:
-    last_byte, refused = answer
-    has = "has none of the layer" if last_byte < 0 else f"has the layer up to byte {last_byte}"
-    return f"ECR {'refused' if refused else 'accepted'} the part and {has}"
 
 
 def _event_of(failed: CallFailed) -> Event:

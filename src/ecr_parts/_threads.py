@@ -96,14 +96,9 @@ class Task(Generic[_T]):
         """Whether a thread runs the function, or will; ``False`` in a forked child."""
         return self.ended.locked() and self._process == os.getpid()
 
-    @property
-    def stopped(self) -> bool:
-        """Whether the task must send nothing more: it was abandoned or cancelled."""
-        return self.abandoned or self._cancelled()
-
     def check(self) -> None:
         """Raise ``Abandoned`` if the task must send nothing more."""
-        if self.stopped:
+        if self.abandoned or self._cancelled():
             raise Abandoned
 
     def overtime(self) -> float:
@@ -200,17 +195,11 @@ class _Thread:
             # If ``_busy`` cannot be acquired, the thread was given another task in the meantime.
             if abandoned or (self._closing and self._busy.acquire(blocking=False)):
                 return
-            if not self._wait():
-                return
-
-    def _wait(self) -> bool:
-        """Wait for a task; ``False`` if there was none and the thread should end."""
-        while not self._given.acquire(timeout=_IDLE_TIMEOUT):
-            # If ``_busy`` cannot be acquired, the thread is being given a task right now, or a
-            # signal handler interrupted that. Then it ends once it is closed.
-            if self._busy.acquire(blocking=False) or self._closing:  # pragma: no branch  (a race)
-                return False
-        return True
+            while not self._given.acquire(timeout=_IDLE_TIMEOUT):
+                # If ``_busy`` cannot be acquired, the thread is being given a task right now, or a
+                # signal handler interrupted that. Then it ends once it is closed.
+                if self._busy.acquire(blocking=False) or self._closing:  # pragma: no branch  (race)
+                    return
 
 
 def _leave_to_waiter(task: Task[Any]) -> None:

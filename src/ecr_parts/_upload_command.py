@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from typing_extensions import override
 
-from ecr_parts._checkpoint import Checkpoint, OptionalPath, checkpoint_name
+from ecr_parts._checkpoint import BestEffortPath, Checkpoint, checkpoint_name
 from ecr_parts._command import (
     START_OVER,
     Command,
@@ -102,7 +102,7 @@ class UploadCommand(Command):
             files.callback(os.close, descriptor)
         return Pipe(descriptor, self._options.size)
 
-    def _with_checkpoints(self, directory: OptionalPath) -> list[Layer]:
+    def _with_checkpoints(self, directory: BestEffortPath) -> list[Layer]:
         """The layers, each with a checkpoint that is named by its digest."""
         terminal, digests = self._terminal, set[str]()
         layers: list[Layer] = []

@@ -23,7 +23,7 @@ from ecr_parts._gate import Overlap
 from ecr_parts._images import ImagePush, PushOptions
 from ecr_parts._layer_upload import UploadOptions, upload_layer
 from ecr_parts._limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
-from ecr_parts._machine import Machine, NextAction, check_end
+from ecr_parts._machine import Machine, NextAction
 from ecr_parts._models import Blob, Layer, LayerSource, PushedImage, UploadedLayer
 from ecr_parts._plan import Planner
 from ecr_parts._repository import Repository
@@ -371,7 +371,10 @@ class LayerUploader:
         if not 1 <= size <= limits.max_part:
             raise ValueError(f"blob must be 1 to {limits.max_part:,} bytes long, not {size:,}")
         part = Part(session.next_byte, session.next_byte + size - 1)
-        check_end(session, part)
+        if session.layer_size is not None and part.last_byte >= session.layer_size:
+            raise ValueError(
+                f"{part} ends past the layer's {session.layer_size:,} bytes: pass fewer bytes"
+            )
         machine = Machine(session, limits.min_part)
         if machine.ends_with_small_part:
             raise ValueError(

@@ -41,7 +41,7 @@ def test_prints_digest_to_stdout_and_messages_to_stderr(ecr: LocalECR, path: Pat
     assert ecr.layer("demo", DIGEST) == BLOB
     lost, refused, summary = stderr.splitlines()
     assert "bytes 5242880-10485759, attempt 1: ConnectionClosedError" in lost
-    assert "attempt 2: ECR refused the part and has the layer up to byte 10485759" in refused
+    assert "attempt 2: ECR already has this part; continuing at byte 10485760" in refused
     assert summary == "layer uploaded to demo: 12,582,912 bytes, 3 parts sent"
 
     status, stdout, stderr = run(ecr, path, "demo")
