@@ -107,7 +107,7 @@ def _is_idle(thread: threading.Thread) -> bool:
     """
     frame = sys._current_frames().get(thread.ident or 0)
     return frame is not None and (
-        frame.f_globals["__name__"] == "ecr_parts._threads" and frame.f_code.co_name == "_run"
+        frame.f_globals["__name__"] == "ecr_parts._base.threads" and frame.f_code.co_name == "_run"
     )
 
 

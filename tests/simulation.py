@@ -41,7 +41,7 @@ from ecr_parts import (
     UploadedLayer,
     UploadSession,
 )
-from ecr_parts._answers import Answer
+from ecr_parts._wire.answers import Answer
 from ecr_parts.testing import Fault, LocalECR, Registry, Unknowns
 from ecr_parts.testing._faults import Faults, answer
 

@@ -9,13 +9,20 @@ from typing import TYPE_CHECKING
 from ecr_parts._version import __version__ as __version__
 
 if TYPE_CHECKING:  # at run time, each name is imported when it is first used
-    from ecr_parts._api import EcrClient, ImageClient
-    from ecr_parts._chunker import Chunker, Part
-    from ecr_parts._limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
-    from ecr_parts._models import Blob, Layer, LayerSource, PushedImage, SentPart, UploadedLayer
-    from ecr_parts._retry import CLIENT_CONFIG, default_retrying
-    from ecr_parts._session import UploadSession
+    from ecr_parts._model.layers import (
+        Blob,
+        Layer,
+        LayerSource,
+        PushedImage,
+        SentPart,
+        UploadedLayer,
+    )
+    from ecr_parts._model.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
+    from ecr_parts._model.parts import Chunker, Part
+    from ecr_parts._model.session import UploadSession
     from ecr_parts._uploader import LayerUploader
+    from ecr_parts._wire.api import EcrClient, ImageClient
+    from ecr_parts._wire.retry import CLIENT_CONFIG, default_retrying
     from ecr_parts.errors import (
         CheckpointError,
         DigestMismatchError,
@@ -62,12 +69,12 @@ __all__ = [
 logging.getLogger("ecr_parts").addHandler(logging.NullHandler())  # as the logging HOWTO asks for
 
 _MODULES = {
-    "_api": ("EcrClient", "ImageClient"),
-    "_chunker": ("Chunker", "Part"),
-    "_limits": ("ECR_LIMITS", "ECR_PUBLIC_LIMITS", "Limits"),
-    "_models": ("Blob", "Layer", "LayerSource", "PushedImage", "SentPart", "UploadedLayer"),
-    "_retry": ("CLIENT_CONFIG", "default_retrying"),
-    "_session": ("UploadSession",),
+    "_wire.api": ("EcrClient", "ImageClient"),
+    "_model.parts": ("Chunker", "Part"),
+    "_model.limits": ("ECR_LIMITS", "ECR_PUBLIC_LIMITS", "Limits"),
+    "_model.layers": ("Blob", "Layer", "LayerSource", "PushedImage", "SentPart", "UploadedLayer"),
+    "_wire.retry": ("CLIENT_CONFIG", "default_retrying"),
+    "_model.session": ("UploadSession",),
     "_uploader": ("LayerUploader",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -8,7 +8,9 @@ import sys
 def main() -> None:
     """Run the command, and exit with its status."""
     try:
-        from ecr_parts._cli import main as run  # here, because Ctrl-C may interrupt the import
+        from ecr_parts._command.cli import (
+            main as run,  # here, because Ctrl-C may interrupt the import
+        )
 
         sys.exit(run())
     except KeyboardInterrupt:

@@ -10,27 +10,8 @@ from typing import TypeVar
 import tenacity
 from botocore.client import BaseClient
 
-from ecr_parts import _request
-from ecr_parts._api import EcrClient, check_client, service_name
-from ecr_parts._bandwidth import Bandwidth
-from ecr_parts._batch import BatchOptions, BatchUpload
-from ecr_parts._call import CallOptions, Target, outcome_of
-from ecr_parts._chunker import Part
-from ecr_parts._chunks import contiguous_view, slices
-from ecr_parts._failures import CallFailed
-from ecr_parts._frames import ClearOwnFrames
-from ecr_parts._gate import Overlap
-from ecr_parts._images import ImagePush, PushOptions
-from ecr_parts._layer_upload import UploadOptions, upload_layer
-from ecr_parts._limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
-from ecr_parts._machine import Machine, NextAction
-from ecr_parts._models import Blob, Layer, LayerSource, PushedImage, UploadedLayer
-from ecr_parts._plan import Planner
-from ecr_parts._repository import Repository
-from ecr_parts._retry import default_retrying
-from ecr_parts._session import UploadSession, check_session
-from ecr_parts._steps import Steps, raise_error, start_upload
-from ecr_parts._validation import (
+from ecr_parts._base.frames import ClearOwnFrames
+from ecr_parts._base.validation import (
     check_callback,
     check_digest,
     check_int,
@@ -39,6 +20,25 @@ from ecr_parts._validation import (
     mask_passwords,
     short_repr,
 )
+from ecr_parts._images.push import ImagePush, PushOptions
+from ecr_parts._model.layers import Blob, Layer, LayerSource, PushedImage, UploadedLayer
+from ecr_parts._model.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
+from ecr_parts._model.machine import Machine, NextAction
+from ecr_parts._model.parts import Part
+from ecr_parts._model.session import UploadSession, check_session
+from ecr_parts._sources.chunks import contiguous_view, slices
+from ecr_parts._upload.batch import BatchOptions, BatchUpload
+from ecr_parts._upload.layer import UploadOptions, upload_layer
+from ecr_parts._upload.plan import Planner
+from ecr_parts._upload.steps import Steps, raise_error, start_upload
+from ecr_parts._wire.api import EcrClient, check_client, service_name
+from ecr_parts._wire.bandwidth import Bandwidth
+from ecr_parts._wire.call import CallOptions, Target, outcome_of
+from ecr_parts._wire.failures import CallFailed
+from ecr_parts._wire.gate import Overlap
+from ecr_parts._wire.repository import Repository
+from ecr_parts._wire.request import accept_encoded_blobs, make_calls_stoppable
+from ecr_parts._wire.retry import default_retrying
 from ecr_parts.errors import ServiceError
 
 _T = TypeVar("_T")
@@ -114,8 +114,8 @@ class LayerUploader:
                     f"max_bandwidth requires a botocore client, not {short_repr(client)}"
                 )
         check_positive("attempt_timeout", attempt_timeout, "seconds")
-        _request.make_calls_stoppable(client)
-        encodes = _request.accept_encoded_blobs(client)
+        make_calls_stoppable(client)
+        encodes = accept_encoded_blobs(client)
         self._repository = Repository(
             Target(client, repository_name, registry_id),
             CallOptions(

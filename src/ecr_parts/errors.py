@@ -4,11 +4,11 @@ Bad arguments raise plain ``TypeError`` and ``ValueError``. Exceptions raised by
 ``progress``, for example ``FileNotFoundError``, are passed on unchanged.
 """
 
-# No ``from __future__ import annotations`` here; ``_models`` has the reason.
+# No ``from __future__ import annotations`` here; ``_model/layers.py`` has the reason.
 
-from ecr_parts._models import Layer, SentPart
-from ecr_parts._session import UploadSession
-from ecr_parts._validation import to_printable
+from ecr_parts._base.validation import to_printable
+from ecr_parts._model.layers import Layer, SentPart
+from ecr_parts._model.session import UploadSession
 
 _MAX_MESSAGE_LENGTH = 4_000  # characters
 

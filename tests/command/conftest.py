@@ -13,7 +13,7 @@ import pytest
 from command_line import BLOB, MIB, Result, RunInProcess
 from image_makers import two_platforms
 
-from ecr_parts._cli import main
+from ecr_parts._command.cli import main
 from ecr_parts.testing import LocalECR
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # that the command handles

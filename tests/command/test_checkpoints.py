@@ -171,7 +171,7 @@ def test_checkpoint_that_was_asked_for_must_be_saved(
 def test_file_that_shrinks_while_it_is_hashed(
     ecr: LocalECR, path: Path, run_in_process: RunInProcess, mocker: MockerFixture
 ) -> None:
-    mocker.patch("ecr_parts._upload_command.hash_source", return_value=(DIGEST, 5))
+    mocker.patch("ecr_parts._command.upload.hash_source", return_value=(DIGEST, 5))
     status, _, stderr = run_in_process(ecr, path, "demo")
     assert (status, ecr.calls) == (1, [])
     assert "ended after 5 of" in stderr

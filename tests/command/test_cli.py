@@ -23,7 +23,7 @@ from pytest_mock import MockerFixture
 import ecr_parts
 import ecr_parts.__main__
 from ecr_parts import LayerUploader
-from ecr_parts._terminal import Terminal
+from ecr_parts._command.terminal import Terminal
 from ecr_parts.testing import LocalECR
 
 
@@ -288,7 +288,7 @@ def test_ctrl_c_remains_ignored_if_it_was_ignored_before(ecr: LocalECR, path: Pa
 def test_further_signals_are_ignored_while_advice_is_printed(
     ecr: LocalECR, path: Path, run_in_process: RunInProcess, mocker: MockerFixture
 ) -> None:
-    mocker.patch("ecr_parts._upload_command.hash_source", side_effect=KeyboardInterrupt)
+    mocker.patch("ecr_parts._command.upload.hash_source", side_effect=KeyboardInterrupt)
     assert run_in_process(ecr, path, "demo")[0] == 130
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     assert handlers == [signal.SIG_IGN] * 3
@@ -311,7 +311,7 @@ def test_prints_version() -> None:
 
 
 def test_ctrl_c_during_import_leaves_no_traceback(mocker: MockerFixture) -> None:
-    mocker.patch("ecr_parts._cli.main", side_effect=KeyboardInterrupt)
+    mocker.patch("ecr_parts._command.cli.main", side_effect=KeyboardInterrupt)
     with pytest.raises(SystemExit) as raised:
         ecr_parts.__main__.main()
     assert raised.value.code == 130

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ecr_parts._options import parse_options
+from ecr_parts._command.options import parse_options
 
 URI = "012345678910.dkr.ecr.eu-west-1.amazonaws.com/team/app"
 DIGEST = f"sha256:{'0' * 64}"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecr_parts._progress import Progress
+from ecr_parts._command.progress import Progress
 
 MIB = 1024 * 1024
 

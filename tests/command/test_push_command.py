@@ -128,16 +128,16 @@ def test_killed_push_from_standard_input_leaves_no_file_on_linux(
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     blocks = [archive, b""]
-    mocker.patch("ecr_parts._pipe.os.read", side_effect=lambda *_: blocks.pop(0))
+    mocker.patch("ecr_parts._command.pipe.os.read", side_effect=lambda *_: blocks.pop(0))
     if not has_proc:
-        mocker.patch("ecr_parts._push_command.os.path.exists", return_value=False)
+        mocker.patch("ecr_parts._command.push.os.path.exists", return_value=False)
     seen: list[list[Path]] = []
 
     def interrupt(*_: object) -> None:
         seen.append(list(temporary.iterdir()))
         raise KeyboardInterrupt
 
-    mocker.patch("ecr_parts._push_command.read_image", interrupt)
+    mocker.patch("ecr_parts._command.push.read_image", interrupt)
     assert run_in_process(ecr, "-", "demo", subcommand="push")[0] == 130
     assert [len(files) for files in seen] == [0 if has_proc else 1]
     assert list(temporary.iterdir()) == []
@@ -174,7 +174,9 @@ def test_reports_that_standard_input_is_no_image(stdin: bytes, message: str, ecr
 def test_reports_that_standard_input_cannot_be_saved(
     ecr: LocalECR, run_in_process: RunInProcess, mocker: MockerFixture
 ) -> None:
-    mocker.patch("ecr_parts._pipe.os.read", side_effect=OSError(28, "No space left on device"))
+    mocker.patch(
+        "ecr_parts._command.pipe.os.read", side_effect=OSError(28, "No space left on device")
+    )
     status, _, stderr = run_in_process(ecr, "-", "demo", subcommand="push")
     assert status == 1
     assert stderr.startswith("error: copying standard input to ")

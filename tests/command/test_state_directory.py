@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pytest_mock import MockerFixture
 
-from ecr_parts._state_directory import checkpoint_directory
+from ecr_parts._command.state_directory import checkpoint_directory
 
 WEEK = 7 * 24 * 3600
 

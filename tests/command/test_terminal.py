@@ -12,15 +12,15 @@ from command_line import BLOB, DIGEST, MIB, RunInProcess, run, start
 from helpers import run_on_terminal
 from pytest_mock import MockerFixture
 
-from ecr_parts._progress import Progress
-from ecr_parts._terminal import Terminal
+from ecr_parts._command.progress import Progress
+from ecr_parts._command.terminal import Terminal
 from ecr_parts.testing import LocalECR
 
 
 def test_prints_progress_as_lines(
     ecr: LocalECR, path: Path, run_in_process: RunInProcess, mocker: MockerFixture
 ) -> None:
-    mocker.patch("ecr_parts._terminal._LINE_INTERVAL", 0)  # seconds
+    mocker.patch("ecr_parts._command.terminal._LINE_INTERVAL", 0)  # seconds
     _, _, stderr = run_in_process(ecr, path, "demo")
     lines = stderr.splitlines()
     assert len(lines) > 3
@@ -83,7 +83,7 @@ def test_prints_json(ecr: LocalECR, path: Path, image: Path, run_in_process: Run
 def test_narrow_bar_leaves_out_what_does_not_fit(
     columns: int, line: str, mocker: MockerFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    now = mocker.patch("ecr_parts._terminal.time.monotonic", return_value=0.0)
+    now = mocker.patch("ecr_parts._command.terminal.time.monotonic", return_value=0.0)
     mocker.patch("os.get_terminal_size", return_value=os.terminal_size((columns, 24)))
     terminal = Terminal("bar")
     terminal.upload.size = 100 * MIB

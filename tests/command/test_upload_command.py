@@ -15,8 +15,9 @@ from command_line import DIGEST, MIB, RunInProcess, command, run, state_files
 from helpers import digest_of, random_bytes
 from pytest_mock import MockerFixture
 
-from ecr_parts import LayerUploader, _failures
-from ecr_parts._bandwidth import Bandwidth
+from ecr_parts import LayerUploader
+from ecr_parts._wire.bandwidth import Bandwidth
+from ecr_parts._wire.failures import REMEDIES
 from ecr_parts.testing import EcrError, Fault, LocalECR
 
 BLOBS = [random_bytes(6 * MIB, seed=1), random_bytes(5 * MIB, seed=2), random_bytes(MIB, seed=3)]
@@ -135,7 +136,7 @@ def test_retries_for_as_long_as_asked(
     retry_for: str, attempts: int, ecr: LocalECR, paths: list[Path], run_in_process: RunInProcess,
     mocker: MockerFixture,
 ) -> None:  # fmt: skip
-    mocker.patch("ecr_parts._threads.Waiter.sleep")
+    mocker.patch("ecr_parts._base.threads.Waiter.sleep")
     ecr.fail("UploadLayerPart", "throttled", times=11)
     status, _, _ = run_in_process(ecr, paths[2], "demo", "--retry-for", retry_for)
     assert (status == 0) == (attempts == 12)
@@ -295,7 +296,7 @@ def test_messages_name_no_python_argument() -> None:
     functions = (LayerUploader.__init__, LayerUploader.upload, LayerUploader.push_image)
     names = {name for function in functions for name in inspect.signature(function).parameters}
     python_only = {name for name in names if "_" in name} | {"client's", "verify"}
-    advice = " ".join(_failures._REMEDIES.values())
+    advice = " ".join(REMEDIES.values())
     assert not {word for word in re.findall(r"[\w']+", advice) if word in python_only}
 
 

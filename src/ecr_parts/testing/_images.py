@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from ecr_parts._limits import MAX_MANIFEST
+from ecr_parts._model.limits import MAX_MANIFEST
 from ecr_parts.testing._content import Content, Image, Repository
 from ecr_parts.testing._parameters import (
     DIGEST,

@@ -14,8 +14,8 @@ from botocore.config import Config
 from botocore.loaders import Loader, create_loader
 from typing_extensions import Self
 
-from ecr_parts._limits import Limits
-from ecr_parts._retry import CLIENT_CONFIG
+from ecr_parts._model.limits import Limits
+from ecr_parts._wire.retry import CLIENT_CONFIG
 from ecr_parts.testing._faults import Effect, Fault, Response
 from ecr_parts.testing._http import Server
 from ecr_parts.testing._parameters import EcrError

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from ecr_parts._limits import MAX_RESULTS, Limits
+from ecr_parts._model.limits import MAX_RESULTS, Limits
 
 REGISTRY_ID = "012345678910"
 """The account that owns the registry, as in the examples of the AWS documentation."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import parse_qs, quote, unquote
 
-from ecr_parts._validation import is_digest
+from ecr_parts._base.validation import is_digest
 from ecr_parts.testing._content import Repository
 from ecr_parts.testing._parameters import REGISTRY_ID, REPOSITORY_NAME
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from ecr_parts._limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
+from ecr_parts._model.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
 from ecr_parts.testing._content import Content, Repository
 from ecr_parts.testing._images import (
     delete_images,

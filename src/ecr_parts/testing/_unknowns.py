@@ -1,11 +1,11 @@
 """The switches for what is not known about ECR."""
 
-# No ``from __future__ import annotations`` here; ``ecr_parts._models`` has the reason.
+# No ``from __future__ import annotations`` here; ``ecr_parts._model.layers`` has the reason.
 
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin
 
-from ecr_parts._validation import check_int, check_positive
+from ecr_parts._base.validation import check_int, check_positive
 
 
 @dataclass(frozen=True)

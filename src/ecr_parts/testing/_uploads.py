@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 
-from ecr_parts._validation import is_digest
+from ecr_parts._base.validation import is_digest
 from ecr_parts.testing._content import Content, Layer, Upload
 from ecr_parts.testing._parameters import DIGEST, EcrError, Request, invalid
 

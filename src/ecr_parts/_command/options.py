@@ -1,0 +1,348 @@
+"""The options of the command, checked."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from ecr_parts._base.validation import is_digest, is_name, short_repr
+from ecr_parts._images.layout import TAG
+from ecr_parts._images.push import PLATFORM
+from ecr_parts._model.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS
+from ecr_parts._version import __version__
+from ecr_parts._wire.bandwidth import min_bandwidth
+from ecr_parts.testing.__main__ import DESCRIPTION, add_options
+
+_EXIT_STATUS = (
+    "Exit status: 0 if ECR has everything, 1 after an error, 2 for an invalid command line, 130\n"
+    "after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."
+)
+_PUSH_EPILOG = f"""\
+examples:
+  ecr-parts push image.tar team/app:v1
+  docker save app:v1 | ecr-parts push - team/app:v1
+
+{_EXIT_STATUS}"""
+_UPLOAD_EPILOG = f"""\
+examples:
+  ecr-parts upload base.tar.gz app.tar.gz team/app
+  curl --fail URL | ecr-parts upload - team/app --digest sha256:...
+
+If the producer of a pipe fails, its output looks like a shorter layer, which is uploaded without an
+error. Pass --digest or --size: then a truncated layer is not completed. If you know neither, run
+'set -o pipefail' first, so that the shell reports that the producer failed.
+
+{_EXIT_STATUS}"""
+_SIZE_UNITS = {
+    "": 1, "B": 1, "kB": 10**3, "KiB": 2**10, "MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30,
+}  # fmt: skip
+_TIME_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
+# The name that docker uses. Reference: "Amazon ECR private registries" in the user guide.
+_REPOSITORY_URI = re.compile(
+    r"(?P<registry>[0-9]{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(\.cn)?/(?P<name>.*)"
+)
+
+
+def parse_options() -> argparse.Namespace:
+    """The options of the command line. Exits with 2 if it is not valid."""
+    parser = argparse.ArgumentParser(
+        prog="ecr-parts", description="Upload images and layers to Amazon ECR in parts, resumably."
+    )
+    parser.add_argument("--version", action="version", version=f"ecr-parts {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    push = commands.add_parser(
+        "push",
+        help="push an image",
+        usage="ecr-parts push [OPTION]... IMAGE REPOSITORY[:TAG]",
+        description="Push an image from an OCI image layout, an archive of one, or a docker "
+        "archive (docker save, podman save). Prints its digest to standard output, and everything "
+        "else to standard error.",
+        epilog=_PUSH_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    push.add_argument(
+        "image",
+        metavar="IMAGE",
+        help="the image's directory or archive, or - for an archive from standard input, which is "
+        "saved to a temporary file first",
+    )
+    push.add_argument(
+        "repository", metavar="REPOSITORY[:TAG]", help="the repository's name or URI, and a tag"
+    )
+    push.add_argument(
+        "--tag",
+        type=_tag,
+        action="append",
+        metavar="TAG",
+        dest="tags",
+        help="a tag; may be repeated (default: the tags that the image has in its archive)",
+    )
+    push.add_argument(
+        "--platform",
+        type=_platform,
+        action="append",
+        metavar="OS/ARCH",
+        dest="platforms",
+        help="push only the image for this platform, such as linux/arm64; may be repeated",
+    )
+    _add_common_options(push, "blobs")
+    push.add_argument(
+        "--checkpoint-dir",
+        metavar="DIR",
+        help="save progress in this directory (default: ~/.local/state/ecr-parts, for a week); run "
+        "the same command again to resume",
+    )
+    upload = commands.add_parser(
+        "upload",
+        help="upload layers",
+        usage="ecr-parts upload [OPTION]... FILE... REPOSITORY",
+        description="Upload layers. Prints their digests to standard output, and everything else "
+        "to standard error.",
+        epilog=_UPLOAD_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    upload.add_argument(
+        "files", metavar="FILE", nargs="+", help="a layer's file, or - for standard input"
+    )
+    upload.add_argument("repository", metavar="REPOSITORY", help="the repository's name or URI")
+    upload.add_argument(
+        "--digest",
+        type=_digest,
+        metavar="D",
+        help="the layer's digest, sha256:..., if known; verified by ECR",
+    )
+    upload.add_argument(
+        "--size",
+        type=_size,
+        metavar="N",
+        help="the layer's size, in bytes or as 5MiB; a stream that ends before is not completed",
+    )
+    _add_common_options(upload, "layers")
+    upload.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="save progress in this file (default: in ~/.local/state/ecr-parts, for a week); run "
+        "the same command again to resume",
+    )
+    local = commands.add_parser(
+        "local", help="serve a local emulator of ECR", description=DESCRIPTION
+    )
+    add_options(local)
+    options, rest = parser.parse_known_args()
+    if options.command == "upload" and not any(text.startswith("-") for text in rest):
+        # argparse gives the files before the first option only to FILE and REPOSITORY.
+        names = [*options.files, options.repository, *rest]
+        options.files, options.repository = names[:-1], names[-1]
+        rest = []
+    command = {"push": push, "upload": upload, "local": local}[options.command]
+    problem = f"unrecognized arguments: {' '.join(rest)}" if rest else _find_problem(options)
+    if problem is not None:
+        command.error(f"{problem}; see {command.prog} --help")
+    return options
+
+
+def _add_common_options(parser: argparse.ArgumentParser, items: str) -> None:
+    parser.add_argument(
+        "--max-workers",
+        type=_count,
+        default=4,
+        metavar="N",
+        help=f"how many {items} are uploaded at a time (default: 4)",
+    )
+    parser.add_argument(
+        "--part-size", type=_size, metavar="N", help="the size of the parts, such as 10MiB"
+    )
+    parser.add_argument(
+        "--limit-rate",
+        type=_size,
+        metavar="N",
+        help="send at most this many bytes per second, such as 5MiB; a layer takes a third more "
+        "than its size",
+    )
+    parser.add_argument(
+        "--retry-for",
+        type=_duration,
+        metavar="T",
+        help="repeat a call that fails for this long, such as 90s or 10m (default: ten attempts, "
+        "within about two minutes)",
+    )
+    parser.add_argument(
+        "--progress",
+        choices=("auto", "bar", "plain", "none"),
+        default="auto",
+        help="a bar, a line every ten seconds, or nothing (default: a bar on a terminal, otherwise "
+        "lines)",
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="print nothing but warnings and errors"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON objects instead of digests")
+    parser.add_argument("--no-checkpoint", action="store_true", help="do not save progress")
+    aws = parser.add_argument_group("AWS options")
+    aws.add_argument("--public", action="store_true", help="use ECR Public")
+    aws.add_argument(
+        "--registry-id",
+        type=_name,
+        metavar="ID",
+        help="the AWS account ID of the registry (default: that of the credentials)",
+    )
+    aws.add_argument("--region", metavar="R", help="the AWS region of the registry")
+    aws.add_argument("--profile", metavar="P", help="a profile of the AWS configuration")
+    aws.add_argument(
+        "--endpoint-url",
+        type=_url,
+        metavar="URL",
+        help="the URL of ECR, if it is not the default of the region",
+    )
+
+
+# The types of options. Each raises ``ArgumentTypeError``, to which argparse adds the option's name.
+
+
+def _size(text: str) -> int:
+    return _with_unit(text, _SIZE_UNITS, "a whole number of bytes, or a size such as 5MiB")
+
+
+def _duration(text: str) -> int:
+    return _with_unit(text, _TIME_UNITS, "a whole number of seconds, or a time such as 10m")
+
+
+def _with_unit(text: str, units: Mapping[str, int], what: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,18})([A-Za-z]*)", text)
+    if match is None or match[2] not in units:
+        raise argparse.ArgumentTypeError(f"must be {what}, not {short_repr(text)}")
+    return int(match[1]) * units[match[2]]
+
+
+def _url(text: str) -> str:
+    try:
+        url = urlsplit(text)
+        valid = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # for example, the port is no number
+        valid = False
+    if not valid or "@" in text:  # the value is not shown, because it may have a password
+        raise argparse.ArgumentTypeError("must be like https://HOST:PORT, without a user name")
+    return text
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,4}", text) or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a number from 1 to 9999, not {short_repr(text)}")
+    return int(text)
+
+
+def _digest(text: str) -> str:
+    if not is_digest(text):
+        raise argparse.ArgumentTypeError(
+            "must be sha256: followed by 64 lower-case hex digits, not " + short_repr(text)
+        )
+    return text
+
+
+def _name(text: str) -> str:
+    if not is_name(text):
+        raise argparse.ArgumentTypeError(f"must be printable characters, not {short_repr(text)}")
+    return text
+
+
+def _tag(text: str) -> str:
+    if not TAG.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            "must be 1 to 300 letters, digits, '.', '_' and '-', not " + short_repr(text)
+        )
+    return text
+
+
+def _platform(text: str) -> str:
+    if not PLATFORM.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"must be like linux/arm64, not {short_repr(text)}")
+    return text
+
+
+# Checks of several options together
+
+
+def _find_problem(options: argparse.Namespace) -> str | None:
+    """Complete the options. Returns what is wrong with them, if anything."""
+    if options.command == "local":
+        return None
+    try:
+        _check(options)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _check(options: argparse.Namespace) -> None:
+    _split_repository(options)
+    limits = ECR_PUBLIC_LIMITS if options.public else ECR_LIMITS
+    part_size = options.part_size
+    if part_size is not None and not limits.min_part <= part_size <= limits.max_part:
+        raise ValueError(
+            f"argument --part-size: must be between {limits.min_part:,} and {limits.max_part:,} "
+            f"bytes, not {part_size:,}"
+        )
+    if options.command == "upload":
+        _check_files(options)
+    if options.limit_rate is not None and options.limit_rate < min_bandwidth(options.max_workers):
+        raise ValueError(
+            f"argument --limit-rate: must be at least {min_bandwidth(options.max_workers):,} bytes "
+            f"per second for --max-workers {options.max_workers}, not {options.limit_rate:,}"
+        )
+    saved_in = "checkpoint" if options.command == "upload" else "checkpoint_dir"
+    if options.no_checkpoint and getattr(options, saved_in) is not None:
+        raise ValueError(
+            f"argument --no-checkpoint: not allowed with --{saved_in}".replace("_", "-")
+        )
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    if len(options.files) == 1:
+        options.max_workers = 1
+        return
+    if "-" in options.files:
+        raise ValueError("argument FILE: - must be the only one")
+    for name in ("digest", "size", "checkpoint"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"argument --{name}: not allowed with several files")
+
+
+def _split_repository(options: argparse.Namespace) -> None:
+    """Take a registry, a region and a tag out of ``REPOSITORY``."""
+    match = _REPOSITORY_URI.fullmatch(options.repository)
+    if match is not None:
+        options.repository = match["name"]
+        for name, found in (("registry_id", match["registry"]), ("region", match["region"])):
+            if getattr(options, name) not in (None, found):
+                option = name.replace("_", "-")
+                raise ValueError(
+                    f"argument --{option}: {getattr(options, name)} contradicts REPOSITORY, {found}"
+                )
+            setattr(options, name, found)
+    elif options.repository.startswith("public.ecr.aws/"):
+        raise ValueError(
+            "argument REPOSITORY: pass the name without public.ecr.aws and the alias, and --public"
+        )
+    if options.command == "upload" and ":" in options.repository:
+        raise ValueError(
+            "argument REPOSITORY: a layer has no tag, so the name has no colon; an image is pushed "
+            "by ecr-parts push"
+        )
+    if options.command == "push":
+        directory, slash, name = options.repository.rpartition("/")
+        name, colon, tag = name.partition(":")
+        options.repository = f"{directory}{slash}{name}"
+        if colon:
+            try:
+                options.tags = [_tag(tag), *(options.tags or [])]
+            except argparse.ArgumentTypeError as error:
+                raise ValueError(f"argument REPOSITORY[:TAG]: the tag {error}") from None
+    if not is_name(options.repository):
+        raise ValueError(
+            "argument REPOSITORY: must be the repository's name, not "
+            f"{short_repr(options.repository)}"
+        )

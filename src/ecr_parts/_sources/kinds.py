@@ -1,0 +1,354 @@
+"""Layer sources: paths, buffers, file objects and iterables, all read at byte offsets."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Protocol, cast
+
+from typing_extensions import override
+
+from ecr_parts._base.validation import check_int, short_repr
+from ecr_parts._model.layers import Blob, FileRegion, LayerSource, Readable, is_path
+from ecr_parts._sources.base import Source
+from ecr_parts._sources.chunks import (
+    READ_ADVICE,
+    check_chunk,
+    contiguous_view,
+    count_missing,
+    pull_from,
+    read_all,
+    to_bytes,
+)
+from ecr_parts.errors import SourceChangedError
+
+
+class _Seekable(Readable, Protocol):
+    def seek(self, offset: int, whence: int = ..., /) -> object: ...
+    def tell(self) -> int: ...
+    def seekable(self) -> bool: ...
+
+
+class _Buffer(Source):
+    replayable = True
+    background_readable = True
+
+    def __init__(self, blob: Blob) -> None:
+        self._bytes = contiguous_view(blob)
+        self.size: int = len(self._bytes)
+
+    @override
+    def read(self, first_byte: int, size: int) -> Blob:
+        return self._bytes[first_byte : first_byte + size]
+
+    @override
+    def error_if_changed(self) -> None:
+        """Always ``None``: a buffer cannot be resized while a view of it is held."""
+
+    @override
+    def close(self) -> None:
+        self._bytes.release()
+
+
+class _SeekableFile(Source):
+    """A seekable file object. The layer starts at its current position."""
+
+    replayable = True
+    background_readable = False
+
+    def __init__(self, file: _Seekable, size: int) -> None:
+        self._file = file
+        self._start = file.tell()
+        self.size: int = size
+
+    @override
+    def read(self, first_byte: int, size: int) -> Blob:
+        size = min(size, self.size - first_byte)
+        self._file.seek(self._start + first_byte)
+        return read_all(self._read_chunk, size)
+
+    def _read_chunk(self, max_size: int) -> Blob:
+        return to_bytes(check_chunk(self._file.read(max_size), READ_ADVICE), max_size)
+
+    @override
+    def error_if_changed(self) -> SourceChangedError | None:
+        self._file.seek(0, os.SEEK_END)
+        size = self._file.tell() - self._start
+        if size == self.size:
+            return None
+        return SourceChangedError(
+            f"the file had {self.size:,} bytes when the upload started and has {size:,} now. "
+            "Upload it again once nothing writes to it"
+        )
+
+
+class _RegularFile(_SeekableFile):
+    """A regular file, opened here by its path."""
+
+    background_readable = True
+
+    def __init__(
+        self, path: str | os.PathLike[str], file: io.FileIO, size: int | None = None
+    ) -> None:
+        self._path = os.path.abspath(os.fspath(path))  # the working directory may change
+        self.name = repr(os.fspath(path))
+        self._opened = file
+        self._stat = os.fstat(file.fileno())
+        self._buffers = [bytearray(), bytearray()]
+        super().__init__(file, self._stat.st_size if size is None else size)
+
+    @override
+    def read(self, first_byte: int, size: int) -> Blob:
+        size = min(size, self.size - first_byte)
+        self._file.seek(self._start + first_byte)
+        # The same two buffers for the whole file: new ones would fragment the heap.
+        self._buffers.reverse()
+        if len(self._buffers[0]) < size:
+            self._buffers[0] = bytearray(size)
+        view = memoryview(self._buffers[0])
+        filled = 0
+        while filled < size and (read := self._opened.readinto(view[filled:size])):
+            filled += read
+        return view[:filled]
+
+    @override
+    def error_if_changed(self) -> SourceChangedError | None:
+        try:
+            now = os.stat(self._path)
+        except FileNotFoundError:
+            now = os.fstat(self._opened.fileno())  # deleted, but still readable
+        before = self._stat
+        if (now.st_dev, now.st_ino) != (before.st_dev, before.st_ino):
+            change = "was replaced"
+        elif now.st_size != before.st_size:
+            change = f"changed its size from {before.st_size:,} to {now.st_size:,} bytes"
+        elif now.st_mtime_ns != before.st_mtime_ns:
+            change = "was written to"
+        else:
+            return None
+        return SourceChangedError(
+            f"{self.name} {change} during the upload. Upload it again once nothing writes to it"
+        )
+
+
+class _Stream(Source):
+    """A source that can be read only once. Keeps the bytes it has read until ECR has them."""
+
+    replayable = False
+    background_readable = False
+
+    def __init__(
+        self,
+        pull: Callable[[int], Blob],
+        size: int | None,
+        count_missing: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.size = size
+        self._pull = pull
+        self._count_missing = count_missing
+        self._expected_size = size
+        """The size that the caller passed."""
+        self._pieces: deque[bytes | bytearray] = deque()
+        """The bytes from ``_first_held`` up to ``_end``, in the pieces they were read in."""
+        self._first_held = 0
+        self._end = 0
+        self._surplus = memoryview(b"")
+        """The rest of a chunk that was larger than needed: a view, because there may not be
+        enough memory for a copy."""
+        self._ended = False
+        self._missing = 0
+        """The number of bytes that were missing at the end."""
+
+    @override
+    def read(self, first_byte: int, size: int) -> Blob:
+        if self._expected_size is not None:
+            size = min(size, self._expected_size - first_byte)
+        if first_byte + size > self._end:
+            self._read_more(first_byte + size - self._end)
+        wanted, offset = [], self._first_held
+        for piece in self._pieces:
+            start, stop = max(first_byte - offset, 0), first_byte + size - offset
+            if start < len(piece) and stop > 0:
+                whole = start == 0 and stop >= len(piece)
+                wanted.append(piece if whole else piece[start:stop])
+            offset += len(piece)
+        return wanted[0] if len(wanted) == 1 else b"".join(wanted)
+
+    def _read_more(self, size: int) -> None:
+        piece = read_all(self._next_chunk, size)
+        if piece:
+            self._pieces.append(piece)
+            self._end += len(piece)
+        if len(piece) < size:
+            self._ended = True
+            self._missing = self._count_missing()
+            if self._expected_size is None:
+                self.size = self._end
+
+    def _next_chunk(self, max_size: int) -> Blob:
+        if not self._surplus.nbytes:
+            chunk = b"" if self._ended else self._pull(max_size)
+            if len(chunk) <= max_size:
+                return chunk.tobytes() if isinstance(chunk, memoryview) else chunk
+            self._surplus = memoryview(chunk)
+        taken = self._surplus[:max_size].tobytes()
+        self._surplus = self._surplus[max_size:]
+        if not self._surplus.nbytes:
+            self._surplus = memoryview(b"")  # even an empty view locks a bytearray of the caller
+        return taken
+
+    @override
+    def error_at_end(self, end: int) -> SourceChangedError | None:
+        if self._expected_size is None and self._missing:
+            return SourceChangedError(
+                f"the source ended after {end:,} bytes: its connection broke {self._missing:,} "
+                "bytes before the end. Request it again, and upload it again"
+            )
+        return super().error_at_end(end)
+
+    @override
+    def can_reread_from(self, first_byte: int) -> bool:
+        return first_byte >= self._first_held
+
+    @override
+    def release(self, next_byte: int) -> None:
+        while self._pieces and self._first_held < next_byte:
+            piece = self._pieces.popleft()
+            rest = piece[next_byte - self._first_held :]
+            self._first_held += len(piece) - len(rest)
+            if rest:
+                self._pieces.appendleft(rest)
+
+    @override
+    def error_if_changed(self) -> SourceChangedError | None:
+        # Only bytes that were read already count. Another read could block, or take bytes that are
+        # meant for someone else.
+        if self._expected_size is None or not self._surplus.nbytes:
+            return None
+        return SourceChangedError(
+            f"the source has more than {self._expected_size:,} bytes, the size that was passed: "
+            "pass the right size, or none"
+        )
+
+    @override
+    def close(self) -> None:
+        self._surplus = memoryview(b"")
+        self._pieces.clear()
+        super().close()
+
+
+def open_source(source: LayerSource, size: int | None = None) -> Source:
+    """Open ``source``. The result is a context manager that closes what was opened here.
+
+    ``size`` is the expected size in bytes, if known. Raises ``TypeError`` for an unsupported type,
+    ``ValueError`` for a closed file, ``SourceChangedError`` if the size differs from ``size``, and
+    whatever opening the path raises.
+    """
+    if size is not None:
+        check_int("size", size, minimum=0)
+    opened = _open(source, size)
+    if size is not None and opened.size != size:
+        opened.close()
+        raise SourceChangedError(
+            f"the source has {opened.size:,} bytes, but the size that was passed is {size:,}: omit "
+            "the size, or wait until the source is complete"
+        )
+    return opened
+
+
+def is_background_readable(source: LayerSource) -> bool:
+    """Whether the opened source will be ``background_readable``; also true for a missing file."""
+    if isinstance(source, FileRegion):
+        return True
+    if is_path(source):
+        return os.path.isfile(source) or not os.path.exists(source)
+    return isinstance(source, bytes | bytearray | memoryview)
+
+
+def check_source(source: LayerSource, name: str = "source") -> None:
+    """Raise ``TypeError`` for an unsupported type, ``ValueError`` for a closed file."""
+    if isinstance(source, io.TextIOBase):
+        raise TypeError(
+            f"{name}, {short_repr(source)}, is open as text: open it in binary mode, 'rb'"
+        )
+    if isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
+        return
+    if not hasattr(source, "read") and not isinstance(source, Iterable):
+        raise TypeError(
+            f"{name} must be a path, bytes, a binary file object or an iterable of bytes, not "
+            f"{short_repr(source)}"
+        )
+    if hasattr(source, "read") and getattr(source, "closed", False) is True:
+        raise ValueError(f"{name}, {short_repr(source)}, is closed: pass an open file, or its path")
+
+
+def _open(source: LayerSource, size: int | None) -> Source:
+    check_source(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _Buffer(source)
+    if isinstance(source, FileRegion):
+        return _open_region(source)
+    if is_path(source):
+        file = open(source, "rb", buffering=0)  # noqa: SIM115  (closed with the source)
+        regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+        opened = _RegularFile(source, file) if regular else _stream(file, size)
+        opened.opened_file = file
+        return opened
+    if hasattr(source, "read"):
+        file_object = cast("_Seekable", source)
+        available = _size_if_seekable(file_object)
+        if available is None:
+            return _stream(file_object, size)
+        return _SeekableFile(file_object, available)
+    return _Stream(pull_from(iter(cast("Iterable[Blob]", source))), size)
+
+
+def _open_region(region: FileRegion) -> Source:
+    if region.file is not None:
+        region.file.seek(region.offset)
+        return _RegularFile(region, region.file, region.size)
+    file = open(region.path, "rb", buffering=0)  # noqa: SIM115  (closed with the source)
+    size = os.fstat(file.fileno()).st_size
+    if size < region.offset + region.size:
+        file.close()
+        raise SourceChangedError(
+            f"{region.path!r} has {size:,} bytes, but the layer in it ends at byte "
+            f"{region.offset + region.size:,}: the file is cut off, or was replaced"
+        )
+    file.seek(region.offset)
+    opened = _RegularFile(region, file, region.size)
+    opened.opened_file = file
+    return opened
+
+
+def _size_if_seekable(file: _Seekable) -> int | None:
+    try:
+        if (
+            hasattr(file, "seekable") and not file.seekable()
+        ):  # mmap has no ``seekable`` before Python 3.13
+            return None
+        start = file.tell()
+        file.seek(0, os.SEEK_END)
+    except (AttributeError, NotImplementedError, OSError, ValueError) as error:
+        # UnsupportedOperation, or exactly these types: a subclass may come from a signal handler.
+        is_illegal_seek = type(error) is OSError and error.errno == errno.ESPIPE
+        if isinstance(error, io.UnsupportedOperation) or is_illegal_seek:
+            return None
+        if type(error) in (AttributeError, NotImplementedError, ValueError):
+            return None
+        raise
+    size = max(0, file.tell() - start)
+    file.seek(start)
+    return size
+
+
+def _stream(file: Readable, size: int | None) -> _Stream:
+    return _Stream(
+        lambda max_size: check_chunk(file.read(max_size), READ_ADVICE),
+        size,
+        lambda: count_missing(file),
+    )

@@ -1,0 +1,1 @@
+"""The upload of one layer, and of many."""

@@ -1,0 +1,347 @@
+"""Many layers in parallel: identical layers are uploaded once, and the first error stops all."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+from ecr_parts._base.frames import ClearOwnFrames
+from ecr_parts._base.threads import Abandoned, Waiter
+from ecr_parts._base.validation import check_callback, check_digest, check_int, short_repr
+from ecr_parts._base.workers import Stop, Workers
+from ecr_parts._model.layers import FileRegion, Layer, LayerSource, UploadedLayer, is_path
+from ecr_parts._sources.digest import hash_source
+from ecr_parts._sources.kinds import check_source, is_background_readable, open_source
+from ecr_parts._upload.checkpoint import Checkpoint
+from ecr_parts._upload.layer import NOT_RESUMABLE, UploadOptions, upload_layer
+from ecr_parts._upload.plan import Planner
+from ecr_parts._wire.call import outcome_of
+from ecr_parts._wire.failures import CallFailed
+from ecr_parts._wire.repository import MAX_DIGESTS, Repository
+from ecr_parts.errors import EcrPartsError
+
+_T = TypeVar("_T")
+_REPEAT_INTERVAL = 0.05  # seconds between checks whether an equal layer was sent
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How several layers are uploaded."""
+
+    max_workers: int = 4
+    check_existing: bool = True
+    progress: Callable[[int], object] | None = None
+
+
+@dataclass(eq=False)
+class _Item:
+    """One of the layers, and what is known about it."""
+
+    index: int
+    """The index of its result."""
+    layer: Layer
+    background_readable: bool
+    identity: object
+    """Equal for layers with the same source."""
+    size: int | None
+    """Bytes; ``None`` for a stream whose size the caller did not pass."""
+    digest: str | None
+    existence_checked: bool = False
+    """Whether ECR was asked if the layer exists, together with others."""
+
+    @property
+    def size_or_0(self) -> int:
+        return self.size or 0
+
+
+class BatchUpload:
+    """One call of ``upload_many``.
+
+    Layers that can be read in the background are uploaded by workers. The others are uploaded in
+    the caller's thread, which counts as a worker while it does so. The caller's thread also fetches
+    the layers and submits them.
+
+    The first error, in whichever thread, requests a stop. Then no thread sends anything new, and
+    each ends with ``Abandoned`` when it wakes.
+    """
+
+    def __init__(self, repository: Repository, planner: Planner, options: BatchOptions) -> None:
+        check_int("max_workers", options.max_workers)
+        check_callback("progress", options.progress)
+        if repository.options.bandwidth is not None:
+            repository.options.bandwidth.check_workers(options.max_workers)
+        self._stop = Stop()
+        self._waiter = Waiter(self._stop.check, self._stop.is_requested)
+        self._workers = Workers(options.max_workers, self._waiter, self._stop)
+        self._repository = repository.with_waiter(self._waiter)
+        self._planner = planner
+        self._check_existing = options.check_existing
+        self._progress = options.progress
+        self._progress_lock = threading.Lock()
+        self._error: BaseException | None = None
+        # What is known about the layers. Indexes, because items hold the sources.
+        self._checkpoints: set[str] = set()
+        self._existing_sizes: dict[str, int] = {}
+        """By digest: the sizes in bytes of layers that existed before."""
+        self._first_with_digest: dict[str, int] = {}
+        """By digest: the index of the first layer, which is sent for all with this digest."""
+        self._results: dict[int, UploadedLayer] = {}
+
+    def run(self, layers: Iterable[LayerSource | Layer]) -> list[UploadedLayer]:
+        """Upload all layers."""
+        single = isinstance(layers, str | bytes | bytearray | memoryview | Layer)
+        if single or hasattr(layers, "read") or not isinstance(layers, Iterable):
+            raise TypeError(
+                f"layers must be an iterable of layers, not {short_repr(layers)}: pass a list"
+            )
+        stopped: Abandoned | None = None
+        with ClearOwnFrames(), self._waiter:
+            try:
+                if isinstance(layers, Sequence):
+                    self._upload_list([_to_layer(given) for given in layers])
+                else:
+                    self._upload_iterator(layers)
+            except Abandoned as abandoned:
+                stopped = abandoned  # raised below: ``from`` would change the user's exception
+            finally:
+                self._workers.stop()
+                if stopped is None:
+                    self._error = None  # if there is one, its frames refer to this object
+        if stopped is not None:
+            error, self._error = self._error, None
+            try:
+                with ClearOwnFrames():
+                    raise stopped if error is None else error
+            finally:
+                del error, stopped  # they refer to this frame: a cycle
+        return [self._results[index] for index in range(len(self._results))]
+
+    def _upload_list(self, layers: list[Layer]) -> None:
+        """Upload layers of a list: check all before the first call, and look up 100 in one call."""
+        first_with_source: dict[object, int] = {}
+        items: list[_Item] = []
+        same_source: list[tuple[_Item, int]] = []
+        checked = [self._inspect(index, layer) for index, layer in enumerate(layers)]
+        for item in checked:
+            first = first_with_source.setdefault(item.identity, item.index)
+            if first == item.index:
+                items.append(item)
+            elif item.background_readable:
+                same_source.append((item, first))
+            else:
+                self._recording_error(item.layer, _raise_repeated_stream)
+        for i in range(0, len(items), MAX_DIGESTS):
+            self._upload_block(items[i : i + MAX_DIGESTS])
+        self._copy_results(same_source)
+
+    def _upload_block(self, items: list[_Item]) -> None:
+        if self._check_existing:
+            for item in items:
+                if item.background_readable and item.digest is None:
+                    self._submit(item, self._hash, max_waiting=len(items))
+            self._workers.finish()
+            self._ask_which_exist(items)
+        firsts = {item.index: self._first_of(item) for item in items}
+        repeats = [(item, firsts[item.index]) for item in items if firsts[item.index] != item.index]
+        items = [item for item in items if firsts[item.index] == item.index]
+        # Those for workers first, because the caller's thread may be busy afterwards. The largest
+        # first, so that no worker is alone with one in the end.
+        for item in sorted(items, key=lambda item: (not item.background_readable, -item.size_or_0)):
+            self._submit(item, self._send, max_waiting=len(items))
+        self._workers.finish()
+        self._copy_results(repeats)
+
+    def _upload_iterator(self, layers: Iterable[LayerSource | Layer]) -> None:
+        """Upload layers of an iterator, at most one ahead of the workers."""
+        last: _Item | None = None
+        for index, given in enumerate(layers):
+            item = self._inspect(index, _to_layer(given))
+            stream = not item.background_readable
+            if stream and last is not None and item.layer.source is last.layer.source:
+                self._recording_error(item.layer, _raise_repeated_stream)
+            last = item
+            self._submit(item, self._hash_and_send, max_waiting=0)
+        self._workers.finish()
+
+    def _inspect(self, index: int, layer: Layer) -> _Item:
+        return self._recording_error(layer, partial(self._checked_item, index, layer))
+
+    def _checked_item(self, index: int, layer: Layer) -> _Item:
+        """Raise an error if the layer cannot be uploaded, as far as this is known beforehand."""
+        name = f"layers[{index}]"
+        if layer.digest is not None:
+            check_digest(f"{name}.digest", layer.digest)
+        check_callback(f"{name}.progress", layer.progress)
+        check_source(layer.source, f"{name}.source")
+        if layer.size is not None:
+            check_int(f"{name}.size", layer.size, minimum=0)
+        item = self._waiter.run("disk", partial(_create_item, index, layer))
+        self._planner.check_layer(item.size)
+        if layer.checkpoint is not None:
+            checkpoint = Checkpoint(layer.checkpoint)
+            path = str(checkpoint.path)
+            if path in self._checkpoints:
+                raise ValueError(
+                    f"{name}.checkpoint, {path!r}, was passed twice: use one for each layer"
+                )
+            self._checkpoints.add(path)
+            if not item.background_readable and not hasattr(layer.source, "seek"):
+                raise ValueError(NOT_RESUMABLE)
+            self._waiter.run("disk", checkpoint.load)  # raises if it cannot be read or written
+        return item
+
+    def _submit(self, item: _Item, function: Callable[[_Item], None], *, max_waiting: int) -> None:
+        """Have a worker call ``function``, or call it here if the source may only be read here."""
+        call = partial(self._recording_error, item.layer, partial(function, item))
+        if item.background_readable:
+            self._workers.submit(call, max_waiting=max_waiting)
+        else:
+            self._workers.call_here(call)
+
+    # What is done for each layer, by a worker or in the caller's thread
+
+    def _hash(self, item: _Item) -> None:
+        with open_source(item.layer.source, item.layer.size) as source:
+            self._planner.check_layer(source.size)
+            item.digest, size = hash_source(source, partial(self._notify, item.layer, 0))
+            error = source.error_at_end(size)
+        if error is not None:
+            raise error
+
+    def _ask_which_exist(self, items: list[_Item]) -> None:
+        """Ask ECR in one call which of ``items`` with a known digest exist."""
+        wanted: dict[str, int | None] = {}
+        for item in items:
+            if item.digest is not None:
+                wanted.setdefault(item.digest, item.size)
+        layers = [item.layer for item in items]
+        with Waiter(partial(self._notify_all, layers, 0), self._stop.is_requested) as waiter:
+            repository = self._repository.with_waiter(waiter)
+            sizes = outcome_of(partial(repository.existing_sizes, wanted))
+        if isinstance(sizes, CallFailed):
+            raise sizes.error
+        self._existing_sizes |= sizes
+        for item in items:
+            item.existence_checked = item.digest is not None
+
+    def _first_of(self, item: _Item) -> int:
+        """The index of the first layer with the digest of ``item``, which may be its own."""
+        if item.digest is None:
+            return item.index
+        return self._first_with_digest.setdefault(item.digest, item.index)
+
+    def _hash_and_send(self, item: _Item) -> None:
+        if item.background_readable and item.digest is None and self._check_existing:
+            self._hash(item)
+        first = self._first_of(item)
+        if first == item.index:
+            self._send(item)
+            return
+        # The first may still be uploading. Waiting here keeps no more sources than workers.
+        waiter = Waiter(self._stop.check)
+        while first not in self._results:
+            waiter.heartbeat()
+            waiter.sleep(_REPEAT_INTERVAL)
+        self._copy_result(item, first)
+
+    def _send(self, item: _Item) -> None:
+        digest = item.digest or ""
+        size = self._existing_sizes.get(digest)
+        if size is None:
+            self._upload(item)
+        else:
+            self._delete_checkpoint(item.layer, digest)
+            self._notify(item.layer, size)
+            self._results[item.index] = UploadedLayer(digest, size, existed=True)
+
+    def _upload(self, item: _Item) -> None:
+        self._notify(item.layer, 0)  # before the source is opened
+        layer = replace(item.layer, digest=item.digest, progress=partial(self._notify, item.layer))
+        options = UploadOptions(
+            check_existing=self._check_existing and not item.existence_checked,
+            cancelled=self._stop.is_requested,
+        )
+        self._results[item.index] = upload_layer(self._repository, self._planner, layer, options)
+
+    def _copy_results(self, repeats: list[tuple[_Item, int]]) -> None:
+        for item, first in repeats:
+            self._recording_error(item.layer, partial(self._copy_result, item, first))
+
+    def _copy_result(self, item: _Item, first: int) -> None:
+        """Use the result of the layer ``first``, unless this one has another digest or size."""
+        result = self._results[first]
+        if item.digest in (None, result.digest) and item.size in (None, result.size):
+            self._delete_checkpoint(item.layer, result.digest)
+            self._notify(item.layer, result.size)
+            self._results[item.index] = replace(result, existed=True, parts=())
+        else:
+            self._upload(item)  # which raises an error for the difference
+
+    def _delete_checkpoint(self, layer: Layer, digest: str) -> None:
+        """Delete the layer's checkpoint, if it is of the layer with ``digest``."""
+        if layer.checkpoint is not None:
+            checkpoint = Checkpoint(layer.checkpoint)
+            # A waiter of its own, because this may run in a worker.
+            with Waiter(self._stop.check, self._stop.is_requested) as waiter:
+                waiter.run("disk", partial(checkpoint.delete_if_of, digest))
+
+    # Progress and errors
+
+    def _notify(self, layer: Layer, newly_confirmed: int) -> None:
+        self._notify_all([layer], newly_confirmed)
+
+    def _notify_all(self, layers: list[Layer], newly_confirmed: int) -> None:
+        """Call ``progress``, that of the batch and those of ``layers``, one call at a time."""
+        self._waiter.acquire(self._progress_lock)
+        try:
+            self._stop.check()
+            for progress in (self._progress, *(layer.progress for layer in layers)):
+                if progress is not None:
+                    progress(newly_confirmed)
+        finally:
+            self._progress_lock.release()
+
+    def _recording_error(self, layer: Layer, function: Callable[[], _T]) -> _T:
+        """Run ``function``. If it raises the first error of the batch, record it and its layer."""
+        try:
+            return function()
+        except BaseException as error:
+            if not self._stop.requested and not isinstance(error, Abandoned):
+                self._error = error
+                if isinstance(error, Exception) and not _names_layer(error):
+                    with suppress(AttributeError, TypeError):  # not every exception can have it
+                        error.layer = layer  # type: ignore[attr-defined]  # an error of any type
+            self._stop.requested = True
+            raise
+
+
+def _names_layer(error: Exception) -> bool:
+    """Whether ``error`` has its layer. Another type of error may have that of an earlier batch."""
+    return isinstance(error, EcrPartsError) and error.layer is not None
+
+
+def _raise_repeated_stream() -> None:
+    raise ValueError("the same stream was passed twice: pass each stream once")
+
+
+def _to_layer(given: LayerSource | Layer) -> Layer:
+    return given if isinstance(given, Layer) else Layer(given)
+
+
+def _create_item(index: int, layer: Layer) -> _Item:
+    identity: object = id(layer.source)
+    background_readable, size = is_background_readable(layer.source), layer.size
+    if background_readable:
+        with open_source(layer.source, layer.size) as source:
+            size = source.size
+        if isinstance(layer.source, FileRegion):
+            identity = layer.source
+        elif is_path(layer.source):
+            status = os.stat(layer.source)
+            identity = (status.st_dev, status.st_ino)
+    return _Item(index, layer, background_readable, identity, size, layer.digest)

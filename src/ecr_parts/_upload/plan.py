@@ -1,0 +1,120 @@
+"""Which parts a layer is sent in, within the limits of the service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ecr_parts._base.validation import check_int
+from ecr_parts._model.limits import Limits
+from ecr_parts._model.parts import Chunker, Part
+from ecr_parts.errors import EmptyLayerError, LayerTooLargeError
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plans the parts of layers. All sizes are in bytes."""
+
+    limits: Limits
+    part_size: int | None = None
+    """The part size that the user asked for; ``None`` for what ECR suggests."""
+
+    def check_part_size(self) -> None:
+        """Raise ``TypeError`` or ``ValueError`` unless a part may have ``part_size``."""
+        if self.part_size is None:
+            return
+        check_int("part_size", self.part_size)
+        limits = self.limits
+        if not limits.min_part <= self.part_size <= limits.max_part:
+            raise ValueError(
+                f"part_size must be between {limits.min_part:,} and {limits.max_part:,} bytes, not "
+                f"{self.part_size:,}"
+            )
+
+    def check_layer(self, layer_size: int | None) -> None:
+        """Raise ``EmptyLayerError`` or ``LayerTooLargeError`` if the layer cannot be uploaded.
+
+        ``layer_size`` is ``None`` if it is not known yet.
+        """
+        if layer_size is None:
+            return
+        if layer_size < 1:
+            raise EmptyLayerError("the layer is empty, and ECR rejects empty layers: leave it out")
+        limits = self.limits
+        largest = min(limits.max_layer, limits.max_part * limits.max_parts)
+        if layer_size > largest:
+            raise LayerTooLargeError(
+                f"the layer has {layer_size:,} bytes, but at most {largest:,} are allowed: "
+                "split it into several layers"
+            )
+        needed = -(-layer_size // limits.max_parts)
+        if self.part_size is not None and self.part_size < needed:
+            raise LayerTooLargeError(
+                f"the layer's {layer_size:,} bytes do not fit in {limits.max_parts:,} parts of "
+                f"{self.part_size:,} bytes: use parts of {needed:,} bytes or more"
+            )
+
+    def choose_part_size(self, suggested_size: int, layer_size: int | None) -> int:
+        """The size of a layer's parts, given the size that InitiateLayerUpload suggests.
+
+        Unless the user asked for another, this is the suggested size, or the maximum if that is
+        smaller. It is larger if the layer would otherwise need more than 95 % of the parts that are
+        allowed. The rest is reserved: each part of which ECR stores only a fragment needs one more.
+        """
+        if self.part_size is not None:
+            return self.part_size
+        size = min(suggested_size, self.limits.max_part)
+        if layer_size is None:
+            return size
+        planned_parts = max(1, self.limits.max_parts * 95 // 100)
+        return max(size, min(self.limits.max_part, -(-layer_size // planned_parts)))
+
+    def next_part_size(
+        self, part_size: int, *, parts_sent: int, next_byte: int, layer_size: int | None
+    ) -> int:
+        """The size of the next part: more than ``part_size`` if the rest would not fit otherwise.
+
+        A stream of unknown size may be as large as a layer can be. So its parts grow once 10/21
+        of ``max_parts`` are used: at ECR, 2,000 parts of 10 MiB and 2,200 of 15 MiB just exceed the
+        maximum layer. 15 MiB is 3/4 of the maximum part and has 20 MiB in base64, so it is allowed
+        whether ECR counts raw or encoded bytes.
+        """
+        limits = self.limits
+        part_size = min(part_size, limits.max_part)
+        parts_left = max(1, limits.max_parts - parts_sent)
+        bytes_left = (limits.max_layer if layer_size is None else layer_size) - next_byte
+        needed = -(-bytes_left // parts_left)
+        if layer_size is None:
+            if parts_sent < limits.max_parts * 10 // 21:
+                return part_size
+            needed = max(needed, limits.max_part * 3 // 4)
+        return max(part_size, min(limits.max_part, needed))
+
+    def parts(
+        self, part_size: int, *, parts_sent: int, next_byte: int, layer_size: int | None
+    ) -> Iterator[Part]:
+        """The parts from ``next_byte`` on, at most as many as ECR accepts.
+
+        For a stream of unknown size, there is no last one until then.
+        """
+        if layer_size is None:
+            parts = self._parts_of_stream(part_size, parts_sent, next_byte)
+        else:
+            part_size = self.next_part_size(
+                part_size, parts_sent=parts_sent, next_byte=next_byte, layer_size=layer_size
+            )
+            parts = Chunker(layer_size, part_size=part_size).after(next_byte - 1)
+        largest = self.limits.max_layer
+        for _, part in zip(range(parts_sent, self.limits.max_parts), parts, strict=False):
+            if part.first_byte >= largest:
+                return
+            yield Part(part.first_byte, min(part.last_byte, largest - 1))
+
+    def _parts_of_stream(self, part_size: int, parts_sent: int, next_byte: int) -> Iterator[Part]:
+        while True:
+            size = self.next_part_size(
+                part_size, parts_sent=parts_sent, next_byte=next_byte, layer_size=None
+            )
+            yield Part(next_byte, next_byte + size - 1)
+            next_byte += size
+            parts_sent += 1

@@ -1,0 +1,102 @@
+"""The methods of a client that are called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
+
+import botocore.client
+
+from ecr_parts._base.validation import short_repr
+from ecr_parts._wire.answers import Answer
+
+METHODS = {
+    "BatchCheckLayerAvailability": "batch_check_layer_availability",
+    "InitiateLayerUpload": "initiate_layer_upload",
+    "UploadLayerPart": "upload_layer_part",
+    "CompleteLayerUpload": "complete_layer_upload",
+    "PutImage": "put_image",
+}
+
+
+class EcrApi(Protocol):
+    """The methods of an ``ecr`` or ``ecr-public`` client that are called."""
+
+    def batch_check_layer_availability(
+        self, *, repositoryName: str, layerDigests: Sequence[str], registryId: str = ...
+    ) -> Answer: ...
+
+    def initiate_layer_upload(self, *, repositoryName: str, registryId: str = ...) -> Answer: ...
+
+    def upload_layer_part(
+        self,
+        *,
+        repositoryName: str,
+        uploadId: str,
+        partFirstByte: int,
+        partLastByte: int,
+        layerPartBlob: bytes,
+        registryId: str = ...,
+    ) -> Answer: ...
+
+    def complete_layer_upload(
+        self,
+        *,
+        repositoryName: str,
+        uploadId: str,
+        layerDigests: Sequence[str],
+        registryId: str = ...,
+    ) -> Answer: ...
+
+
+EcrClient: TypeAlias = EcrApi | botocore.client.BaseClient
+"""A botocore or boto3 client for ``ecr`` or ``ecr-public``, or any object with the methods
+``batch_check_layer_availability``, ``initiate_layer_upload``, ``upload_layer_part`` and
+``complete_layer_upload``."""
+
+
+class ImageApi(EcrApi, Protocol):
+    """The methods of an ``ecr`` or ``ecr-public`` client that pushing an image calls."""
+
+    def put_image(
+        self,
+        *,
+        repositoryName: str,
+        imageManifest: str,
+        imageManifestMediaType: str = ...,
+        imageTag: str = ...,
+        imageDigest: str = ...,
+        registryId: str = ...,
+    ) -> Answer: ...
+
+
+ImageClient: TypeAlias = ImageApi | botocore.client.BaseClient
+"""An ``EcrClient`` that also has the method ``put_image``."""
+
+
+def check_client(client: EcrClient) -> None:
+    """Raise ``TypeError`` if a method that uploads layers is missing."""
+    for operation in METHODS:
+        if operation != "PutImage":
+            _check_method(client, operation)
+
+
+def check_image_client(client: EcrClient) -> None:
+    """Raise ``TypeError`` if the method that puts images is missing."""
+    _check_method(client, "PutImage")
+
+
+def _check_method(client: EcrClient, operation: str) -> None:
+    method = METHODS[operation]
+    if not callable(getattr(client, method, None)):
+        raise TypeError(
+            "client must be a botocore or boto3 client for 'ecr' or 'ecr-public', not "
+            f"{short_repr(client)}, which has no {method}"
+        )
+
+
+def service_name(client: EcrClient) -> str | None:
+    """``"ecr"`` or ``"ecr-public"``; ``None`` for a client that is not botocore's."""
+    meta = getattr(client, "meta", None)
+    name = getattr(getattr(meta, "service_model", None), "service_name", None)
+    return name if isinstance(name, str) else None

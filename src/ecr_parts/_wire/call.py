@@ -1,0 +1,265 @@
+"""One call of ECR's API, repeated until it is answered or has failed for good."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, Generic, TypeVar
+
+import tenacity
+from botocore.exceptions import ClientError
+
+from ecr_parts._base.frames import clear_client_frames
+from ecr_parts._base.threads import Abandoned, Task, Waiter
+from ecr_parts._model.parts import Part
+from ecr_parts._model.session import UploadSession
+from ecr_parts._wire.answers import Answer, PartAnswer, check_answer, parse_error
+from ecr_parts._wire.api import EcrClient, service_name
+from ecr_parts._wire.bandwidth import Bandwidth
+from ecr_parts._wire.failures import CallFailed
+from ecr_parts._wire.gate import Gate, Overlap
+from ecr_parts._wire.request import Attempt, EncodedBlob
+from ecr_parts._wire.retry import Backoff
+
+_log = logging.getLogger("ecr_parts")
+_T = TypeVar("_T")
+_MAX_TIMED_OUT = 3  # attempts whose threads may still be running
+
+
+@dataclass(frozen=True)
+class Target:
+    """The repository that calls are for."""
+
+    client: EcrClient
+    repository_name: str
+    registry_id: str | None = None
+
+    @cached_property
+    def location(self) -> dict[str, object]:
+        """The parameters of each call that name the repository."""
+        registry = {} if self.registry_id is None else {"registryId": self.registry_id}
+        return {"repositoryName": self.repository_name, **registry}
+
+    def has(self, session: UploadSession) -> bool:
+        """Whether the session's upload is in this repository and registry."""
+        location = (session.repository_name, session.registry_id)
+        return location == (self.repository_name, self.registry_id)
+
+
+@dataclass(frozen=True)
+class CallOptions:
+    """How calls are made, for all layers of an uploader together."""
+
+    retrying: tenacity.BaseRetrying
+    attempt_timeout: float = 900
+    """The maximum duration of one attempt, in seconds."""
+    encodes: bool = False
+    """Whether the client sends ``EncodedBlob``; otherwise it gets raw bytes."""
+    overlap: Overlap = field(default_factory=lambda: Overlap(enabled=False))
+    bandwidth: Bandwidth | None = None
+    timed_out: set[Task[Any]] = field(default_factory=set, repr=False, compare=False)
+    """Attempts that exceeded ``attempt_timeout``, and whose threads may still be running."""
+
+
+def outcome_of(function: Callable[[], _T]) -> _T | CallFailed:
+    """What ``function`` returns, or why the call failed that it made.
+
+    The only place that catches ``CallFailed``. It does so only to return it: an exception of the
+    caller's code that were raised while it is handled would get it as its context.
+    """
+    try:
+        return function()
+    except CallFailed as failed:
+        return failed.with_traceback(None)  # its frames refer to the part
+
+
+@dataclass(eq=False)
+class Call(Generic[_T]):
+    """A call, and how its answer is parsed. ``parse…`` run in the thread of an attempt."""
+
+    target: Target
+    options: CallOptions
+    waiter: Waiter
+    """Its heartbeat is called before each attempt and each wait, and once a second during them."""
+    operation: str
+    method: Callable[..., Answer]
+    """The client's method for it."""
+    parameters: Mapping[str, object]
+    """The parameters besides the repository's."""
+    parse: Callable[[Answer], _T]
+    """Returns what ECR answered, or raises what is wrong with it."""
+    parse_refusal: Callable[[ClientError], _T | None] = lambda _error: None
+    """The same for an error; ``None`` for an error that is not an answer."""
+    subject: str = ""
+    """What the call is about, for messages."""
+    expected: object = field(default_factory=object)
+    """The answer that confirms a part, so that the call for the next one may be completed."""
+    attempts: int = field(default=0, init=False)
+    """How many times the call was made."""
+    _begun: Attempt[_T | CallFailed] | None = field(default=None, init=False)
+    """The first attempt, if it was begun before ``settle``."""
+
+    def __str__(self) -> str:
+        subject = f", {self.subject}" if self.subject else ""
+        return f"{self.operation} in repository {self.target.repository_name!r}{subject}"
+
+    def settle(self) -> _T:
+        """Call ECR until it answers. Raises ``CallFailed`` once the call has failed for good.
+
+        Each attempt runs in another thread while this one waits. Any other exception reports an
+        invalid argument, or was raised by someone else's code: a signal handler, the heartbeat or
+        the retry policy.
+        """
+        backoff = Backoff(self.options.retrying, self.waiter, self.method)
+        begun = self._begun
+        while True:
+            self.waiter.heartbeat()
+            outcome = self._attempt(begun)
+            self.attempts += 1
+            if not isinstance(outcome, CallFailed):
+                self.parameters = {}  # a part is not needed any more
+                return outcome
+            lost = begun is not None and begun.held_back and outcome.connection_lost
+            begun = None
+            if lost:  # perhaps because it was held back, so the policy must not count it
+                self.options.overlap.count_loss(outcome.description)
+            elif not outcome.transient:
+                raise self._give_up(outcome)
+            else:
+                backoff.plan(outcome.cause)
+                if backoff.gives_up():
+                    raise self._give_up(outcome)
+            _log.info(
+                "%s, attempt %d: %s; trying again in %.1f s",
+                self, self.attempts, outcome.description, backoff.seconds,
+            )  # fmt: skip
+            del outcome  # it may hold the request
+            if not lost:
+                backoff.wait()
+
+    def _give_up(self, failed: CallFailed) -> CallFailed:
+        return failed.give_up(
+            operation=self.operation,
+            service_name=service_name(self.target.client),
+            repository_name=self.target.repository_name,
+            call=str(self),
+            attempts=self.attempts,
+        )
+
+    def _attempt(self, begun: Attempt[_T | CallFailed] | None) -> _T | CallFailed:
+        """Make one attempt, or wait for that which was begun."""
+        attempt, timed_out, seconds = begun, self.options.timed_out, self.options.attempt_timeout
+        if attempt is not None:
+            self.waiter.wait(attempt, seconds)
+        else:
+            for task in tuple(timed_out):
+                if not task.running:
+                    timed_out.discard(task)
+            if len(timed_out) >= _MAX_TIMED_OUT:
+                message = f"{len(timed_out)} earlier attempts are still waiting for an answer"
+                return CallFailed.timed_out(message, transient=False)
+            attempt = self._new_attempt(None)
+            self.waiter.give_and_wait("call", attempt, seconds)
+        if attempt.timed_out:
+            timed_out.add(attempt)
+            message = f"no answer within {seconds:g} seconds"
+            return CallFailed.timed_out(message, transient=len(timed_out) < _MAX_TIMED_OUT)
+        return attempt.result()
+
+    def _new_attempt(self, gate: Gate | None) -> Attempt[_T | CallFailed]:
+        """A task that makes the call, ahead of its turn if there is a ``gate``."""
+        # An abandoned attempt may live on. So the task must not refer to ``self``, which refers to
+        # the part and to the caller's objects.
+        method, expected, next_gate = self.method, self.expected, Gate()
+        parse, parse_refusal = self.parse, self.parse_refusal
+        check = partial(_check_sent_ahead, gate, self.options.overlap, str(self))
+        parameters = {**self.target.location, **self.parameters}
+        blob = parameters.get("layerPartBlob")
+
+        def run() -> _T | CallFailed:
+            handled = sys.exc_info()[1]  # the caller's, if this is the caller's thread
+            if gate is not None:
+                gate.wait_for_link()
+            # A failure must not be a local variable of this frame, which its traceback refers to.
+            try:
+                answer = parse(check_answer(method(**parameters)))
+            except Abandoned as abandoned:
+                clear_client_frames(abandoned, handled)
+                raise
+            except Exception as error:  # noqa: BLE001  (a client may raise anything)
+                clear_client_frames(error, handled)
+                return check(parse_error(error, parse_refusal))
+            if answer == expected:
+                next_gate.open()
+            return check(answer)
+
+        attempt = Attempt(run, self.waiter.cancelled, gate, next_gate, self.options.bandwidth)
+        if isinstance(blob, EncodedBlob):
+            parameters["layerPartBlob"] = own = copy.copy(blob)
+            attempt.when_over(partial(setattr, own, "body", b""))
+        return attempt
+
+
+def _check_sent_ahead(
+    gate: Gate | None, overlap: Overlap, call: str, outcome: _T | CallFailed
+) -> _T | CallFailed:
+    """``outcome`` of an attempt, after a check whether it ended before its turn."""
+    if gate is not None and isinstance(outcome, CallFailed) and not gate.is_decided:
+        _log.info("%s, sent ahead: %s; trying again in its turn", call, outcome.description)
+        overlap.count_loss(outcome.description)
+    elif gate is not None and not isinstance(outcome, CallFailed) and not gate.was_asked:
+        overlap.end("another handler of the client answers parts by itself")
+    return outcome
+
+
+@dataclass(eq=False, kw_only=True)
+class PartCall(Call[PartAnswer]):
+    """The call that sends a part, from its encoding to its confirmation.
+
+    The call for the next part may be begun ahead: while this one is being sent or processed.
+    """
+
+    part: Part
+    thread: str
+    """The name of the thread in which the first attempt is made."""
+    began: float = field(default=0.0, init=False)
+    """When that was, by ``time.monotonic``."""
+    next_gate: Gate = field(default_factory=Gate, init=False)
+    """The gate of the next part's request. Only the first attempt of this call opens it."""
+
+    def begin(self, previous: PartCall | None = None) -> None:
+        """Begin to send the part: ahead, while ``previous`` is being sent or processed.
+
+        Without ``previous``, it is the part's turn: begin, unless that has been done and the
+        request was not withdrawn. ``settle`` waits for the outcome. May be called in any thread.
+        """
+        gate = None
+        if previous is not None:
+            gate = previous.next_gate
+            gate.last_byte = self.part.last_byte
+        elif self._begun is not None and self._begun.gate is not None:
+            if not self._begun.gate.is_closed:
+                return
+            if self._begun.gate.held_too_long:
+                reason = "the part before took too long to be confirmed"
+                self.options.overlap.count_loss(reason)
+        self.began = time.monotonic()
+        self._begun = self._new_attempt(gate)
+        self.next_gate = self._begun.next_gate
+        self.waiter.give(self.thread, self._begun)
+
+    def withdraw(self) -> None:
+        """Send nothing more of the part. Its answer is not needed."""
+        if self._begun is not None:
+            self._begun.abandoned = True
+            self._begun.release()
+
+    @property
+    def sent_up_to(self) -> int:
+        """The last byte of the layer in any request so far: of this part, or sent ahead."""
+        return max(self.part.last_byte, self.next_gate.last_byte)

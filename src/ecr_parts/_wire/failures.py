@@ -1,0 +1,216 @@
+"""How a failure of the client is understood, and which error of this library it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from botocore.exceptions import BotoCoreError, ClientError
+from typing_extensions import Self
+
+from ecr_parts._wire.retry import (
+    AttemptTimeoutError,
+    BadAnswerError,
+    describe_error,
+    error_code,
+    is_transient,
+    may_contain_secret,
+)
+from ecr_parts.errors import (
+    DigestMismatchError,
+    ServiceError,
+    UnexpectedResponseError,
+    UploadLostError,
+)
+
+
+class WrongDigestError(Exception):
+    """The bytes that ECR received do not have the digest of the layer."""
+
+
+class CallFailed(Exception):  # noqa: N818  (it is no error of the public tree)
+    """Why an attempt of a call failed, and in the end the call itself.
+
+    Private: an attempt returns it, ``Call.settle`` raises it in the caller's thread, and only
+    ``outcome_of`` catches it. So it never meets an exception of the caller's code, and no retry
+    policy sees it: that gets ``cause``.
+    """
+
+    operation = ""
+    attempts = 1
+    """How many times the call was made."""
+    in_doubt = True
+    """Whether ECR may have carried out the call, in the last or an earlier attempt."""
+    error: ServiceError | UnexpectedResponseError | DigestMismatchError
+    """The error to raise, once the call has failed for good."""
+
+    def __init__(
+        self,
+        cause: Exception,
+        code: str,
+        description: str,
+        *,
+        transient: bool,
+        refused: bool = False,
+        request_id: str | None = None,
+        may_contain_secret: bool = False,
+    ) -> None:
+        super().__init__(description)
+        self.cause = cause
+        self.code = code
+        """ECR's error code, or the name of the client's exception."""
+        self.description = description
+        """The name and the message of ``cause``, in one line."""
+        self.transient = transient
+        """Whether the same call may succeed later."""
+        self.refused = refused
+        """Whether ECR answered with an error."""
+        self.request_id = request_id
+        self.may_contain_secret = may_contain_secret
+        """Whether the text of ``cause`` may contain a password or a credential."""
+
+    @classmethod
+    def timed_out(cls, message: str, *, transient: bool) -> Self:
+        """An attempt that took too long. To be called in the caller's thread."""
+        name = AttemptTimeoutError.__name__
+        cause = AttemptTimeoutError(message, transient=transient)
+        return cls(cause, name, f"{name}: {message}", transient=transient)
+
+    @classmethod
+    def of(cls, cause: Exception) -> Self:
+        """Classify an exception that a client raised. To be called in the attempt's thread."""
+        code, request_id = type(cause).__name__, None
+        if isinstance(cause, ClientError):
+            code = error_code(cause)
+            metadata = cause.response.get("ResponseMetadata")
+            request_id = metadata.get("RequestId") if isinstance(metadata, Mapping) else None
+        return cls(
+            cause,
+            code,
+            describe_error(cause),
+            transient=is_transient(cause),
+            refused=isinstance(cause, ClientError | WrongDigestError),
+            request_id=request_id,
+            may_contain_secret=may_contain_secret(cause),
+        )
+
+    @property
+    def connection_lost(self) -> bool:
+        """Whether the connection broke or was closed, or the server stopped waiting (408)."""
+        return self.transient and (
+            isinstance(self.cause, BotoCoreError) or self.code in _REQUEST_TIMEOUTS
+        )
+
+    def give_up(
+        self,
+        *,
+        operation: str,
+        service_name: str | None,
+        repository_name: str,
+        call: str,
+        attempts: int,
+    ) -> Self:
+        """Say that the call has failed for good. ``call`` is the call, for messages."""
+        self.operation, self.attempts = operation, attempts
+        self.in_doubt = attempts > 1 or self.transient or not self.refused
+        times = f" after {attempts} attempts" if attempts > 1 else ""
+        if isinstance(self.cause, WrongDigestError):
+            self.error = DigestMismatchError(
+                f"{call}: the bytes that ECR received do not match {self.cause}. Check the "
+                "digest, and that the source is complete and nothing writes to it during the upload"
+            )
+        elif isinstance(self.cause, BadAnswerError):
+            self.error = UnexpectedResponseError(
+                f"{call}: ECR's answer is malformed{times}: {self.cause}. {_NOT_ECR}"
+            )
+        else:
+            lost = self.code == "UploadNotFoundException"
+            remedy = self._remedy(operation, service_name)
+            self.error = (UploadLostError if lost else ServiceError)(
+                f"{call} failed{times}: {self.description}. {remedy}",
+                operation=operation,
+                repository_name=repository_name,
+                code=self.code,
+                request_id=self.request_id,
+                attempts=attempts,
+            )
+        if not self.may_contain_secret:  # a traceback would show the text
+            self.error.__cause__ = self.cause
+        return self
+
+    def _remedy(self, operation: str, service_name: str | None) -> str:
+        if self.code in ACCESS_DENIED:
+            prefix = "ecr-public" if service_name == "ecr-public" else "ecr"
+            return f"Allow {prefix}:{operation} on this repository in the caller's IAM policy"
+        if self.code in REMEDIES:
+            return REMEDIES[self.code]
+        if not isinstance(self.cause, (ClientError, BotoCoreError)) and not self.transient:
+            return "This is an error of the client, not of ECR: check its credentials and handlers"
+        if self.code == "SSLError" and not self.transient:
+            return "Check the endpoint, and the CA certificates, for example in AWS_CA_BUNDLE"
+        if self.code == "HTTPClientError":
+            return "Check the endpoint and the proxy, and the credentials for a line break"
+        if self.code.isdigit() and not self.transient:
+            return _NOT_ECR
+        if not isinstance(self.cause, (ClientError, BotoCoreError)):
+            return _NOT_ECR  # its answer cannot be read
+        if isinstance(self.cause, BotoCoreError) and self.transient:
+            return "Check the network, the region and the endpoint; then upload again"
+        return "Upload again once the cause is resolved"
+
+
+_REQUEST_TIMEOUTS = frozenset({"408", "RequestTimeout", "RequestTimeoutException"})
+ACCESS_DENIED = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedException"})
+CREDENTIAL_ERRORS = frozenset(
+    {
+        "CredentialRetrievalError", "ExpiredToken", "ExpiredTokenException", "IncompleteSignature",
+        "IncompleteSignatureException", "InvalidClientTokenId", "InvalidSignatureException",
+        "MissingAuthenticationToken", "MissingAuthenticationTokenException", "NoAuthTokenError",
+        "NoCredentialsError", "PartialCredentialsError", "RequestExpired", "RequestTimeTooSkewed",
+        "SSOTokenLoadError", "SignatureDoesNotMatch", "TokenRetrievalError",
+        "UnauthorizedSSOTokenError", "UnrecognizedClientException",
+    }
+)  # fmt: skip
+"""Codes of errors that are due to the credentials."""
+_NOT_ECR = "Check that the endpoint is ECR and that no proxy answers in its place"
+_NAME_RULES = "lower case, without a registry prefix or a tag"
+REMEDIES = {
+    **dict.fromkeys(CREDENTIAL_ERRORS, "Check the credentials, and this machine's clock"),
+    "ImageTagAlreadyExistsException": (
+        "The tag is immutable and names another image: push with another tag, or delete that image"
+    ),
+    "InvalidParameterException": (
+        f"Check the parameter that ECR names; a repository's name is {_NAME_RULES}"
+    ),
+    "KmsException": "Check the repository's KMS key, and the permission to use it",
+    "LayerAlreadyExistsException": (
+        "ECR has a layer with this content, but not as an available one. If it is archived, "
+        "restore its image with UpdateImageStorageClass; else check the digest, or upload again "
+        "later"
+    ),
+    "LayerPartTooSmallException": (
+        "ECR has only a fragment of a part, left by a broken connection: upload the layer again "
+        "from the beginning"
+    ),
+    "LayersNotFoundException": "Push the image again: what is missing will be uploaded",
+    "LimitExceededException": (
+        "A quota of the registry is reached: request a higher one, or delete what is not needed"
+    ),
+    "AttemptTimeoutError": (
+        "Check the network, the endpoint and the proxy; on a slow uplink, use smaller parts, or "
+        "allow more time for each attempt"
+    ),
+    "SegmentNotFoundException": (
+        "AWS X-Ray keeps its segment in a thread-local variable, but ECR is called from threads "
+        "of this library: set context_missing (AWS_XRAY_CONTEXT_MISSING) to LOG_ERROR or "
+        "IGNORE_ERROR"
+    ),
+    "RegistryNotFoundException": "Check the registry ID, and that the registry exists",
+    "RepositoryNotFoundException": (
+        f"Create the repository, or check its name ({_NAME_RULES}), the registry ID and the "
+        "region"
+    ),
+    "UnsupportedCommandException": (
+        "This registry does not support layer uploads: check the registry ID and the endpoint"
+    ),
+    "UploadNotFoundException": "This upload cannot be continued: start a new one",
+}  # fmt: skip

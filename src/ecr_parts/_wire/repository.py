@@ -1,0 +1,207 @@
+"""The calls for one repository: what they are called with, and what their answers mean."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TypeVar
+
+from botocore.exceptions import ClientError
+from typing_extensions import Self
+
+from ecr_parts._base.threads import Waiter
+from ecr_parts._model.layers import Blob
+from ecr_parts._model.parts import Part
+from ecr_parts._wire.answers import (
+    Answer,
+    Availability,
+    PartAnswer,
+    check_complete_refusal,
+    check_completed,
+    check_put_image,
+    parse_availability,
+    parse_part_refusal,
+    parse_put_image_refusal,
+    parse_received,
+    parse_upload,
+)
+from ecr_parts._wire.api import METHODS
+from ecr_parts._wire.call import Call, CallOptions, PartCall, Target, outcome_of
+from ecr_parts._wire.failures import CallFailed
+from ecr_parts._wire.request import encode_blob
+from ecr_parts._wire.retry import Backoff
+
+_log = logging.getLogger("ecr_parts")
+_T = TypeVar("_T")
+MAX_DIGESTS = 100  # in one call of BatchCheckLayerAvailability (API reference)
+_MAX_POLLS = 4  # availability checks after a completion, because ECR may lag
+_MAX_PUTS = 5  # of one manifest that refers to something that ECR does not find
+_NOT_FOUND = frozenset({"LayersNotFoundException", "ReferencedImagesNotFoundException"})
+
+
+class NotListedError(Exception):
+    """Given to the retry policy while ECR does not list a layer yet. It is never raised."""
+
+
+@dataclass(frozen=True)
+class Repository:
+    """ECR's calls for one repository, repeated, their answers checked.
+
+    All calls to ECR are made here. A call that fails for good raises ``CallFailed``.
+    """
+
+    target: Target
+    options: CallOptions
+    waiter: Waiter = field(default_factory=Waiter)
+
+    def with_waiter(self, waiter: Waiter) -> Self:
+        """A copy whose calls wait with ``waiter``."""
+        return replace(self, waiter=waiter)
+
+    # Uploading a layer
+
+    def initiate(self) -> tuple[str, int]:
+        """Start an upload: its ID, and the part size (bytes) that ECR suggests."""
+        return self._call("InitiateLayerUpload", {}, parse_upload)
+
+    def prepare_part(
+        self,
+        upload_id: str,
+        part: Part,
+        slices: Iterable[Blob],
+        file: io.BytesIO | None = None,
+        thread: str = "call",
+    ) -> PartCall:
+        """Encode a part. May be called ahead, in any thread.
+
+        ``slices`` and ``file`` are those of ``encode_blob``, ``thread`` is that of ``PartCall``.
+        """
+        parameters: dict[str, object] = {
+            "uploadId": upload_id,
+            "partFirstByte": part.first_byte,
+            "partLastByte": part.last_byte,
+        }
+        if self.options.encodes:
+            blob: object = encode_blob({**self.target.location, **parameters}, slices, file)
+        else:
+            file = io.BytesIO() if file is None else file
+            file.seek(0)
+            file.writelines(slices)
+            file.truncate()
+            blob = file.getvalue()
+        return PartCall(
+            self.target,
+            self.options,
+            self.waiter,
+            "UploadLayerPart",
+            getattr(self.target.client, METHODS["UploadLayerPart"]),
+            {**parameters, "layerPartBlob": blob},
+            partial(parse_received, part),
+            parse_part_refusal,
+            f"bytes {part.first_byte}-{part.last_byte}",
+            PartAnswer(part.last_byte, refused=False),
+            part=part,
+            thread=thread,
+        )
+
+    def complete(self, upload_id: str, digest: str) -> None:
+        """Complete an upload. It fails with ``DigestMismatchError`` if the bytes do not match."""
+        self._call(
+            "CompleteLayerUpload",
+            {"uploadId": upload_id, "layerDigests": [digest]},
+            partial(check_completed, digest),
+            partial(check_complete_refusal, digest),
+            f"upload {upload_id}",
+        )
+
+    # Layers that exist
+
+    def availability(self, digests: Iterable[str]) -> dict[str, Availability]:
+        """What ECR answers about any number of layers. It may omit those that it does not have."""
+        wanted = list(digests)
+        found: dict[str, Availability] = {}
+        for i in range(0, len(wanted), MAX_DIGESTS):
+            parameters = {"layerDigests": wanted[i : i + MAX_DIGESTS]}
+            found |= self._call("BatchCheckLayerAvailability", parameters, parse_availability)
+        return found
+
+    def existing_sizes(self, wanted: Mapping[str, int | None]) -> dict[str, int]:
+        """The sizes, in bytes, of those layers of ``wanted`` that exist with the wanted size."""
+        sizes = {}
+        for digest, layer in self.availability(wanted).items():
+            size = wanted.get(digest) or layer.size
+            if layer.is_available and size and layer.size in (None, size):
+                sizes[digest] = size
+        return sizes
+
+    def poll_existing_size(self, digest: str, size: int | None) -> int | None:
+        """The size, in bytes, of a layer that may have just been completed.
+
+        ``None`` if ECR does not list it, or cannot be asked. Asks up to four times, because ECR may
+        lag. Of the retry policy, only the waits are used.
+        """
+        backoff = Backoff(self.options.retrying, self.waiter, self.existing_sizes)
+        while True:
+            found = outcome_of(partial(self.existing_sizes, {digest: size}))
+            if isinstance(found, CallFailed):
+                _log.info("cannot check whether %s exists: %s", digest, found.error)
+                return None
+            if found or backoff.attempt == _MAX_POLLS:
+                return found.get(digest)
+            backoff.plan(NotListedError(digest))
+            backoff.wait()
+
+    # Manifests
+
+    def put_image(self, digest: str, media_type: str, manifest: str, tag: str | None) -> None:
+        """Put a manifest, unless ECR has it.
+
+        If ECR does not find what the manifest refers to, tries up to five times: PutImage may lag
+        behind completed layers, by public reports. Of the retry policy, only the waits are used.
+        """
+        parameters = {
+            "imageManifest": manifest,
+            "imageManifestMediaType": media_type,
+            "imageDigest": digest,
+            **({} if tag is None else {"imageTag": tag}),
+        }
+        put = partial(
+            self._call,
+            "PutImage",
+            parameters,
+            partial(check_put_image, digest),
+            parse_put_image_refusal,
+            digest if tag is None else f"{digest} as {tag}",
+        )
+        backoff = Backoff(self.options.retrying, self.waiter, self.put_image)
+        while True:
+            outcome = outcome_of(put)
+            if not isinstance(outcome, CallFailed):
+                return
+            if outcome.code not in _NOT_FOUND or backoff.attempt == _MAX_PUTS:
+                raise outcome
+            backoff.plan(NotListedError(digest))
+            backoff.wait()
+
+    def _call(
+        self,
+        operation: str,
+        parameters: Mapping[str, object],
+        parse: Callable[[Answer], _T],
+        parse_refusal: Callable[[ClientError], _T | None] = lambda _error: None,
+        subject: str = "",
+    ) -> _T:
+        return Call(
+            self.target,
+            self.options,
+            self.waiter,
+            operation,
+            getattr(self.target.client, METHODS[operation]),
+            parameters,
+            parse,
+            parse_refusal,
+            subject,
+        ).settle()

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import linecache
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+import pytest
+from interrupts import joining_new_threads
+
+from ecr_parts._base import threads
+from ecr_parts._base.threads import Abandoned, Waiter, current_task
+
+
+def test_task_has_timed_out_even_if_it_has_ended_meanwhile() -> None:
+    """A task may notice that it was abandoned, and end, before ``timed_out`` is set."""
+
+    def run_until_abandoned() -> None:
+        task = current_task()
+        assert task is not None
+        while True:
+            task.check()
+
+    with Waiter() as waiter:
+        task = waiter.start("abandoned", run_until_abandoned)
+        waiter.wait(task, 0.05)
+        Waiter().acquire(task.ended)  # wait until it has ended
+        assert task.timed_out
+        assert isinstance(task.error, Abandoned)
+
+
+def test_result_raises_what_the_task_raised() -> None:
+    with Waiter() as waiter:
+        task = waiter.start("division", lambda: 1 / 0)
+        waiter.wait(task)
+        assert not task.timed_out
+        with pytest.raises(ZeroDivisionError):
+            task.result()
+
+
+def test_thread_runs_one_task_after_another() -> None:
+    with Waiter() as waiter:
+        threads = {waiter.run("repeated", threading.get_ident) for _ in range(20)}
+        assert len(threads) == 1
+        assert threading.get_ident() not in threads
+
+
+class InterruptError(BaseException):
+    """Raised between two lines of the library, as by a signal handler."""
+
+
+def raise_before(line: str) -> Any:
+    """A trace function that raises ``InterruptError`` before ``line`` of ``threads`` runs."""
+
+    def trace(frame: FrameType, event: str, _argument: object) -> Any:
+        path = frame.f_code.co_filename
+        if path != threads.__file__:
+            return None
+        if event == "line" and linecache.getline(path, frame.f_lineno).strip() == line:
+            raise InterruptError
+        return trace
+
+    return trace
+
+
+def test_thread_ends_even_if_giving_it_a_task_was_interrupted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ecr_parts._base.threads._IDLE_TIMEOUT", 0.05)
+    with joining_new_threads():
+        trace_before = sys.gettrace()
+        with Waiter() as waiter:
+            waiter.run("interrupted", lambda: None)
+            sys.settrace(raise_before("self._given.release()"))
+            try:
+                with pytest.raises(InterruptError):
+                    waiter.run("interrupted", lambda: None)
+            finally:
+                sys.settrace(trace_before)

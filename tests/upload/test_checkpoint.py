@@ -1,0 +1,310 @@
+"""The checkpoint file: when it is written and deleted, and what happens if it cannot be used.
+
+What is resumed from a checkpoint is tested in ``test_resume``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import (
+    StopUploadError,
+    digest_of,
+    random_bytes,
+    stop_after,
+    wait_for_threads,
+    write_layer,
+)
+
+from ecr_parts import (
+    CheckpointError,
+    DigestMismatchError,
+    Layer,
+    LayerUploader,
+    ServiceError,
+    UploadSession,
+)
+from ecr_parts._upload.checkpoint import BestEffortPath, Checkpoint
+from ecr_parts.testing import Fault, LocalECR
+
+BLOB = random_bytes(45)  # six parts of 8 bytes, the last of 5
+DIGEST = digest_of(BLOB)
+
+
+@pytest.fixture
+def uploader(sequential_uploader: LayerUploader) -> LayerUploader:
+    """These tests need to know how far an upload got that was interrupted."""
+    return sequential_uploader
+
+
+def last_byte_in(checkpoint: Path) -> int:
+    last_byte: int = json.loads(checkpoint.read_text())["lastByteReceived"]
+    return last_byte
+
+
+# When it is written and deleted
+
+
+def test_saves_checkpoint_before_progress_is_called(
+    uploader: LayerUploader, checkpoint: Path
+) -> None:
+    confirmed = 0
+
+    def progress(newly_confirmed: int) -> None:
+        nonlocal confirmed
+        confirmed += newly_confirmed
+        if newly_confirmed and confirmed < 45:
+            assert last_byte_in(checkpoint) == confirmed - 1
+            assert stat.S_IMODE(checkpoint.stat().st_mode) == 0o600
+
+    uploader.upload(BLOB, checkpoint=checkpoint, progress=progress)
+    assert confirmed == 45
+    assert not checkpoint.exists()
+
+
+def test_digest_mismatch_deletes_checkpoint(uploader: LayerUploader, checkpoint: Path) -> None:
+    with pytest.raises(DigestMismatchError):
+        uploader.upload(BLOB, digest=digest_of(b"other"), checkpoint=checkpoint)
+    assert not checkpoint.exists()
+
+
+def test_other_errors_keep_checkpoint(
+    ecr: LocalECR, uploader: LayerUploader, checkpoint: Path
+) -> None:
+    faults: tuple[Fault, ...] = ("access_denied", "expired_token")
+    for fault in faults:
+        ecr.fail("UploadLayerPart", fault, call=2)
+        with pytest.raises(ServiceError):
+            uploader.upload(BLOB, checkpoint=checkpoint)
+        assert checkpoint.exists()
+    layer = uploader.upload(BLOB, checkpoint=checkpoint)
+    assert [sent.part.first_byte for sent in layer.parts] == [16, 24, 32, 40]
+
+
+def test_keyboard_interrupt_keeps_checkpoint_and_stops_threads(
+    uploader: LayerUploader, checkpoint: Path
+) -> None:
+    def progress(newly_confirmed: int) -> None:
+        if newly_confirmed:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        uploader.upload(BLOB, checkpoint=checkpoint, progress=progress)
+    assert checkpoint.exists()
+    wait_for_threads()
+
+
+def test_existing_layer_leaves_checkpoint_of_other_layer_unchanged(
+    uploader: LayerUploader, checkpoint: Path
+) -> None:
+    uploader.upload(BLOB)
+    other = random_bytes(45, seed=1)
+    with pytest.raises(StopUploadError):
+        uploader.upload(other, checkpoint=checkpoint, progress=stop_after(16))
+    assert uploader.upload(BLOB, checkpoint=checkpoint).existed
+    layer = uploader.upload(other, checkpoint=checkpoint)
+    assert layer.parts[0].part.first_byte == 16
+
+
+# Its path
+
+
+def test_follows_symbolic_link(uploader: LayerUploader, checkpoint: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    checkpoint.symlink_to(target)
+    with pytest.raises(StopUploadError):
+        uploader.upload(BLOB, checkpoint=checkpoint, progress=stop_after(16))
+    assert checkpoint.is_symlink()
+    assert last_byte_in(target) == 15
+    uploader.upload(BLOB, checkpoint=checkpoint)
+    assert not target.exists()
+
+
+def test_relative_path_is_resolved_when_upload_starts(
+    uploader: LayerUploader, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(checkpoint.parent)
+
+    def progress(newly_confirmed: int) -> None:
+        monkeypatch.chdir("/")
+        if newly_confirmed:
+            raise StopUploadError
+
+    with pytest.raises(StopUploadError):
+        uploader.upload(BLOB, checkpoint=checkpoint.name, progress=progress)
+    assert checkpoint.exists()
+
+
+def test_rejects_path_relative_to_deleted_directory(
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deleted = tmp_path / "deleted"
+    deleted.mkdir()
+    monkeypatch.chdir(deleted)
+    deleted.rmdir()
+    for upload in (
+        lambda: uploader.upload(BLOB, checkpoint="layer.checkpoint"),
+        lambda: uploader.upload_many([Layer(BLOB, checkpoint="layer.checkpoint")]),
+    ):
+        with pytest.raises(CheckpointError, match="relative to a deleted working directory"):
+            upload()
+    assert ecr.calls == []
+
+
+def test_accepts_longest_file_name(uploader: LayerUploader, tmp_path: Path) -> None:
+    checkpoint = tmp_path / ("\N{MIDDLE DOT}" * 127)  # 254 bytes; 255 is the most that Linux allows
+    with pytest.raises(StopUploadError):
+        uploader.upload(BLOB, checkpoint=checkpoint, progress=stop_after(8))
+    assert list(tmp_path.iterdir()) == [checkpoint]
+    assert uploader.upload(BLOB, checkpoint=checkpoint).parts[0].part.first_byte == 8
+
+
+def test_rejects_file_of_layer_as_checkpoint(
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    path, link = write_layer(BLOB, tmp_path), tmp_path / "link"
+    link.symlink_to(path)
+    for checkpoint in (path, link):
+        with pytest.raises(ValueError, match="checkpoint must not be the layer's own file"):
+            uploader.upload(path, checkpoint=checkpoint)
+    assert path.read_bytes() == BLOB
+    assert ecr.calls == []
+
+
+def test_rejects_path_of_wrong_type(uploader: LayerUploader) -> None:
+    with pytest.raises(TypeError, match="checkpoint must be a path, not 5"):
+        uploader.upload(BLOB, checkpoint=5)  # type: ignore[arg-type]  # wrong on purpose
+
+    class PathOfBytes(os.PathLike[str]):
+        def __fspath__(self) -> Any:
+            return b"checkpoint"
+
+    with pytest.raises(TypeError, match="checkpoint must be a path of type str"):
+        uploader.upload(BLOB, checkpoint=PathOfBytes())
+
+
+# Files that cannot be used: the error names the file, which is left unchanged
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"\xff", b'{"version": 2}', b'{"version": 1}', b"[" * 100_000],
+    ids=lambda content: repr(content[:20]),
+)
+def test_rejects_damaged_or_newer_checkpoint(
+    content: bytes, ecr: LocalECR, uploader: LayerUploader, checkpoint: Path
+) -> None:
+    checkpoint.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"layer\.checkpoint' cannot be used.*delete"):
+        uploader.upload(BLOB, checkpoint=checkpoint)
+    assert checkpoint.read_bytes() == content
+    assert ecr.calls == []
+
+
+def test_rejects_directory_and_path_that_cannot_be_created(
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=r"cannot be read: .* too long"):
+        uploader.upload(BLOB, checkpoint=tmp_path / ("x" * 300))
+    with pytest.raises(CheckpointError, match=f"{tmp_path}' is not a regular file"):
+        uploader.upload(BLOB, checkpoint=tmp_path)
+    with pytest.raises(CheckpointError, match=r"missing/file' cannot be written: .*No such file"):
+        uploader.upload(BLOB, checkpoint=tmp_path / "missing" / "file")
+    assert ecr.calls == []
+
+
+def test_does_not_read_named_pipe_or_large_file(uploader: LayerUploader, tmp_path: Path) -> None:
+    pipe, large_file = tmp_path / "pipe", tmp_path / "large file"
+    os.mkfifo(pipe)
+    large_file.write_text(" " * 100_000 + uploader.initiate().to_json())
+    for checkpoint, message in (
+        (pipe, "is not a regular file"),
+        (large_file, "cannot be used"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            uploader.upload(BLOB, checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize("function", ["os.fsync", "os.replace", "tempfile.mkstemp"])
+def test_full_disk_leaves_checkpoint_unchanged(
+    function: str, ecr: LocalECR, uploader: LayerUploader, checkpoint: Path, mocker: Any
+) -> None:
+    with pytest.raises(StopUploadError):
+        uploader.upload(BLOB, checkpoint=checkpoint, progress=stop_after(16))
+    content = checkpoint.read_bytes()
+    full_disk = mocker.patch(function, side_effect=OSError(28, "No space left on device"))
+    ecr.calls.clear()
+    with pytest.raises(CheckpointError, match=r"cannot be written: .*No space left") as raised:
+        uploader.upload(BLOB, checkpoint=checkpoint)
+    assert checkpoint.read_bytes() == content
+    assert list(checkpoint.parent.iterdir()) == [checkpoint]
+    if function == "tempfile.mkstemp":  # fails before the first call
+        assert ecr.calls == []
+    else:
+        assert raised.value.session is not None
+        assert raised.value.session.next_byte == 24
+
+    mocker.stop(full_disk)
+    assert uploader.upload(BLOB, checkpoint=checkpoint).digest == DIGEST
+
+
+@pytest.mark.parametrize("function", ["open", "fsync"])
+def test_ignores_directory_that_cannot_be_flushed(
+    function: str, uploader: LayerUploader, checkpoint: Path, mocker: Any
+) -> None:
+    """Some file systems do not support it, and a directory may be writable but not readable."""
+    original = getattr(os, function)
+
+    def fail_for_directories(target: Any, *arguments: Any, **keywords: Any) -> Any:
+        if os.path.isdir(target):
+            raise OSError(22, "Invalid argument")
+        return original(target, *arguments, **keywords)
+
+    with pytest.raises(StopUploadError):
+        uploader.upload(BLOB, checkpoint=checkpoint, progress=stop_after(8))
+    mocker.patch(f"os.{function}", fail_for_directories)
+    with pytest.raises(StopUploadError):
+        uploader.upload(BLOB, checkpoint=checkpoint, progress=stop_after(24))
+    assert last_byte_in(checkpoint) == 23
+    assert uploader.upload(BLOB, checkpoint=checkpoint).digest == DIGEST
+
+
+def test_reports_checkpoint_that_cannot_be_deleted(
+    uploader: LayerUploader, checkpoint: Path, mocker: Any
+) -> None:
+    mocker.patch.object(Path, "unlink", side_effect=PermissionError(13, "Permission denied"))
+    with pytest.raises(CheckpointError, match="cannot be deleted"):
+        uploader.upload(BLOB, checkpoint=checkpoint)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="directories are flushed on POSIX systems only")
+def test_flushes_file_and_directory_after_each_part(
+    uploader: LayerUploader, checkpoint: Path, mocker: Any
+) -> None:
+    flush = mocker.spy(os, "fsync")
+    uploader.upload(BLOB, checkpoint=checkpoint)
+    assert flush.call_count == 2 * 7  # at the start and after each of six parts
+
+
+def test_optional_checkpoint_that_cannot_be_read_or_written_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    reports: list[CheckpointError] = []
+    checkpoint = Checkpoint(BestEffortPath(str(tmp_path), reports.append) / "file" / "checkpoint")
+    assert checkpoint.load() is None
+    checkpoint.save(UploadSession(repository_name="demo", upload_id="u-1", part_size=10))
+    checkpoint.delete()
+    directory = Checkpoint(BestEffortPath(str(tmp_path), reports.append))
+    assert directory.load() is None
+    problems = [re.search("cannot be [a-z]+|is not a regular", str(error)) for error in reports]
+    assert [problem and problem[0] for problem in problems] == [
+        "cannot be read",
+        "cannot be written",
+        "cannot be deleted",
+        "is not a regular",
+    ]

@@ -1,0 +1,171 @@
+"""How failed calls become errors of this library: what they say, and what they must not show."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import NO_WAIT, SMALL_LIMITS, random_bytes
+
+from ecr_parts import LayerUploader, ServiceError, UnexpectedResponseError
+from ecr_parts._base.validation import mask_passwords
+from ecr_parts._wire.answers import last_valid_byte
+from ecr_parts.testing import EcrError, LocalECR
+
+BLOB = random_bytes(45)
+
+
+@pytest.mark.parametrize(
+    ("fields", "last_byte"),
+    [
+        ({"lastValidByteReceived": 99}, 99),
+        ({"lastValidByteReceived": -1}, -1),
+        ({"lastValidByteReceived": 0}, -1),
+        ({}, -1),
+        ({"lastValidByteReceived": None}, -1),
+        ({"lastValidByteReceived": -7}, -1),
+    ],
+)
+def test_reads_last_valid_byte_from_field_or_message(
+    fields: dict[str, Any], last_byte: int
+) -> None:
+    response = {"Error": {"Message": "no number"}, **fields}
+    assert last_valid_byte(response) == last_byte
+    response["Error"] = {"Message": "First byte of the layer part is 10485760 instead of 20971520"}
+    assert last_valid_byte(response) == (last_byte if last_byte > 0 else 20_971_519)
+    response["Error"] = {"Message": "First byte of the layer part is 0 instead of 1"}
+    assert last_valid_byte(response) == (last_byte if last_byte > 0 else 0)
+    assert last_valid_byte({**fields, "Error": None}) == last_byte
+
+
+@pytest.mark.parametrize("last_byte", ["7", True, 7.5])
+def test_rejects_malformed_last_valid_byte(
+    last_byte: object, uploader: LayerUploader, ecr: LocalECR
+) -> None:
+    error = EcrError("InvalidLayerPartException", "message", lastValidByteReceived=last_byte)
+    ecr.respond("UploadLayerPart", error)
+    with pytest.raises(UnexpectedResponseError, match="its lastValidByteReceived is"):
+        uploader.upload(BLOB)
+
+
+def test_reports_kms_error_code(uploader: LayerUploader, ecr: LocalECR) -> None:
+    error = EcrError("KmsException", "KMS", kmsError="KeyDisabled")
+    ecr.respond("InitiateLayerUpload", error)
+    with pytest.raises(ServiceError, match=r"kmsError: KeyDisabled.*KMS key") as raised:
+        uploader.upload(BLOB)
+    assert len(ecr.calls) == 2
+    assert raised.value.code == "KmsException"
+
+
+def test_replaces_control_characters(uploader: LayerUploader, ecr: LocalECR) -> None:
+    error = EcrError("KmsException", "a\x1b[31m\nb", kmsError="c\u202ed")
+    ecr.respond("InitiateLayerUpload", error)
+    with pytest.raises(ServiceError, match=r"KmsException: a \[31m b \(kmsError: c d\)\. "):
+        uploader.upload(BLOB)
+
+
+def test_points_out_endpoint_that_is_not_ecr(uploader: LayerUploader, ecr: LocalECR) -> None:
+    page = b"<html>\n<h1>Not Found</h1>\n</html>"
+    ecr.respond("InitiateLayerUpload", page, status=404)
+    with pytest.raises(ServiceError, match=r"failed: 404: Not Found\. Check .* endpoint is"):
+        uploader.upload(BLOB)
+
+
+def test_points_out_unreachable_endpoint(uploader: LayerUploader, ecr: LocalECR) -> None:
+    ecr.stop()
+    with pytest.raises(ServiceError, match="network, the region and the endpoint") as raised:
+        uploader.upload(BLOB)
+    assert raised.value.code == "EndpointConnectionError"
+    assert raised.value.attempts == 10
+
+
+def test_does_not_retry_exception_of_the_client_itself(mocker: Any) -> None:
+    client = mocker.Mock()
+    client.initiate_layer_upload.side_effect = RuntimeError("refreshed, but still expired")
+    with pytest.raises(
+        ServiceError, match=r"still expired\. This is an error of the client, not of ECR: check"
+    ) as raised:
+        LayerUploader(client, "demo").upload(BLOB, check_existing=False)
+    assert raised.value.code == "RuntimeError"
+    assert isinstance(raised.value.__cause__, RuntimeError)
+    assert client.initiate_layer_upload.call_count == 1
+
+
+def test_missing_token_file_is_not_reported_as_missing_source(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ecr: LocalECR
+) -> None:
+    """The missing file is the client's web identity token, not the layer."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::012345678910:role/pusher")
+    client = ecr.client(aws_access_key_id=None, aws_secret_access_key=None)
+    with pytest.raises(ServiceError, match=r"token.*credentials") as raised:
+        LayerUploader(client, "demo").upload(BLOB)
+    assert raised.value.code == "FileNotFoundError"
+
+
+@pytest.mark.parametrize("bundle_kind", ["missing", "not a certificate", "directory"])
+def test_does_not_retry_with_unusable_certificate_bundle(
+    bundle_kind: str, ecr: LocalECR, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle.pem"
+    if bundle_kind == "not a certificate":
+        bundle.write_text("junk")
+    if bundle_kind == "directory":
+        bundle.mkdir()
+    url = ecr.endpoint_url.replace("http:", "https:")
+    uploader = LayerUploader(ecr.client(endpoint_url=url, verify=str(bundle)), "demo")
+    with pytest.raises(ServiceError, match="in AWS_CA_BUNDLE") as raised:
+        uploader.initiate()
+    assert raised.value.attempts == 1
+
+
+@pytest.mark.parametrize("name", ["aws_session_token", "aws_access_key_id"])
+def test_points_out_line_break_in_credential_without_showing_it(
+    name: str, ecr: LocalECR, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "ecr_parts")
+    uploader = LayerUploader(ecr.client(**{name: "SECRET\n"}), "demo", retrying=NO_WAIT)
+    with pytest.raises(ServiceError, match="the credentials for a line break") as raised:
+        uploader.upload(BLOB)
+    assert raised.value.attempts == 1
+    assert "SECRET" not in str(raised.value)
+    # Only this library's records: caplog also has those of other libraries.
+    assert "SECRET" not in "".join(
+        record.getMessage() for record in caplog.records if record.name == "ecr_parts"
+    )
+
+
+def test_masks_password_in_endpoint_url(ecr: LocalECR, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "ecr_parts")
+    client = ecr.client(endpoint_url="http://user:secret@127.0.0.1:9")
+    uploader = LayerUploader(client, "demo", limits=SMALL_LIMITS, retrying=NO_WAIT)
+    with pytest.raises(ServiceError, match=r"http://\*\*\*@127\.0\.0\.1:9") as raised:
+        uploader.initiate()
+    shown = "".join(traceback.format_exception(raised.value)) + caplog.text
+    assert "secret" not in shown
+    assert "***@127.0.0.1" in caplog.text
+
+
+def test_keeps_kms_error_after_long_message(uploader: LayerUploader, ecr: LocalECR) -> None:
+    error = EcrError("KmsException", "K" * 5_000, kmsError="KeyDisabled")
+    ecr.respond("InitiateLayerUpload", error)
+    with pytest.raises(ServiceError, match="kmsError: KeyDisabled"):
+        uploader.upload(b"layer")
+
+
+@pytest.mark.parametrize(
+    ("url", "masked"),
+    [
+        ("http://user:password@proxy:3128/", "http://***@proxy:3128/"),
+        ("https://host/path?next=a@b", "https://host/path?next=a@b"),
+    ],
+)
+def test_masks_only_user_info_of_urls(url: str, masked: str) -> None:
+    assert mask_passwords(f"cannot reach {url}") == f"cannot reach {masked}"
