@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TypeVar
 
 import tenacity
 from botocore.client import BaseClient
@@ -33,15 +32,12 @@ from ecr_parts._upload.plan import Planner
 from ecr_parts._upload.steps import Steps, raise_error, start_upload
 from ecr_parts._wire.api import EcrClient, check_client, service_name
 from ecr_parts._wire.bandwidth import Bandwidth
-from ecr_parts._wire.call import CallOptions, Target, outcome_of
-from ecr_parts._wire.failures import CallFailed
+from ecr_parts._wire.call import CallOptions, Target, answer_of
 from ecr_parts._wire.gate import Overlap
 from ecr_parts._wire.repository import Repository
 from ecr_parts._wire.request import accept_encoded_blobs, make_calls_stoppable
 from ecr_parts._wire.retry import default_retrying
 from ecr_parts.errors import ServiceError
-
-_T = TypeVar("_T")
 
 
 class LayerUploader:
@@ -59,8 +55,9 @@ class LayerUploader:
     While ECR processes a part, the next one is sent on a second connection, except for its last
     bytes, which wait until ECR has confirmed the part. ECR cannot process a request that is not
     complete, so it gets the parts in order. This was tested with LocalECR, not with ECR. It turns
-    itself off, and says so at INFO, after two requests that failed before their turn, or one that
-    an event handler answered itself. ``overlap=False`` turns it off from the start, as is necessary
+    itself off, and says so at INFO, after two requests that were sent ahead for nothing, because
+    they failed or ECR took more than 4 seconds for the part before, or after one that an event
+    handler answered itself. ``overlap=False`` turns it off from the start, as is necessary
     where a proxy allows only one connection. It requires a botocore client that encodes JSON, as
     those for ``ecr`` do.
 
@@ -71,7 +68,8 @@ class LayerUploader:
     ECR is called from threads of this library while the caller's thread waits. So Ctrl-C, and any
     exception raised by a signal handler or by ``progress``, propagates unchanged from every method
     within about a second. Nothing is sent afterwards, unless the client is not botocore's: such a
-    client cannot be stopped during a call.
+    client cannot be stopped during a call. What was sent before may still take effect, so ECR may
+    have more of the layer than was reported.
     """
 
     __module__ = "ecr_parts"
@@ -272,9 +270,10 @@ class LayerUploader:
         if layer_digest is not None:
             check_digest("layer_digest", layer_digest)
         with ClearOwnFrames():
-            return _answer(
-                partial(start_upload, self._repository, self._planner, layer_size, layer_digest)
-            )
+            start = partial(start_upload, self._repository, self._planner)
+            session = answer_of(partial(start, layer_size, layer_digest))
+        Machine(session, self._planner.limits.min_part).start(session)
+        return session
 
     def upload_part(self, session: UploadSession, blob: Blob) -> None:
         """Send ``blob``, the layer's bytes from ``session.next_byte`` on.
@@ -324,7 +323,7 @@ class LayerUploader:
             )
         wanted = dict.fromkeys(check_digest("digest", digest) for digest in digests)
         with ClearOwnFrames():
-            found = _answer(partial(self._repository.availability, wanted))
+            found = answer_of(partial(self._repository.availability, wanted))
         return {
             digest for digest in wanted if digest not in found or not found[digest].is_available
         }
@@ -389,10 +388,3 @@ class LayerUploader:
 def _location(repository_name: str, registry_id: str | None) -> str:
     registry = "the default registry" if registry_id is None else f"registry {registry_id!r}"
     return f"repository {repository_name!r} in {registry}"
-
-
-def _answer(call: Callable[[], _T]) -> _T:
-    outcome = outcome_of(call)
-    if isinstance(outcome, CallFailed):
-        raise outcome.error
-    return outcome

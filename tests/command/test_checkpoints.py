@@ -234,8 +234,9 @@ def test_pushes_docker_archive_although_its_compressed_layers_cannot_be_recorded
 
 
 def test_upload_that_was_lost_is_to_be_run_again(
-    ecr: LocalECR, run_in_process: RunInProcess, path: Path
+    ecr: LocalECR, run_in_process: RunInProcess, path: Path, mocker: MockerFixture
 ) -> None:
+    mocker.patch("tenacity.wait_random_exponential.__call__", return_value=0)
     ecr.fail("UploadLayerPart", "upload_forgotten", times=100)
     _, _, stderr = run_in_process(ecr, path, "demo")
     assert stderr.endswith("start a new one. Run the command again to start over\n")

@@ -55,6 +55,21 @@ EXCEPTIONS: list[type[BaseException]] = [
     SystemExit,
     RuntimeError,
 ]
+# One of each kind that some code could tell apart, for the tests with many places to raise it.
+KINDS: list[type[BaseException]] = [
+    EcrPartsError,
+    UploadLostError,
+    OSError,
+    ValueError,
+    StopIteration,
+    KeyboardInterrupt,
+]
+
+
+EACH_EXCEPTION = pytest.mark.parametrize(
+    "exception_type",
+    [pytest.param(kind, marks=[pytest.mark.soak] * (kind not in KINDS)) for kind in EXCEPTIONS],
+)
 
 
 @contextlib.contextmanager
@@ -123,7 +138,7 @@ def has_failed_call(ecr: LocalECR) -> bool:
 # Sources
 
 
-@pytest.mark.parametrize("exception_type", EXCEPTIONS)
+@EACH_EXCEPTION
 @pytest.mark.parametrize("bytes_before", range(0, 46, 9))
 @pytest.mark.parametrize("digest", [None, DIGEST], ids=["without digest", "with digest"])
 def test_passes_on_what_a_stream_raises_and_completes_nothing(
@@ -155,7 +170,7 @@ def test_passes_on_what_a_stream_raises_and_completes_nothing(
         shared_uploader.upload_many([Stream(), BLOB])
 
 
-@pytest.mark.parametrize("exception_type", EXCEPTIONS)
+@EACH_EXCEPTION
 @pytest.mark.parametrize("method", ["read", "seek", "tell"])
 @pytest.mark.parametrize("raising_call", range(1, 12, 3))
 def test_passes_on_what_a_seekable_file_raises(
@@ -228,7 +243,7 @@ def test_upload_lost_error_of_source_is_not_taken_for_own(
 # ``progress``
 
 
-@pytest.mark.parametrize("exception_type", EXCEPTIONS)
+@EACH_EXCEPTION
 @pytest.mark.parametrize("raising_call", range(1, 17, 3))
 def test_passes_on_what_progress_raises(
     exception_type: type[BaseException],

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import typing
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ MODULES = [
 USED_BY_THE_KIT = {"_base", "_model", "errors", "_version", "testing"}
 
 
+@cache
 def source_of(module: str) -> ast.Module:
     path = PACKAGE / f"{module.replace('.', '/')}.py"
     return ast.parse(path.read_text(encoding="utf-8"))
@@ -66,6 +68,7 @@ def imports_of(module: str) -> set[str]:
     return {"testing.__init__" if name == "testing" else name for name in ours}
 
 
+@cache
 def names_of(module: str) -> set[str]:
     """The names that ``module`` defines, also as attributes of ``self``."""
     nodes = list(ast.walk(source_of(module)))

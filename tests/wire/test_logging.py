@@ -75,7 +75,7 @@ def test_logs_each_part_at_debug_level(ecr: LocalECR, caplog: pytest.LogCaptureF
             "stored_in_part",
             [
                 "attempt 1: ConnectionClosedError: ",
-                "attempt 2: a fragment of the part is stored, and it is large enough ",
+                "attempt 2: a fragment of a part is stored, and it is large enough ",
             ],
         ),
     ],

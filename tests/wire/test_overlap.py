@@ -33,9 +33,11 @@ from helpers import (
 from order_proxy import OrderProxy
 from pytest_mock import MockerFixture
 
-from ecr_parts import CLIENT_CONFIG, LayerUploader, Limits, ServiceError
-from ecr_parts._base.threads import Abandoned
-from ecr_parts._wire.gate import Gate
+from ecr_parts import CLIENT_CONFIG, LayerUploader, Limits, Part, ServiceError
+from ecr_parts._base.threads import Abandoned, Task, Waiter
+from ecr_parts._wire.call import CallOptions, Target
+from ecr_parts._wire.gate import Gate, Overlap
+from ecr_parts._wire.repository import Repository
 from ecr_parts._wire.request import Attempt
 from ecr_parts.testing import Fault, LocalECR, Unknowns
 
@@ -116,11 +118,20 @@ def test_sends_nothing_ahead_without_overlap() -> None:
         assert proxy.begun_ahead == 0
 
 
+ALL_CASES = [(config, call) for config in CONFIGS for call in (1, 2, 5, 6)]
+SOME_CASES = [("CLIENT_CONFIG", 1), ("CLIENT_CONFIG", 5), ("legacy", 2), ("standard", 6)]
+
+
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("call", [1, 2, 5, 6])
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize(
+    ("config", "call"),
+    [
+        pytest.param(*case, marks=[pytest.mark.soak] * (case not in SOME_CASES))
+        for case in ALL_CASES
+    ],
+)
 def test_keeps_order_through_fault(
-    fault: Fault, call: int, config: str, mocker: MockerFixture
+    fault: Fault, config: str, call: int, mocker: MockerFixture
 ) -> None:
     mocker.patch("time.sleep")  # botocore's own waits
     with watched(CONFIGS[config]) as (ecr, _, client):
@@ -142,8 +153,11 @@ def test_keeps_order_through_faults_of_several_calls_over_tls(
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
-@pytest.mark.parametrize("number", [1, 2, 3, 6])
+@pytest.mark.parametrize(
+    ("secure", "number"),
+    [(False, 1), (False, 2), (True, 3), (True, 6)],
+    ids=["http-1", "http-2", "https-3", "https-6"],
+)
 def test_keeps_order_if_a_request_is_answered_before_it_is_complete(
     number: int,
     secure: bool,
@@ -275,7 +289,7 @@ def test_attempt_that_ecr_confirms_at_the_last_moment_is_waited_for() -> None:
     confirmed.open()
     for next_gate, seconds in ((confirmed, math.inf), (unanswered, 0.0)):
         attempt = Attempt(lambda: None, lambda: False, None, next_gate, None)
-        assert attempt.overtime() == seconds
+        assert attempt.more_time() == seconds
     assert unanswered.is_closed
 
 
@@ -372,7 +386,7 @@ def test_gate_may_be_decided_by_several_threads_at_once(is_open: bool) -> None:
 
             def decide(gate: Gate = gate, start: threading.Barrier = start) -> None:
                 start.wait()
-                gate.request_left()
+                gate.previous_has_left()
                 if is_open:
                     gate.open()
                 outcomes.append(gate.close())  # noqa: B023  (joined in the same round)
@@ -393,6 +407,26 @@ def test_gate_may_be_decided_by_several_threads_at_once(is_open: bool) -> None:
             assert outcomes == 3 * [not is_open]
     finally:
         sys.setswitchinterval(interval)
+
+
+def test_begins_no_part_while_attempts_hang(ecr: LocalECR) -> None:
+    """Nor the part after it, which would wait for a gate that nothing opens."""
+    hanging = [Task(lambda: None, lambda: False) for _ in range(3)]
+    options = CallOptions(NO_WAIT, attempt_timeout=5, overlap=Overlap(enabled=True))
+    with Waiter() as waiter:
+        repository = Repository(Target(ecr.client(), "demo"), options, waiter)
+        upload_id, _ = repository.initiate()
+        options.hanging.update(hanging)
+        parts = [Part(0, 7), Part(8, 15)]
+        calls = [repository.prepare_part(upload_id, part, [bytes(8)]) for part in parts]
+        calls[0].begin()
+        for task in hanging:
+            task.ended.release()
+        options.hanging.clear()
+        calls[1].begin(calls[0])
+        for call in calls:
+            call.begin()
+            assert call.settle().last_byte == call.part.last_byte
 
 
 def failing_ahead(numbers: set[int]) -> Callable[..., None]:

@@ -6,7 +6,8 @@ botocore, such an exception would be wrapped, mistaken for a network failure, an
 are two rules:
 
 1. The calls to ECR run as a ``Task`` in another thread, and so does access to the disk, except
-   for opening and hashing a file, and for reading the caller's file objects. A task stores what
+   for opening and hashing a file, for looking whether it is empty or has ended, and for reading
+   the caller's files, pipes and iterators. A task stores what
    its function returns or raises, so the caller's thread needs no ``except``, which might catch
    an exception of a signal handler.
 2. The caller's thread waits only in ``Lock.acquire(timeout=…)``. An exception raised inside an
@@ -101,7 +102,7 @@ class Task(Generic[_T]):
         if self.abandoned or self._cancelled():
             raise Abandoned
 
-    def overtime(self) -> float:
+    def more_time(self) -> float:
         """Called when the time to wait for the task is over: more seconds, 0 to give up."""
         return 0.0
 
@@ -276,7 +277,7 @@ class Waiter:
         ended = False
         try:
             ended = self.acquire(task.ended, seconds)
-            while not ended and (seconds := task.overtime()):
+            while not ended and (seconds := task.more_time()):
                 ended = self.acquire(task.ended, seconds)
             task.timed_out = not ended
             if task.without_thread:

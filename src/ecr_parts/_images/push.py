@@ -36,8 +36,7 @@ from ecr_parts._upload.checkpoint import (
 )
 from ecr_parts._upload.plan import Planner
 from ecr_parts._wire.api import check_image_client
-from ecr_parts._wire.call import outcome_of
-from ecr_parts._wire.failures import CallFailed
+from ecr_parts._wire.call import answer_of, outcome_of
 from ecr_parts._wire.repository import Repository
 from ecr_parts.errors import CheckpointError, EcrPartsError, InvalidImageError
 
@@ -177,9 +176,7 @@ class ImagePush:
             self._waiter.run("disk", partial(table.save, {}))  # before the time is spent
         uncompressed = [layer for layer in archive.layers if not layer.is_compressed]
         wanted = dict(known[layer.diff_id] for layer in uncompressed if layer.diff_id in known)
-        existing = outcome_of(partial(self._repository.existing_sizes, wanted))
-        if isinstance(existing, CallFailed):
-            raise existing.error
+        existing = answer_of(partial(self._repository.existing_sizes, wanted))
         if directory is not None:
             for digest in existing:
                 checkpoint = Checkpoint(directory / checkpoint_name(digest))

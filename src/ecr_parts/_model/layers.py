@@ -80,7 +80,8 @@ class UploadedLayer:
     existed: bool
     """Whether ECR had the layer already, or got it with another layer of ``upload_many``."""
     parts: tuple[SentPart, ...] = field(default=(), repr=False, compare=False)
-    """The parts sent by this call."""
+    """The parts sent by this call. Bytes that ECR stored of a request that was withdrawn, or that
+    another process sent, are in none of them."""
 
     def descriptor(self, media_type: str) -> dict[str, str | int]:
         """The layer as an OCI content descriptor, ready for the JSON of a manifest."""

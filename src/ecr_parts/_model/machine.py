@@ -58,8 +58,8 @@ class Event(Enum):
 
     # the last byte that ECR has after a part was sent
     AT_LAST_BYTE = "the whole part is stored"
-    INSIDE = "a fragment of the part is stored, and it is large enough to be a part"
-    INSIDE_TOO_SMALL = "a fragment of the part is stored, and it is too small to be a part"
+    INSIDE = "a fragment of a part is stored, and it is large enough to be a part"
+    INSIDE_TOO_SMALL = "a fragment of a part is stored, and it is too small to be a part"
     BEFORE = "no byte of the part is stored"
     FURTHER_BACK = "ECR no longer has bytes that it had confirmed"
     PAST_LAST_BYTE = "ECR has more bytes than were sent"
@@ -82,12 +82,13 @@ class Event(Enum):
 class NextAction(Enum):
     """What the upload does next. The values appear in messages.
 
-    A byte follows those of the actions that move the session: "continuing at byte 8".
+    For the actions that move the session, the byte is appended: "continuing at byte 8". ``SEND``
+    and ``COMPLETE`` follow no event: the code that acts goes from one to the other.
     """
 
     SEND = "sending the parts that ECR does not have"
     CONTINUE = "continuing"
-    CONTINUE_INSIDE = "continuing after the fragment,"
+    CONTINUE_INSIDE = "continuing after the fragment"
     SEND_AGAIN = "sending the part again"
     REWIND = "going back: continuing"
     SKIP_FORWARD = "skipping the bytes that ECR has, which the digest will verify: continuing"
@@ -133,7 +134,7 @@ TRANSITIONS: dict[Event, _Row] = {
 }  # fmt: skip
 MOVES = frozenset({_A.CONTINUE, _A.CONTINUE_INSIDE, _A.REWIND, _A.SKIP_FORWARD})
 """The actions after which the session is at the byte that ECR reported."""
-DETOURS = MOVES - {_A.CONTINUE} | {_A.SEND_AGAIN}
+DETOURS = (MOVES - {_A.CONTINUE}) | {_A.SEND_AGAIN}
 """The actions after which the parts are planned anew. They are stalls if ECR has no new byte."""
 
 
@@ -142,8 +143,8 @@ def position(
 ) -> Event:
     """Classify ECR's answer to ``part``: it has the layer up to ``last_byte``.
 
-    ``last_byte`` is inclusive, -1 if ECR has nothing. ``sent_up_to`` is the last byte of the next
-    part if a request with it was begun. ``min_part`` is in bytes.
+    ``last_byte`` is inclusive, -1 if ECR has nothing. ``sent_up_to`` is ``Received.sent_up_to``.
+    ``min_part`` is in bytes.
     """
     if last_byte < -1 or (layer_size is not None and last_byte >= layer_size):
         return Event.OUTSIDE
@@ -163,8 +164,9 @@ def position(
 class Machine:
     """Decides what an upload does next, and moves its session. Nothing else moves a session.
 
-    ``min_part`` is ECR's minimum in bytes. If the session's parts are smaller, as with a test
-    server, their size is the minimum.
+    It has no state besides the session, so there may be several for one. ``min_part`` is ECR's
+    minimum in bytes. If the session's parts are smaller, as with a test server, their size is the
+    minimum.
     """
 
     def __init__(self, session: UploadSession, min_part: int) -> None:
@@ -204,8 +206,8 @@ class Machine:
         """Process ECR's answer to ``part``: it has the layer up to ``last_byte``.
 
         Moves the session there if the upload continues from there. ``sent_up_to`` is the last byte
-        of the next part if a request with it was begun. Raises ``ValueError`` for a part that does
-        not start at ``next_byte``.
+        that was sent ahead, if ``part`` was refused: ECR may have stored bytes of it. Raises
+        ``ValueError`` for a part that does not start at ``next_byte``.
         """
         session, received = self.session, self._received
         if part.first_byte != session.next_byte:
@@ -248,11 +250,13 @@ class Machine:
             received.parts = parts + 1
             received.last_part_size = last_byte - part.first_byte + 1
         elif last_byte <= received.sent_up_to:
-            received.parts = parts + 1 - (-(last_byte - part.last_byte) // session.part_size)
+            more = -(-(last_byte - part.last_byte) // session.part_size)
+            received.parts = parts + 1 + more
             received.last_part_size = last_byte - part.last_byte
         else:  # another process sent the bytes past the part; assume parts of the same size
             received.content_verified = False
-            received.parts = parts + 1 - (-(last_byte - part.last_byte) // part.size)
+            more = -(-(last_byte - part.last_byte) // part.size)
+            received.parts = parts + 1 + more
             received.last_part_size = None
         session.last_byte_received = last_byte
 

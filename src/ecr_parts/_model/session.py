@@ -30,7 +30,7 @@ _JSON_NAMES = {
 class Received:
     """What is known about the parts that ECR received, besides the public fields of the session.
 
-    Only ``Machine`` changes it.
+    Only ``Machine`` changes it, once the session is created or loaded.
     """
 
     parts: int | None = None
@@ -40,13 +40,16 @@ class Received:
     furthest_byte: int = -1
     """The highest byte that ECR has had in this upload. Only a higher one is progress."""
     sent_up_to: int = -1
-    """The highest byte in any request of this upload, also in requests that were withdrawn."""
+    """The highest byte that was sent ahead of a part that ECR then refused. ECR may have stored
+    bytes of such a request, although it was withdrawn."""
     exclusive: bool = False
     """Whether it is certain that all parts of the upload were sent with this session."""
     content_verified: bool = False
     """Whether it is certain that all bytes of the upload came from the source being uploaded."""
     stalls: int = 0
+    """The number of consecutive answers without progress."""
     rewinds: int = 0
+    """The number of times that the upload went back."""
 
 
 @dataclass(kw_only=True)

@@ -42,8 +42,8 @@ class Source(ABC):
             "complete, or pass the right size"
         )
 
-    def can_reread_from(self, _first_byte: int) -> bool:
-        """Whether the bytes from ``first_byte`` on can still be read."""
+    def can_reread(self) -> bool:
+        """Whether the layer can still be read from its first byte."""
         return True
 
     def release(self, next_byte: int) -> None:  # noqa: B027  (only streams hold bytes)

@@ -211,8 +211,8 @@ class _Stream(Source):
         return super().error_at_end(end)
 
     @override
-    def can_reread_from(self, first_byte: int) -> bool:
-        return first_byte >= self._first_held
+    def can_reread(self) -> bool:
+        return self._first_held == 0
 
     @override
     def release(self, next_byte: int) -> None:

@@ -20,8 +20,7 @@ from ecr_parts._sources.kinds import check_source, is_background_readable, open_
 from ecr_parts._upload.checkpoint import Checkpoint
 from ecr_parts._upload.layer import NOT_RESUMABLE, UploadOptions, upload_layer
 from ecr_parts._upload.plan import Planner
-from ecr_parts._wire.call import outcome_of
-from ecr_parts._wire.failures import CallFailed
+from ecr_parts._wire.call import answer_of
 from ecr_parts._wire.repository import MAX_DIGESTS, Repository
 from ecr_parts.errors import EcrPartsError
 
@@ -222,9 +221,7 @@ class BatchUpload:
         layers = [item.layer for item in items]
         with Waiter(partial(self._notify_all, layers, 0), self._stop.is_requested) as waiter:
             repository = self._repository.with_waiter(waiter)
-            sizes = outcome_of(partial(repository.existing_sizes, wanted))
-        if isinstance(sizes, CallFailed):
-            raise sizes.error
+            sizes = answer_of(partial(repository.existing_sizes, wanted))
         self._existing_sizes |= sizes
         for item in items:
             item.existence_checked = item.digest is not None

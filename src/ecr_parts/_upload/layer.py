@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TypeVar, cast
 
 from ecr_parts._base.threads import Waiter
 from ecr_parts._model.layers import Layer, SentPart, UploadedLayer, is_path
-from ecr_parts._model.machine import MOVES, Machine, NextAction
+from ecr_parts._model.machine import DETOURS, MOVES, Machine, NextAction
 from ecr_parts._model.parts import Part
 from ecr_parts._model.session import UploadSession
 from ecr_parts._sources.base import Source
@@ -123,13 +123,13 @@ class _LayerUpload:
         if existing is not None:
             if stored is not None:
                 self._delete_checkpoint()
-            self._confirm(existing.size)
+            self._save_and_report(existing.size)
             return existing
         return self._send_and_complete(self._start() if stored is None else self._resume(stored))
 
     def _send_and_complete(self, session: UploadSession) -> UploadedLayer:
         machine = self._machine(session)
-        steps = Steps(self._repository, machine, partial(self._source.can_reread_from, 0))
+        steps = Steps(self._repository, machine, self._source.can_reread)
         action = NextAction.SEND
         try:
             with Pipeline(
@@ -142,7 +142,7 @@ class _LayerUpload:
                 machine.mark_shared()  # ECR may have parts whose answers are not known yet
         size = session.next_byte if steps.existing_size is None else steps.existing_size
         self._delete_checkpoint()
-        self._confirm(size)
+        self._save_and_report(size)
         return UploadedLayer(self._digest or "", size, steps.existed, tuple(self._parts))
 
     def _act(
@@ -155,11 +155,11 @@ class _LayerUpload:
             return steps.check_availability(action, self._digest, self._source.size)
         if action is NextAction.START_OVER and self._restarts < _MAX_RESTARTS:
             return self._start_over(steps)
-        if action in (NextAction.START_OVER, NextAction.FAIL):
-            if isinstance(steps.error, DigestMismatchError):
-                self._delete_checkpoint()  # resuming would fail again
-            self._raise_if(steps.error)
-        return self._send_parts(session, steps, pipeline)
+        if action is NextAction.SEND or action in DETOURS:
+            return self._send_parts(session, steps, pipeline)
+        if isinstance(steps.error, DigestMismatchError):
+            self._delete_checkpoint()  # resuming would fail again
+        return self._raise(cast("EcrPartsError", steps.error))  # what ends an upload has one
 
     # Before the first part
 
@@ -196,14 +196,13 @@ class _LayerUpload:
         """Start an upload. A session that the caller passed is updated in place."""
         start = partial(start_upload, self._repository, self._planner)
         new = self._answer(partial(start, self._source.size, self._digest))
-        if self._session is None:
-            self._session = new
+        self._session = self._session or new
         machine = self._machine(self._session)
         machine.start(new)
         if self._checkpoint is not None:
             machine.mark_shared()  # another process may resume from the same checkpoint
         self._parts.clear()
-        self._confirm(self._session.next_byte, self._session)
+        self._save_and_report(self._session.next_byte, self._session)
         return self._session
 
     def _resume(self, stored: UploadSession) -> UploadSession:
@@ -215,7 +214,7 @@ class _LayerUpload:
         )
         self._machine(stored).resume(assumed_part_size)
         _log.info("resuming upload %s at byte %d", stored.upload_id, stored.next_byte)
-        self._confirm(stored.next_byte)
+        self._save_and_report(stored.next_byte)
         return stored
 
     def _machine(self, session: UploadSession) -> Machine:
@@ -236,11 +235,13 @@ class _LayerUpload:
         while (call := pipeline.next_part()) is not None:
             call.begin()  # unless it was begun ahead
             pipeline.prepare_after(call)
-            session.layer_size = self._source.size  # a stream's is known at its end
+            # A stream's size is known at its end, and says whether a fragment may be the last part.
+            session.layer_size = self._source.size
             action = steps.settle(call)
-            started, answered = max(answered, call.began), time.monotonic()
+            started = max(answered, call.begun_at)
+            answered = time.monotonic()
             if action in MOVES:
-                self._record(call, session, answered - started)
+                self._record(call, session, action, answered - started)
             if action is not NextAction.CONTINUE:
                 return action
         self._check_end(pipeline.read_up_to)
@@ -260,16 +261,18 @@ class _LayerUpload:
             )
         self._raise_if(self._source.error_at_end(end))
 
-    def _record(self, call: PartCall, session: UploadSession, seconds: float) -> None:
+    def _record(
+        self, call: PartCall, session: UploadSession, action: NextAction, seconds: float
+    ) -> None:
         """Record the answer to a part, which has moved the session."""
         part, last_byte = call.part, session.last_byte_received
-        if last_byte >= part.first_byte:
+        if action is NextAction.REWIND:
+            self._discard_parts_after(last_byte)
+        else:
             stored = Part(part.first_byte, min(part.last_byte, last_byte))
             self._parts.append(SentPart(stored, seconds, call.attempts))
-        else:
-            self._discard_parts_after(last_byte)
         self._source.release(session.next_byte)
-        self._confirm(session.next_byte, session)
+        self._save_and_report(session.next_byte, session)
 
     def _discard_parts_after(self, last_byte: int) -> None:
         while self._parts and self._parts[-1].part.first_byte > last_byte:
@@ -299,7 +302,7 @@ class _LayerUpload:
 
     # The checkpoint, progress and errors
 
-    def _confirm(self, confirmed: int, session: UploadSession | None = None) -> None:
+    def _save_and_report(self, confirmed: int, session: UploadSession | None = None) -> None:
         """Report that ECR has ``confirmed`` bytes, once the checkpoint has the ``session``."""
         if session is not None and self._checkpoint is not None:
             self._run_in_thread(partial(self._checkpoint.save, session))

@@ -22,7 +22,7 @@ from ecr_parts._sources.chunks import SLICE_SIZE, slices
 from ecr_parts._sources.digest import RunningDigest
 from ecr_parts._wire.call import PartCall
 from ecr_parts._wire.repository import Repository
-from ecr_parts._wire.request import open_body
+from ecr_parts._wire.request import new_buffer
 
 _CLOSE_TIMEOUT = 0.5  # seconds
 
@@ -50,8 +50,8 @@ class Pipeline:
         self._closed = False
         self._calls: list[PartCall] = []
         """The part whose answer is due, and the one after it if it is being sent already."""
-        self._lanes = cycle(((open_body(), "call"), (open_body(), "next call")))
-        """The memory and the thread for one part after another."""
+        self._lanes = cycle(((new_buffer(), "call 1"), (new_buffer(), "call 2")))
+        """The memory and the name of the thread for a part: two lanes, which take turns."""
 
     def __enter__(self) -> Self:
         return self
@@ -98,13 +98,14 @@ class Pipeline:
     def prepare_after(self, call: PartCall | None) -> None:
         """Start to prepare the part after ``call``, which was begun, and to begin it ahead.
 
-        It uses the memory of the part before ``call``, which must have been answered.
+        ``None`` for the first part of the plan. It uses the memory of the part before ``call``,
+        which must have been answered.
         """
         part = next(self._plan, None)
         if part is None:
             return
         if self._source.background_readable:
-            pieces = self._read(part)
+            pieces = self._read_lazily(part)  # in the thread that encodes them
         else:
             blob = self._source.read(part.first_byte, part.size)
             self.read_up_to = part.first_byte + len(blob)
@@ -120,7 +121,7 @@ class Pipeline:
             self._waiter.result(self._hashing)
         return self._digest.digest()
 
-    def _read(self, part: Part) -> Iterator[Blob]:
+    def _read_lazily(self, part: Part) -> Iterator[Blob]:
         """Read a part in slices; fewer bytes only at the source's end."""
         self.read_up_to = part.first_byte
         while self.read_up_to <= part.last_byte:
@@ -139,7 +140,7 @@ class Pipeline:
         file: io.BytesIO,
         thread: str,
     ) -> PartCall | None:
-        """Encode a part and begin it ahead; ``None`` if the source has ended early."""
+        """Read, hash and encode a part, and begin it ahead; ``None`` if the source ended early."""
         if self._with_digest:
             pieces = self._hash(part.first_byte, pieces)
         call = self._repository.prepare_part(self._upload_id, part, pieces, file, thread)
@@ -155,11 +156,13 @@ class Pipeline:
     def _hash(self, first_byte: int, blobs: Iterable[Blob]) -> Iterator[Blob]:
         """Yield ``blobs``, and add each to the digest, in another thread, before the next but one.
 
-        The source's bytes are valid so long.
+        The source's bytes are valid for that long.
         """
         for blob in blobs:
             if self._hashing is not None:
-                Waiter().result(self._hashing)  # without the heartbeat: it belongs to the caller's
+                Waiter().result(
+                    self._hashing
+                )  # without the heartbeat, which only the caller's thread may call
             self._hashing = self._waiter.start("hash", partial(self._digest.feed, first_byte, blob))
             yield blob
             first_byte += len(blob)

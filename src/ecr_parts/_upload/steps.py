@@ -27,9 +27,9 @@ _log = logging.getLogger("ecr_parts")
 def start_upload(
     repository: Repository, planner: Planner, layer_size: int | None, layer_digest: str | None
 ) -> UploadSession:
-    """Start an upload, and return its session."""
+    """Start an upload. Returns its session, for ``Machine.start``."""
     upload_id, suggested_part_size = repository.initiate()
-    session = UploadSession(
+    return UploadSession(
         repository_name=repository.target.repository_name,
         registry_id=repository.target.registry_id,
         upload_id=upload_id,
@@ -37,14 +37,13 @@ def start_upload(
         layer_digest=layer_digest,
         layer_size=layer_size,
     )
-    Machine(session, planner.limits.min_part).start(session)  # or it would count as resumed
-    return session
 
 
 class Steps:
-    """The steps of one upload, whose session ``machine`` moves.
+    """The steps of one upload. ``machine`` moves its session.
 
-    ``replayable`` tells whether the source can be read again from its first byte.
+    ``replayable`` tells whether the source can be read again from its first byte: a stream can,
+    until bytes of it are released.
     """
 
     def __init__(
@@ -57,7 +56,8 @@ class Steps:
         self.error: EcrPartsError | None = None
         """The error to raise if the latest action ends the upload."""
         self.existed = True
-        """If the layer exists: whether another upload completed it."""
+        """If the layer exists: whether another upload completed it. ``False`` once this one may
+        have done so."""
         self.existing_size: int | None = None
         """If it was asked whether the layer exists, and it does: its size in bytes."""
         self._repository = repository
@@ -86,6 +86,7 @@ class Steps:
         event, action = self.machine.receive(
             call.part,
             answer.last_byte,
+            # Only a refusal tells of bytes that were sent ahead: such a request is withdrawn then.
             sent_up_to=call.sent_up_to if answer.refused else -1,
             replayable=self._replayable(),
         )

@@ -69,8 +69,9 @@ def parse_received(part: Part, answer: Answer) -> PartAnswer:
     last_byte = _member(answer, "lastByteReceived", int)
     # AWS's reference says "the last byte received in the request", which leaves open whether it
     # counts from the layer's first byte or from the part's. A value before the part, which ECR has
-    # accepted, is taken as the latter if it fits. If that is wrong, the next answer will tell.
-    if last_byte == part.size - 1 < part.first_byte:
+    # accepted, is taken as counted from the part if it fits. If that is wrong, the next answer will
+    # tell.
+    if last_byte == part.size - 1 and last_byte < part.first_byte:
         last_byte = part.last_byte
     return PartAnswer(last_byte, refused=False)
 

@@ -28,7 +28,7 @@ from ecr_parts._wire.retry import Backoff
 
 _log = logging.getLogger("ecr_parts")
 _T = TypeVar("_T")
-_MAX_TIMED_OUT = 3  # attempts whose threads may still be running
+_MAX_HANGING = 3  # attempts whose threads may still be running
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,15 @@ class CallOptions:
     """Whether the client sends ``EncodedBlob``; otherwise it gets raw bytes."""
     overlap: Overlap = field(default_factory=lambda: Overlap(enabled=False))
     bandwidth: Bandwidth | None = None
-    timed_out: set[Task[Any]] = field(default_factory=set, repr=False, compare=False)
+    hanging: set[Task[Any]] = field(default_factory=set, repr=False, compare=False)
     """Attempts that exceeded ``attempt_timeout``, and whose threads may still be running."""
 
 
 def outcome_of(function: Callable[[], _T]) -> _T | CallFailed:
-    """What ``function`` returns, or why the call failed that it made.
+    """What ``function`` returns, or why the call that it made has failed.
 
     The only place that catches ``CallFailed``. It does so only to return it: an exception of the
-    caller's code that were raised while it is handled would get it as its context.
+    caller's code that is raised while another one is handled gets that one as its context.
     """
     try:
         return function()
@@ -78,9 +78,17 @@ def outcome_of(function: Callable[[], _T]) -> _T | CallFailed:
         return failed.with_traceback(None)  # its frames refer to the part
 
 
-@dataclass(eq=False)
+def answer_of(function: Callable[[], _T]) -> _T:
+    """What ``function`` returns. If the call that it made has failed, raises its public error."""
+    outcome = outcome_of(function)
+    if isinstance(outcome, CallFailed):
+        raise outcome.error
+    return outcome
+
+
+@dataclass(eq=False, kw_only=True)
 class Call(Generic[_T]):
-    """A call, and how its answer is parsed. ``parse…`` run in the thread of an attempt."""
+    """A call, and how its answer is parsed: in the thread of an attempt."""
 
     target: Target
     options: CallOptions
@@ -97,12 +105,15 @@ class Call(Generic[_T]):
     """The same for an error; ``None`` for an error that is not an answer."""
     subject: str = ""
     """What the call is about, for messages."""
-    expected: object = field(default_factory=object)
-    """The answer that confirms a part, so that the call for the next one may be completed."""
+    confirmation: object = field(default_factory=object)
+    """The answer that confirms a part, so that the call for the next one may be completed. No other
+    call has one: its default equals nothing."""
+    thread: str = "call"
+    """The name of the thread in which attempts are made."""
     attempts: int = field(default=0, init=False)
     """How many times the call was made."""
-    _begun: Attempt[_T | CallFailed] | None = field(default=None, init=False)
-    """The first attempt, if it was begun before ``settle``."""
+    _first_attempt: Attempt[_T | CallFailed] | None = field(default=None, init=False)
+    """If it was begun before ``settle``."""
 
     def __str__(self) -> str:
         subject = f", {self.subject}" if self.subject else ""
@@ -116,7 +127,7 @@ class Call(Generic[_T]):
         the retry policy.
         """
         backoff = Backoff(self.options.retrying, self.waiter, self.method)
-        begun = self._begun
+        begun = self._first_attempt
         while True:
             self.waiter.heartbeat()
             outcome = self._attempt(begun)
@@ -126,7 +137,7 @@ class Call(Generic[_T]):
                 return outcome
             lost = begun is not None and begun.held_back and outcome.connection_lost
             begun = None
-            if lost:  # perhaps because it was held back, so the policy must not count it
+            if lost:  # perhaps because it was held back, so the policy is not asked
                 self.options.overlap.count_loss(outcome.description)
             elif not outcome.transient:
                 raise self._give_up(outcome)
@@ -153,31 +164,31 @@ class Call(Generic[_T]):
 
     def _attempt(self, begun: Attempt[_T | CallFailed] | None) -> _T | CallFailed:
         """Make one attempt, or wait for that which was begun."""
-        attempt, timed_out, seconds = begun, self.options.timed_out, self.options.attempt_timeout
+        attempt, hanging, seconds = begun, self.options.hanging, self.options.attempt_timeout
         if attempt is not None:
             self.waiter.wait(attempt, seconds)
         else:
-            for task in tuple(timed_out):
+            for task in tuple(hanging):
                 if not task.running:
-                    timed_out.discard(task)
-            if len(timed_out) >= _MAX_TIMED_OUT:
-                message = f"{len(timed_out)} earlier attempts are still waiting for an answer"
+                    hanging.discard(task)
+            if len(hanging) >= _MAX_HANGING:
+                message = f"{len(hanging)} earlier attempts are still waiting for an answer"
                 return CallFailed.timed_out(message, transient=False)
             attempt = self._new_attempt(None)
-            self.waiter.give_and_wait("call", attempt, seconds)
+            self.waiter.give_and_wait(self.thread, attempt, seconds)
         if attempt.timed_out:
-            timed_out.add(attempt)
+            hanging.add(attempt)
             message = f"no answer within {seconds:g} seconds"
-            return CallFailed.timed_out(message, transient=len(timed_out) < _MAX_TIMED_OUT)
+            return CallFailed.timed_out(message, transient=len(hanging) < _MAX_HANGING)
         return attempt.result()
 
     def _new_attempt(self, gate: Gate | None) -> Attempt[_T | CallFailed]:
         """A task that makes the call, ahead of its turn if there is a ``gate``."""
         # An abandoned attempt may live on. So the task must not refer to ``self``, which refers to
         # the part and to the caller's objects.
-        method, expected, next_gate = self.method, self.expected, Gate()
+        method, confirmation, next_gate = self.method, self.confirmation, Gate()
         parse, parse_refusal = self.parse, self.parse_refusal
-        check = partial(_check_sent_ahead, gate, self.options.overlap, str(self))
+        check = partial(_check_turn, gate, self.options.overlap, str(self))
         parameters = {**self.target.location, **self.parameters}
         blob = parameters.get("layerPartBlob")
 
@@ -194,7 +205,7 @@ class Call(Generic[_T]):
             except Exception as error:  # noqa: BLE001  (a client may raise anything)
                 clear_client_frames(error, handled)
                 return check(parse_error(error, parse_refusal))
-            if answer == expected:
+            if answer == confirmation:
                 next_gate.open()
             return check(answer)
 
@@ -205,10 +216,13 @@ class Call(Generic[_T]):
         return attempt
 
 
-def _check_sent_ahead(
+def _check_turn(
     gate: Gate | None, overlap: Overlap, call: str, outcome: _T | CallFailed
 ) -> _T | CallFailed:
-    """``outcome`` of an attempt, after a check whether it ended before its turn."""
+    """Check whether an attempt ended before its turn. Returns its ``outcome``.
+
+    If it failed, its gate is closed next, as that of each attempt that ends.
+    """
     if gate is not None and isinstance(outcome, CallFailed) and not gate.is_decided:
         _log.info("%s, sent ahead: %s; trying again in its turn", call, outcome.description)
         overlap.count_loss(outcome.description)
@@ -225,41 +239,46 @@ class PartCall(Call[PartAnswer]):
     """
 
     part: Part
-    thread: str
-    """The name of the thread in which the first attempt is made."""
-    began: float = field(default=0.0, init=False)
-    """When that was, by ``time.monotonic``."""
+    begun_at: float = field(default=0.0, init=False)
+    """When the first attempt was begun, by ``time.monotonic``."""
     next_gate: Gate = field(default_factory=Gate, init=False)
     """The gate of the next part's request. Only the first attempt of this call opens it."""
 
     def begin(self, previous: PartCall | None = None) -> None:
         """Begin to send the part: ahead, while ``previous`` is being sent or processed.
 
-        Without ``previous``, it is the part's turn: begin, unless that has been done and the
-        request was not withdrawn. ``settle`` waits for the outcome. May be called in any thread.
+        Without ``previous``, it is the part's turn. Then nothing is begun if that has been done and
+        the request was not withdrawn. ``settle`` waits for the outcome, or begins what was not
+        begun here. May be called in any thread.
         """
         gate = None
         if previous is not None:
+            if previous._first_attempt is None:
+                return  # nothing would open the gate
             gate = previous.next_gate
             gate.last_byte = self.part.last_byte
-        elif self._begun is not None and self._begun.gate is not None:
-            if not self._begun.gate.is_closed:
+        elif self._first_attempt is not None:
+            passed = self._first_attempt.gate
+            if passed is None or not passed.is_closed:
                 return
-            if self._begun.gate.held_too_long:
+            if passed.held_too_long:
                 reason = "the part before took too long to be confirmed"
                 self.options.overlap.count_loss(reason)
-        self.began = time.monotonic()
-        self._begun = self._new_attempt(gate)
-        self.next_gate = self._begun.next_gate
-        self.waiter.give(self.thread, self._begun)
+            self._first_attempt = None
+        if len(self.options.hanging) >= _MAX_HANGING:
+            return  # ``settle`` finds out whether they still hang
+        self.begun_at = time.monotonic()
+        self._first_attempt = self._new_attempt(gate)
+        self.next_gate = self._first_attempt.next_gate
+        self.waiter.give(self.thread, self._first_attempt)
 
     def withdraw(self) -> None:
         """Send nothing more of the part. Its answer is not needed."""
-        if self._begun is not None:
-            self._begun.abandoned = True
-            self._begun.release()
+        if self._first_attempt is not None:
+            self._first_attempt.abandoned = True
+            self._first_attempt.release()
 
     @property
     def sent_up_to(self) -> int:
-        """The last byte of the layer in any request so far: of this part, or sent ahead."""
+        """The last byte that was sent: of this part, or of the next one, which was begun ahead."""
         return max(self.part.last_byte, self.next_gate.last_byte)

@@ -30,14 +30,12 @@ class WrongDigestError(Exception):
 class CallFailed(Exception):  # noqa: N818  (it is no error of the public tree)
     """Why an attempt of a call failed, and in the end the call itself.
 
-    Private: an attempt returns it, ``Call.settle`` raises it in the caller's thread, and only
-    ``outcome_of`` catches it. So it never meets an exception of the caller's code, and no retry
-    policy sees it: that gets ``cause``.
+    Private: an attempt returns it, the call raises it in the caller's thread once it has failed for
+    good (``give_up``), and only ``outcome_of`` catches it. So it never meets an exception of the
+    caller's code, and no retry policy sees it: that gets ``cause``.
     """
 
     operation = ""
-    attempts = 1
-    """How many times the call was made."""
     in_doubt = True
     """Whether ECR may have carried out the call, in the last or an earlier attempt."""
     error: ServiceError | UnexpectedResponseError | DigestMismatchError
@@ -110,7 +108,7 @@ class CallFailed(Exception):  # noqa: N818  (it is no error of the public tree)
         attempts: int,
     ) -> Self:
         """Say that the call has failed for good. ``call`` is the call, for messages."""
-        self.operation, self.attempts = operation, attempts
+        self.operation = operation
         self.in_doubt = attempts > 1 or self.transient or not self.refused
         times = f" after {attempts} attempts" if attempts > 1 else ""
         if isinstance(self.cause, WrongDigestError):

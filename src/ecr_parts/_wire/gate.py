@@ -2,16 +2,18 @@
 
 While ECR processes a part, the connection is idle. So the request of the next part is sent
 meanwhile, on a second connection, all but its last bytes. ECR cannot process a request that is not
-complete, so it still gets the parts strictly in order. Each part's call has a gate:
+complete, so it still gets the parts strictly in order. Between the first attempts of two
+consecutive parts there is a gate, created with the first of them:
 
-1. It waits until the request before it has left, so that the two do not share the uplink.
-2. It sends its request up to the last bytes, and waits until the gate is decided.
-3. The gate is opened once ECR has confirmed the part before, and the last bytes are sent. Or it is
-   closed, and the request is withdrawn: its connection is closed without the last bytes.
+1. The second attempt waits until the first request has left, so that they do not share the uplink.
+2. It sends its own request up to the last bytes, and waits until the gate is decided.
+3. The gate is opened once ECR has confirmed the first part, and the last bytes are sent. Or it is
+   closed, and the request is withdrawn: its connection is closed without the last bytes. Then the
+   part is sent again in its turn.
 
-Several threads may decide: that of the call before, which knows ECR's answer; that of the call
-itself, which does not wait for long; and the caller's, which may abandon the call. The first one
-decides for all.
+Several threads may decide: that of the first attempt, which knows ECR's answer; that of the second,
+which does not wait for long; and the caller's, which may abandon either. The first one decides for
+all. An attempt that ends closes the gate after it, if it was not opened.
 """
 
 from __future__ import annotations
@@ -36,9 +38,9 @@ class Gate:
         self.last_byte = -1
         """The last byte of the part whose request has this gate; -1 if none was begun."""
         self.was_asked = False
-        """Whether the request asked for leave to be completed."""
+        """Whether the request asked whether it may be completed."""
         self.held_back = False
-        """Whether the request waited for the gate without sending anything."""
+        """Whether the request had to pause at the gate."""
         self.held_too_long = False
         """Whether the gate was closed because the request had waited for too long."""
         self._decision: dict[str, bool] = {}
@@ -60,7 +62,7 @@ class Gate:
         """Whether the request was withdrawn, or will be."""
         return not self._decision.get("is_open", True)
 
-    def request_left(self) -> None:
+    def previous_has_left(self) -> None:
         """To be called when the request before has left."""
         _release(self._link_busy)
 
@@ -115,7 +117,7 @@ class Overlap:
         """Count a request that was sent ahead and must be sent again."""
         self._losses.append(reason)
         if len(self._losses) >= _MAX_LOSSES:
-            self.end("; ".join(self._losses))
+            self.end("; ".join(dict.fromkeys(self._losses)))
 
     def end(self, reason: str) -> None:
         """Send no more requests ahead."""

@@ -50,7 +50,7 @@ class NotListedError(Exception):
 class Repository:
     """ECR's calls for one repository, repeated, their answers checked.
 
-    All calls to ECR are made here. A call that fails for good raises ``CallFailed``.
+    All calls to ECR are made by this class. A call that fails for good raises ``CallFailed``.
     """
 
     target: Target
@@ -75,9 +75,9 @@ class Repository:
         file: io.BytesIO | None = None,
         thread: str = "call",
     ) -> PartCall:
-        """Encode a part. May be called ahead, in any thread.
+        """Encode a part, and return the call that sends it. May be called in any thread.
 
-        ``slices`` and ``file`` are those of ``encode_blob``, ``thread`` is that of ``PartCall``.
+        ``slices`` and ``file`` are those of ``encode_blob``, ``thread`` is that of ``Call``.
         """
         parameters: dict[str, object] = {
             "uploadId": upload_id,
@@ -93,18 +93,18 @@ class Repository:
             file.truncate()
             blob = file.getvalue()
         return PartCall(
-            self.target,
-            self.options,
-            self.waiter,
-            "UploadLayerPart",
-            getattr(self.target.client, METHODS["UploadLayerPart"]),
-            {**parameters, "layerPartBlob": blob},
-            partial(parse_received, part),
-            parse_part_refusal,
-            f"bytes {part.first_byte}-{part.last_byte}",
-            PartAnswer(part.last_byte, refused=False),
-            part=part,
+            target=self.target,
+            options=self.options,
+            waiter=self.waiter,
+            operation="UploadLayerPart",
+            method=getattr(self.target.client, METHODS["UploadLayerPart"]),
+            parameters={**parameters, "layerPartBlob": blob},
+            parse=partial(parse_received, part),
+            parse_refusal=parse_part_refusal,
+            subject=f"bytes {part.first_byte}-{part.last_byte}",
+            confirmation=PartAnswer(part.last_byte, refused=False),
             thread=thread,
+            part=part,
         )
 
     def complete(self, upload_id: str, digest: str) -> None:
@@ -195,13 +195,13 @@ class Repository:
         subject: str = "",
     ) -> _T:
         return Call(
-            self.target,
-            self.options,
-            self.waiter,
-            operation,
-            getattr(self.target.client, METHODS[operation]),
-            parameters,
-            parse,
-            parse_refusal,
-            subject,
+            target=self.target,
+            options=self.options,
+            waiter=self.waiter,
+            operation=operation,
+            method=getattr(self.target.client, METHODS[operation]),
+            parameters=parameters,
+            parse=parse,
+            parse_refusal=parse_refusal,
+            subject=subject,
         ).settle()

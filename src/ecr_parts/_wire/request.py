@@ -62,7 +62,7 @@ class EncodedBlob(Sequence[int]):
     envelope: bytes
     """The request's body with an empty blob."""
     body: bytes
-    """The request's body. It is emptied once the attempt has ended."""
+    """The request's body. Each attempt has a copy of this object, whose body is emptied with it."""
     sha256: str
     """The SHA-256 of ``body`` in hex, for the signature."""
 
@@ -106,7 +106,7 @@ class EncodedBlob(Sequence[int]):
         return f"<{len(self):,} bytes, encoded>"
 
 
-def open_body() -> io.BytesIO:
+def new_buffer() -> io.BytesIO:
     """A file for ``encode_blob``, to be used for one part after another.
 
     glibc takes up to 32 MiB from its heaps, which large blocks fragment: 16 layers of 128 MiB with
@@ -167,7 +167,7 @@ class Attempt(Task[_T]):
 
     @property
     def held_back(self) -> bool:
-        """Whether the request waited for its gate without sending anything."""
+        """Whether the request had to pause at its gate."""
         return self.gate is not None and self.gate.held_back
 
     @override
@@ -187,7 +187,7 @@ class Attempt(Task[_T]):
             left -= _MAX_SLEEP
 
     @override
-    def overtime(self) -> float:
+    def more_time(self) -> float:
         paused, self._paused = self._paused, 0.0
         if paused:
             return paused
@@ -222,7 +222,7 @@ class _Body:
                 attempt.check()
                 yield piece
                 start += len(piece)
-        attempt.next_gate.request_left()
+        attempt.next_gate.previous_has_left()
 
     def seek(self, _offset: int, _whence: int = 0) -> None:
         """Called by botocore before it sends again. Each iteration starts at 0 anyway."""

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import botocore.session
 from botocore.config import Config
 from botocore.loaders import Loader, create_loader
+from botocore.session import Session
 from typing_extensions import Self
 
 from ecr_parts._model.limits import Limits
@@ -144,9 +144,10 @@ class LocalECR:
         }
         if "endpoint_url" not in kwargs:
             settings["endpoint_url"] = self.endpoint_url
-        session = botocore.session.Session()
-        session.register_component("data_loader", _loader())
-        return session.create_client(service, **(settings | kwargs))
+        # A session keeps the credentials that it finds, so it is not shared if it looks for some.
+        session = _session() if kwargs.get("aws_access_key_id", "") is not None else _new_session()
+        with _creating_client:  # a session is not thread-safe
+            return session.create_client(service, **(settings | kwargs))
 
     def environ(self) -> dict[str, str]:
         """Environment variables that point the AWS SDKs and the AWS CLI at it.
@@ -217,7 +218,22 @@ class LocalECR:
             return b"".join(layers[digest].blobs)
 
 
+_creating_client = threading.Lock()
+
+
+@cache
+def _session() -> Session:
+    """Shared, because most of a client's cost is its session."""
+    return _new_session()
+
+
+def _new_session() -> Session:
+    session = Session()
+    session.register_component("data_loader", _loader())
+    return session
+
+
 @cache
 def _loader() -> Loader:
-    """Shared, because most of a client's cost is loading the API's description."""
+    """Shared, because loading the API's description takes long."""
     return create_loader()
