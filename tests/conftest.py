@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,15 @@ def _no_inherited_pytest_options() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environ:
         environ.delenv("PYTEST_ADDOPTS", raising=False)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_ignored_signals() -> None:
+    """What is ignored here, as SIGINT is in background jobs, would be ignored by commands, too."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            is_ctrl_c = number is signal.SIGINT
+            signal.signal(number, signal.default_int_handler if is_ctrl_c else signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

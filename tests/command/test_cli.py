@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -242,17 +241,6 @@ def test_resumes_after_ctrl_c(ecr: LocalECR, path: Path, tmp_path: Path) -> None
     assert not checkpoint.exists()
 
 
-@pytest.fixture
-def _no_ignored_signals() -> Iterator[None]:
-    """What is ignored here, as SIGHUP is by nohup, would be ignored by the command too."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("_no_ignored_signals")
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
