@@ -21,7 +21,12 @@ from ecr_parts._base.validation import (
 )
 from ecr_parts._images.push import ImagePush, PushOptions
 from ecr_parts._model.layers import Blob, Layer, LayerSource, PushedImage, UploadedLayer
-from ecr_parts._model.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
+from ecr_parts._model.limits import (
+    ECR_LIMITS,
+    ECR_PUBLIC_LIMITS,
+    Limits,
+    check_repository_name,
+)
 from ecr_parts._model.machine import Machine, NextAction
 from ecr_parts._model.parts import Part
 from ecr_parts._model.session import UploadSession, check_session
@@ -88,7 +93,7 @@ class LayerUploader:
         attempt_timeout: float = 900,
     ) -> None:
         check_client(client)
-        check_name("repository_name", repository_name)
+        check_repository_name(repository_name)
         if registry_id is not None:
             check_name("registry_id", registry_id)
         if retrying is not None and not isinstance(retrying, tenacity.Retrying):

@@ -100,8 +100,8 @@ ACTIONS = [
     (-1, NextAction.REWIND, NextAction.CHECK_LOST, NextAction.REWIND),
     (200, NextAction.FAIL, NextAction.FAIL, NextAction.SKIP_FORWARD),
     (999, NextAction.FAIL, NextAction.FAIL, NextAction.SKIP_FORWARD),
-    (1_000, NextAction.FAIL, NextAction.FAIL, NextAction.FAIL),
-    (-2, NextAction.FAIL, NextAction.FAIL, NextAction.FAIL),
+    (1_000, NextAction.FAIL, NextAction.FAIL, NextAction.CHECK_LOST),
+    (-2, NextAction.FAIL, NextAction.FAIL, NextAction.CHECK_LOST),
 ]
 MOVES = {
     NextAction.CONTINUE,

@@ -399,6 +399,17 @@ def test_rejects_codecs_reader(tmp_path: Path) -> None:
         source.read(0, 1)
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/version"), reason="requires Linux")
+def test_reads_file_without_size_as_stream(uploader: LayerUploader, ecr: LocalECR) -> None:
+    """The files in /proc are regular and have no size, but content."""
+    content = Path("/proc/version").read_bytes()
+    with open_source("/proc/version") as source:
+        assert not source.background_readable
+        assert source.read(0, 1000) == content
+    layer = uploader.upload_many(["/proc/version"])[0]
+    assert ecr.layer("demo", layer.digest) == content
+
+
 # Files that change
 
 

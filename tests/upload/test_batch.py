@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import pickle
 import random
 import threading
@@ -12,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import NO_WAIT, SMALL_LIMITS, SOURCES, digest_of, random_bytes, wait_for_threads
+from helpers import (
+    NO_WAIT,
+    SMALL_LIMITS,
+    SOURCES,
+    StopUploadError,
+    digest_of,
+    random_bytes,
+    wait_for_threads,
+    write_layer,
+)
 
 from ecr_parts import (
     CheckpointError,
@@ -197,6 +207,23 @@ def test_sends_equal_content_once(ecr: LocalECR, uploader: LayerUploader) -> Non
     assert count(ecr, "InitiateLayerUpload") == 2
     assert sum(layer_progress) == 20
     assert sum(batch_progress) == 20 * 3 + 21
+
+
+@pytest.mark.parametrize("check_existing", [True, False])
+def test_digest_of_one_layer_is_no_knowledge_about_another_with_the_same_source(
+    check_existing: bool, ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    path = write_layer(BLOBS[0], tmp_path)
+    other = uploader.upload(random_bytes(len(BLOBS[0]), seed=99)).digest
+    claimed, unclaimed = uploader.upload_many(
+        [Layer(path, digest=other), path], check_existing=True
+    )
+    assert claimed.digest == other  # as the caller says
+    assert unclaimed.digest == digest_of(BLOBS[0])
+    assert ecr.layer("demo", unclaimed.digest) == BLOBS[0]
+    if not check_existing:
+        with pytest.raises(DigestMismatchError):
+            uploader.upload_many([path, Layer(path, digest=other)], check_existing=False)
 
 
 @pytest.mark.parametrize("check_existing", [True, False])
@@ -608,3 +635,73 @@ def test_starts_largest_layers_first(ecr: LocalECR, uploader: LayerUploader) -> 
     assert [result.size for result in results] == [8, 40, 24]
     completed = list(ecr.registry.repositories["demo"].layers)
     assert completed == [digest_of(blob) for blob in sorted(blobs, key=len, reverse=True)]
+
+
+# The caller's thread, and paths that change
+
+
+def test_paths_are_those_of_the_working_directory_at_the_call(
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A callback may change the working directory, in which there may be files of that name."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for number in range(3):
+        (tmp_path / f"layer-{number}").write_bytes(BLOBS[number])
+        (elsewhere / f"layer-{number}").write_bytes(b"another layer of that name")
+    monkeypatch.chdir(tmp_path)
+    layers = uploader.upload_many(
+        [Layer(f"layer-{number}", checkpoint=f"checkpoint-{number}") for number in range(3)],
+        max_workers=1,
+        progress=lambda _newly_confirmed: os.chdir(elsewhere),
+    )
+    assert [layer.digest for layer in layers] == [digest_of(blob) for blob in BLOBS[:3]]
+    assert list(elsewhere.glob("checkpoint*")) == list(tmp_path.glob("checkpoint*")) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="requires FIFOs")
+def test_path_that_becomes_a_fifo_is_an_error(uploader: LayerUploader, tmp_path: Path) -> None:
+    """A worker would wait for ever for the FIFO's other end."""
+    path = tmp_path / "layer"
+    path.write_bytes(BLOBS[0])
+    other = tmp_path / "other"
+    other.write_bytes(BLOBS[1] * 2)
+
+    def replace_by_fifo(_newly_confirmed: int) -> None:
+        if path.is_file():
+            path.unlink()
+            os.mkfifo(path)
+
+    with pytest.raises(SourceChangedError, match="is not a regular file any more"):
+        uploader.upload_many([other, path], max_workers=1, progress=replace_by_fifo)
+
+
+def test_progress_is_called_while_all_workers_wait(
+    ecr: LocalECR, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it can end the call even if no worker gets to call it."""
+    monkeypatch.setattr("ecr_parts._base.threads._WAKE_INTERVAL", 0.05)  # seconds
+    reading, go_on = threading.Event(), threading.Event()
+
+    def hang(_blob: object) -> bytes:
+        reading.set()
+        go_on.wait(10)
+        raise OSError("the disk hung")
+
+    monkeypatch.setattr("ecr_parts._wire.request._base64", hang)
+    calls_while_hanging = 0
+
+    def progress(_newly_confirmed: int) -> None:
+        nonlocal calls_while_hanging
+        if reading.is_set() and threading.current_thread() is threading.main_thread():
+            calls_while_hanging += 1
+            if calls_while_hanging == 3:
+                raise StopUploadError
+
+    uploader = LayerUploader(ecr.client(), "demo", limits=SMALL_LIMITS, retrying=NO_WAIT)
+    try:
+        with pytest.raises(StopUploadError):
+            uploader.upload_many(BLOBS[:2], check_existing=False, progress=progress)
+    finally:
+        go_on.set()
+    wait_for_threads()

@@ -448,6 +448,34 @@ def test_starts_over_if_last_part_of_session_is_too_small(
     assert [first_byte for first_byte, _ in part_calls(ecr)] == [0, 8, *range(0, 45, 8)]
 
 
+def test_starts_over_if_rest_does_not_fit_in_parts_that_are_left(
+    ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    """As with a checkpoint that says that ECR has more parts than it accepts."""
+    session = uploader.initiate(layer_digest=DIGEST, layer_size=45)
+    uploader.upload_part(session, BLOB[:16])
+    document = json.loads(session.to_json()) | {"partsReceived": 16}
+    stored = UploadSession.from_json(json.dumps(document))
+    limits = Limits(min_part=4, max_part=16, max_parts=17, max_layer=500)
+    with_few_parts = LayerUploader(ecr.client(), "demo", limits=limits, retrying=NO_WAIT)
+    layer = with_few_parts.upload(BLOB, session=stored)
+    assert ecr.layer("demo", layer.digest) == BLOB
+    assert len(ecr.calls_of("InitiateLayerUpload")) == 2
+
+
+def test_starts_over_if_upload_is_of_a_longer_layer(ecr: LocalECR, uploader: LayerUploader) -> None:
+    """A session may have the ID of an upload of someone else's."""
+    other = uploader.initiate()
+    for first_byte in range(0, 60, 10):
+        uploader.upload_part(other, random_bytes(60, seed=1)[first_byte : first_byte + 10])
+    session = UploadSession(
+        repository_name="demo", upload_id=other.upload_id, part_size=8, layer_size=45
+    )
+    layer = uploader.upload(BLOB, session=session)
+    assert ecr.layer("demo", layer.digest) == BLOB
+    assert len(ecr.calls_of("InitiateLayerUpload")) == 2
+
+
 def test_counts_parts_that_were_larger_than_part_size_of_session() -> None:
     """The same at ECR's scale: ECR proposed 10 MiB for a layer of unknown size, parts had to be
     larger to send 48,000 MiB, and the upload was interrupted at 44,000 MiB."""

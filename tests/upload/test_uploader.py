@@ -426,9 +426,24 @@ def test_error_for_missing_registry_names_it(service: str, code: str, ecr: Local
     assert raised.value.code == code
 
 
-def test_wraps_error_for_repository_name_that_botocore_rejects(ecr: LocalECR) -> None:
-    with pytest.raises(ServiceError, match="Invalid length for parameter repositoryName"):
-        LayerUploader(ecr.client(), "x").upload(BLOB)
+def test_wraps_error_for_parameter_that_botocore_rejects(ecr: LocalECR) -> None:
+    with pytest.raises(ServiceError, match="Invalid length for parameter registryId"):
+        LayerUploader(ecr.client("ecr-public"), "demo", registry_id="x").upload(BLOB)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["x", "Team/app", "team/app:v1", "team//app", "team/app/", "-app", "a" * 257,
+     "012345678910.dkr.ecr.us-east-1.amazonaws.com/Team"],
+)  # fmt: skip
+def test_rejects_name_that_no_repository_can_have(name: str, ecr: LocalECR) -> None:
+    with pytest.raises(ValueError, match="repository_name must be 2 to 256 lower-case letters"):
+        LayerUploader(ecr.client(), name)
+
+
+@pytest.mark.parametrize("name", ["ab", "team/app", "a.b_c__d-e--f/g", "ghcr.io/team/app"])
+def test_accepts_name_of_a_repository(name: str, ecr: LocalECR) -> None:
+    assert repr(name) in repr(LayerUploader(ecr.client(), name))
     assert ecr.calls == []
 
 

@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import io
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -82,8 +85,8 @@ def test_attempt_timeout_bounds_the_calls_before_and_after_the_parts(ecr: LocalE
 
 @pytest.mark.parametrize(
     ("seconds", "error"),
-    [(0, ValueError), (-1, ValueError), (float("nan"), ValueError), ("9", TypeError),
-     (True, TypeError), (None, TypeError)],
+    [(0, ValueError), (-1, ValueError), (float("nan"), ValueError), (10**400, ValueError),
+     ("9", TypeError), (True, TypeError), (None, TypeError)],
 )  # fmt: skip
 def test_rejects_invalid_attempt_timeout(
     seconds: Any, error: type[Exception], ecr: LocalECR
@@ -91,6 +94,57 @@ def test_rejects_invalid_attempt_timeout(
     with pytest.raises(error, match="attempt_timeout must be a"):
         LayerUploader(ecr.client(), "demo", attempt_timeout=seconds)
     LayerUploader(ecr.client(), "demo", attempt_timeout=float("inf"))
+
+
+# Sources that deliver little by little
+
+
+def drip() -> Iterator[bytes]:
+    while True:
+        yield b"x"
+
+
+def drip_nothing() -> Iterator[bytes]:
+    while True:
+        yield b""
+
+
+class DrippingFile(io.RawIOBase):
+    def readable(self) -> bool:
+        return True
+
+    def read(self, _size: int = -1, /) -> bytes:
+        return b"x"
+
+
+@pytest.mark.parametrize("make_source", [drip, drip_nothing, DrippingFile])
+def test_progress_can_end_an_upload_whose_source_never_fills_a_part(
+    make_source: Callable[[], Any], local_ecr: LocalECR
+) -> None:
+    """The source is read in the caller's thread, between two reads of which it is called."""
+    uploader = LayerUploader(local_ecr.client(), "demo")
+    started = time.monotonic()
+
+    def progress(_newly_confirmed: int) -> None:
+        if time.monotonic() > started + 0.6:
+            raise StopUploadError
+
+    for upload in (
+        partial(uploader.upload, make_source()),
+        partial(uploader.upload_many, [make_source()]),
+    ):
+        started = time.monotonic()
+        with pytest.raises(StopUploadError):
+            upload(progress=progress)
+
+
+def test_first_error_of_upload_many_stops_a_stream_that_never_fills_a_part(
+    ecr: LocalECR,
+) -> None:
+    ecr.fail("UploadLayerPart", "access_denied", times=FOREVER)
+    uploader = LayerUploader(ecr.client(), "demo", part_size=16, limits=SMALL_LIMITS)
+    with pytest.raises(ServiceError, match="AccessDenied"):
+        uploader.upload_many([BLOB, drip_nothing()])
 
 
 # Abandoned calls

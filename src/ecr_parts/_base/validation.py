@@ -60,7 +60,8 @@ def check_positive(name: str, value: object, unit: str) -> None:
     """Raise ``TypeError`` or ``ValueError`` unless ``value`` is a positive number."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number of {unit}, not {short_repr(value)}")
-    if not value > 0:
+    # An int that is larger than any float cannot be used in arithmetic with floats.
+    if not value > 0 or (isinstance(value, int) and value > _MAX_INT):
         raise ValueError(f"{name} must be a positive number of {unit}, not {short_repr(value)}")
 
 

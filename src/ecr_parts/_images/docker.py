@@ -36,7 +36,7 @@ from ecr_parts._images.layout import (
     read_json,
     tag_of,
 )
-from ecr_parts._model.layers import FileRegion, Layer
+from ecr_parts._model.layers import FileRegion, Layer, UnnamedFile
 from ecr_parts._sources.base import Source
 from ecr_parts._sources.digest import RunningDigest
 from ecr_parts._sources.kinds import open_source
@@ -223,8 +223,8 @@ def compress_layer(layer: StoredLayer, files: ExitStack, heartbeat: Callable[[],
     write(compressor.flush())
     _check_diff_id(layer, content.hexdigest())
     size = file.tell()
-    region = FileRegion(f"the compressed layer {layer.diff_id}", 0, size, file)
-    return Layer(region, digest=f"sha256:{compressed.hexdigest()}", size=size)
+    compressed_layer = UnnamedFile(file, size, f"the compressed layer {layer.diff_id}")
+    return Layer(compressed_layer, digest=f"sha256:{compressed.hexdigest()}", size=size)
 
 
 class CompressedLayers:

@@ -88,7 +88,7 @@ class ImagePush:
             raise TypeError(f"checkpoint_dir must be a path, not {short_repr(checkpoint_dir)}")
         check_int("max_workers", options.max_workers)
         check_callback("progress", options.progress)
-        self._path = image
+        self._path = os.path.abspath(image)  # the working directory may change
         self._tags = _check_names("tags", options.tags, TAG)
         self._platforms = _check_names("platforms", options.platforms, PLATFORM)
         if self._platforms == ():

@@ -43,14 +43,27 @@ class FileRegion(os.PathLike[str]):
     offset: int
     size: int
     """Bytes."""
-    file: io.FileIO | None = field(default=None, repr=False, compare=False)
-    """The open file if ``path`` only describes it, because it is temporary and has no name."""
 
     def __fspath__(self) -> str:
         return self.path
 
-    def __reduce__(self) -> tuple[type[Self], tuple[str, int, int]]:
-        return type(self), (self.path, self.offset, self.size)  # an open file cannot be pickled
+
+@dataclass(frozen=True, eq=False)
+class UnnamedFile:
+    """A temporary file that has no name, as the source of a layer."""
+
+    file: io.FileIO
+    size: int
+    """Bytes."""
+    description: str
+    """For messages."""
+
+    def __repr__(self) -> str:
+        return f"<{self.description}>"
+
+    def read(self, size: int, /) -> Blob:
+        """The next bytes, as of any file object."""
+        return self.file.read(size)
 
 
 @dataclass(frozen=True)
@@ -121,7 +134,7 @@ class Layer:
     progress: Callable[[int], object] | None = field(default=None, kw_only=True)
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
-        path: str | FileRegion | None = None
+        path: Any = None
         if isinstance(self.source, FileRegion):
             path = self.source
         elif is_path(self.source):
@@ -133,7 +146,7 @@ class Layer:
     @classmethod
     def _unpickle(
         cls,
-        path: str | FileRegion | None,
+        path: LayerSource | None,
         description: str,
         digest: str | None,
         size: int | None,

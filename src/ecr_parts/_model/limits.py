@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 
-from ecr_parts._base.validation import check_int
+from ecr_parts._base.validation import check_int, short_repr
 
 _MIB = 1024 * 1024
 
@@ -57,5 +58,22 @@ MAX_MANIFEST = 4 * _MIB
 """The maximum size of a manifest, in bytes. Reference: "Pushing Manifests" in the OCI distribution
 specification asks registries to accept this size; other registries accept no more."""
 
+REPOSITORY_NAME = re.compile(
+    r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
+)
+"""The names of repositories, of 2 to 256 characters. Reference: ``RepositoryName`` in the API
+reference."""
+
 MAX_RESULTS = 1_000
 """The largest page of a list that ECR answers. Reference: ``maxResults`` in the API reference."""
+
+
+def check_repository_name(value: object) -> None:
+    """Raise ``TypeError`` or ``ValueError`` unless ``value`` can be the name of a repository."""
+    if not isinstance(value, str):
+        raise TypeError(f"repository_name must be a str, not {short_repr(value)}")
+    if not 2 <= len(value) <= 256 or not REPOSITORY_NAME.fullmatch(value):
+        raise ValueError(
+            "repository_name must be 2 to 256 lower-case letters, digits and separators, without a "
+            f"registry prefix and a tag, not {short_repr(value)}"
+        )

@@ -117,7 +117,8 @@ TRANSITIONS: dict[Event, _Row] = {
     Event.BEFORE: _Row(_A.SEND_AGAIN, _A.SEND_AGAIN, _A.SEND_AGAIN),
     Event.FURTHER_BACK: _Row(_A.REWIND, _A.CHECK_LOST, _A.REWIND),
     Event.PAST_LAST_BYTE: _Row(_A.FAIL, _A.FAIL, _A.SKIP_FORWARD),
-    Event.OUTSIDE: _Row(_A.FAIL, _A.FAIL, _A.FAIL),
+    # (a resumed session may have the ID of an upload of someone else's longer layer)
+    Event.OUTSIDE: _Row(_A.FAIL, _A.FAIL, _A.CHECK_LOST),
     # other outcomes of a call
     Event.UPLOAD_NOT_FOUND: _Row(_A.CHECK_LOST, _A.CHECK_LOST, _A.CHECK_LOST),
     Event.CALL_FAILED: _Row(_A.FAIL, _A.FAIL, _A.FAIL),

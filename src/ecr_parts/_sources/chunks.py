@@ -80,11 +80,15 @@ def count_missing(file: Readable) -> int:
     return 0
 
 
-def pull_from(items: Iterator[object]) -> Callable[[int], Blob]:
+def pull_from(
+    items: Iterator[object], between_reads: Callable[[], object]
+) -> Callable[[int], Blob]:
     """A function that returns the next chunk of ``items`` that is not empty; b"" at the end."""
 
     def pull(_max_size: int) -> Blob:
+        between_reads()
         for item in items:
+            between_reads()
             chunk = check_chunk(item, _ITERABLE_ADVICE)
             if len(chunk):
                 return chunk

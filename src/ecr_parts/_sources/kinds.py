@@ -6,14 +6,17 @@ import errno
 import io
 import os
 import stat
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Protocol, cast
+from contextlib import suppress
+from typing import Protocol, TypeAlias, cast
 
 from typing_extensions import override
 
+from ecr_parts._base.files import NotRegularError, open_regular
 from ecr_parts._base.validation import check_int, short_repr
-from ecr_parts._model.layers import Blob, FileRegion, LayerSource, Readable, is_path
+from ecr_parts._model.layers import Blob, FileRegion, LayerSource, Readable, UnnamedFile, is_path
 from ecr_parts._sources.base import Source
 from ecr_parts._sources.chunks import (
     READ_ADVICE,
@@ -25,6 +28,13 @@ from ecr_parts._sources.chunks import (
     to_bytes,
 )
 from ecr_parts.errors import SourceChangedError
+
+BetweenReads: TypeAlias = Callable[[], None]
+_INTERVAL = 0.5  # seconds
+
+
+def _nothing() -> None:
+    pass
 
 
 class _Seekable(Readable, Protocol):
@@ -60,8 +70,9 @@ class _SeekableFile(Source):
     replayable = True
     background_readable = False
 
-    def __init__(self, file: _Seekable, size: int) -> None:
+    def __init__(self, file: _Seekable, size: int, between_reads: BetweenReads = _nothing) -> None:
         self._file = file
+        self._between_reads = between_reads
         self._start = file.tell()
         self.size: int = size
 
@@ -72,6 +83,7 @@ class _SeekableFile(Source):
         return read_all(self._read_chunk, size)
 
     def _read_chunk(self, max_size: int) -> Blob:
+        self._between_reads()
         return to_bytes(check_chunk(self._file.read(max_size), READ_ADVICE), max_size)
 
     @override
@@ -87,15 +99,15 @@ class _SeekableFile(Source):
 
 
 class _RegularFile(_SeekableFile):
-    """A regular file, opened here by its path."""
+    """A regular file, opened here by its path, or a temporary one."""
 
     background_readable = True
 
     def __init__(
-        self, path: str | os.PathLike[str], file: io.FileIO, size: int | None = None
+        self, file: io.FileIO, path: str | os.PathLike[str] | None, size: int | None = None
     ) -> None:
-        self._path = os.path.abspath(os.fspath(path))  # the working directory may change
-        self.name = repr(os.fspath(path))
+        self._path = None if path is None else os.path.abspath(os.fspath(path))
+        self.name = "the temporary file" if path is None else repr(os.fspath(path))
         self._opened = file
         self._stat = os.fstat(file.fileno())
         self._buffers = [bytearray(), bytearray()]
@@ -117,10 +129,10 @@ class _RegularFile(_SeekableFile):
 
     @override
     def error_if_changed(self) -> SourceChangedError | None:
-        try:
-            now = os.stat(self._path)
-        except FileNotFoundError:
-            now = os.fstat(self._opened.fileno())  # deleted, but still readable
+        now = os.fstat(self._opened.fileno())
+        if self._path is not None:
+            with suppress(FileNotFoundError):  # deleted, but still readable
+                now = os.stat(self._path)
         before = self._stat
         if (now.st_dev, now.st_ino) != (before.st_dev, before.st_ino):
             change = "was replaced"
@@ -241,16 +253,24 @@ class _Stream(Source):
         super().close()
 
 
-def open_source(source: LayerSource, size: int | None = None) -> Source:
+def open_source(
+    source: LayerSource,
+    size: int | None = None,
+    *,
+    between_reads: Callable[[], object] = lambda: None,
+    must_be_regular: bool = False,
+) -> Source:
     """Open ``source``. The result is a context manager that closes what was opened here.
 
-    ``size`` is the expected size in bytes, if known. Raises ``TypeError`` for an unsupported type,
-    ``ValueError`` for a closed file, ``SourceChangedError`` if the size differs from ``size``, and
-    whatever opening the path raises.
+    ``size`` is the expected size in bytes, if known. ``between_reads`` is called between two reads
+    of what only the caller's thread may read, about twice a second. With ``must_be_regular``, a
+    path must be that of a regular file. Raises ``TypeError`` for an unsupported type,
+    ``ValueError`` for a closed file, ``SourceChangedError`` if the size differs from ``size`` or a
+    file is not regular any more, and whatever opening the path raises.
     """
     if size is not None:
         check_int("size", size, minimum=0)
-    opened = _open(source, size)
+    opened = _open(source, size, _twice_a_second(between_reads), must_be_regular)
     if size is not None and opened.size != size:
         opened.close()
         raise SourceChangedError(
@@ -260,9 +280,22 @@ def open_source(source: LayerSource, size: int | None = None) -> Source:
     return opened
 
 
+def _twice_a_second(function: Callable[[], object]) -> BetweenReads:
+    next_call = time.monotonic() + _INTERVAL
+
+    def between_reads() -> None:
+        nonlocal next_call
+        now = time.monotonic()
+        if now >= next_call:
+            next_call = now + _INTERVAL
+            function()
+
+    return between_reads
+
+
 def is_background_readable(source: LayerSource) -> bool:
-    """Whether the opened source will be ``background_readable``; also true for a missing file."""
-    if isinstance(source, FileRegion):
+    """Whether the opened source may be ``background_readable``; also true for a missing file."""
+    if isinstance(source, FileRegion | UnnamedFile):
         return True
     if is_path(source):
         return os.path.isfile(source) or not os.path.exists(source)
@@ -286,32 +319,62 @@ def check_source(source: LayerSource, name: str = "source") -> None:
         raise ValueError(f"{name}, {short_repr(source)}, is closed: pass an open file, or its path")
 
 
-def _open(source: LayerSource, size: int | None) -> Source:
+def _open(
+    source: LayerSource, size: int | None, between_reads: BetweenReads, must_be_regular: bool
+) -> Source:
     check_source(source)
     if isinstance(source, bytes | bytearray | memoryview):
         return _Buffer(source)
+    if isinstance(source, UnnamedFile):
+        source.file.seek(0)
+        return _RegularFile(source.file, None)
     if isinstance(source, FileRegion):
         return _open_region(source)
     if is_path(source):
-        file = open(source, "rb", buffering=0)  # noqa: SIM115  (closed with the source)
-        regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-        opened = _RegularFile(source, file) if regular else _stream(file, size)
-        opened.opened_file = file
-        return opened
+        return _open_path(source, size, between_reads, must_be_regular)
     if hasattr(source, "read"):
         file_object = cast("_Seekable", source)
         available = _size_if_seekable(file_object)
         if available is None:
-            return _stream(file_object, size)
-        return _SeekableFile(file_object, available)
-    return _Stream(pull_from(iter(cast("Iterable[Blob]", source))), size)
+            return _stream(file_object, size, between_reads)
+        return _SeekableFile(file_object, available, between_reads)
+    items = iter(cast("Iterable[Blob]", source))
+    return _Stream(pull_from(items, between_reads), size)
+
+
+def _open_path(
+    path: str | os.PathLike[str],
+    size: int | None,
+    between_reads: BetweenReads,
+    must_be_regular: bool,
+) -> Source:
+    if must_be_regular or stat.S_ISREG(os.stat(path).st_mode):
+        file = _open_regular(path)
+        if os.fstat(file.fileno()).st_size or not file.read(1):
+            opened: Source = _RegularFile(file, path)
+        else:  # as in /proc, whose files have content but no size
+            file.close()
+            file = open(path, "rb", buffering=0)  # noqa: SIM115  (closed with the source)
+            opened = _stream(file, size, between_reads)
+    else:
+        file = open(path, "rb", buffering=0)  # noqa: SIM115  (closed with the source)
+        opened = _stream(file, size, between_reads)
+    opened.opened_file = file
+    return opened
+
+
+def _open_regular(path: str | os.PathLike[str]) -> io.FileIO:
+    try:
+        return open_regular(path)
+    except NotRegularError as error:
+        raise SourceChangedError(
+            f"{os.fspath(path)!r} is not a regular file any more. Upload it again once nothing "
+            "replaces it"
+        ) from error
 
 
 def _open_region(region: FileRegion) -> Source:
-    if region.file is not None:
-        region.file.seek(region.offset)
-        return _RegularFile(region, region.file, region.size)
-    file = open(region.path, "rb", buffering=0)  # noqa: SIM115  (closed with the source)
+    file = _open_regular(region.path)
     size = os.fstat(file.fileno()).st_size
     if size < region.offset + region.size:
         file.close()
@@ -320,7 +383,7 @@ def _open_region(region: FileRegion) -> Source:
             f"{region.offset + region.size:,}: the file is cut off, or was replaced"
         )
     file.seek(region.offset)
-    opened = _RegularFile(region, file, region.size)
+    opened = _RegularFile(file, region, region.size)
     opened.opened_file = file
     return opened
 
@@ -346,9 +409,9 @@ def _size_if_seekable(file: _Seekable) -> int | None:
     return size
 
 
-def _stream(file: Readable, size: int | None) -> _Stream:
-    return _Stream(
-        lambda max_size: check_chunk(file.read(max_size), READ_ADVICE),
-        size,
-        lambda: count_missing(file),
-    )
+def _stream(file: Readable, size: int | None, between_reads: BetweenReads) -> _Stream:
+    def pull(max_size: int) -> Blob:
+        between_reads()
+        return check_chunk(file.read(max_size), READ_ADVICE)
+
+    return _Stream(pull, size, lambda: count_missing(file))

@@ -44,6 +44,9 @@ class _Item:
     index: int
     """The index of its result."""
     layer: Layer
+    """As the caller passed it."""
+    resolved: Layer
+    """The same with absolute paths, because the working directory may change."""
     background_readable: bool
     identity: object
     """Equal for layers with the same source."""
@@ -75,7 +78,7 @@ class BatchUpload:
         if repository.options.bandwidth is not None:
             repository.options.bandwidth.check_workers(options.max_workers)
         self._stop = Stop()
-        self._waiter = Waiter(self._stop.check, self._stop.is_requested)
+        self._waiter = Waiter(self._heartbeat, self._stop.is_requested)
         self._workers = Workers(options.max_workers, self._waiter, self._stop)
         self._repository = repository.with_waiter(self._waiter)
         self._planner = planner
@@ -122,12 +125,16 @@ class BatchUpload:
 
     def _upload_list(self, layers: list[Layer]) -> None:
         """Upload layers of a list: check all before the first call, and look up 100 in one call."""
-        first_with_source: dict[object, int] = {}
         items: list[_Item] = []
         same_source: list[tuple[_Item, int]] = []
         checked = [self._inspect(index, layer) for index, layer in enumerate(layers)]
+        # Of layers with the same source, one without a digest is sent for all of them, if there is
+        # one: a digest that was passed for one layer is no knowledge about another.
+        first_with_source: dict[object, int] = {}
+        for item in sorted(checked, key=lambda item: item.digest is not None):
+            first_with_source.setdefault(item.identity, item.index)
         for item in checked:
-            first = first_with_source.setdefault(item.identity, item.index)
+            first = first_with_source[item.identity]
             if first == item.index:
                 items.append(item)
             elif item.background_readable:
@@ -179,10 +186,11 @@ class BatchUpload:
         check_source(layer.source, f"{name}.source")
         if layer.size is not None:
             check_int(f"{name}.size", layer.size, minimum=0)
-        item = self._waiter.run("disk", partial(_create_item, index, layer))
+        resolved = _with_absolute_paths(layer)
+        item = self._waiter.run("disk", partial(_create_item, index, layer, resolved))
         self._planner.check_layer(item.size)
-        if layer.checkpoint is not None:
-            checkpoint = Checkpoint(layer.checkpoint)
+        if resolved.checkpoint is not None:
+            checkpoint = Checkpoint(resolved.checkpoint)
             path = str(checkpoint.path)
             if path in self._checkpoints:
                 raise ValueError(
@@ -205,7 +213,8 @@ class BatchUpload:
     # What is done for each layer, by a worker or in the caller's thread
 
     def _hash(self, item: _Item) -> None:
-        with open_source(item.layer.source, item.layer.size) as source:
+        layer = item.resolved
+        with open_source(layer.source, layer.size, must_be_regular=is_path(layer.source)) as source:
             self._planner.check_layer(source.size)
             item.digest, size = hash_source(source, partial(self._notify, item.layer, 0))
             error = source.error_at_end(size)
@@ -252,16 +261,18 @@ class BatchUpload:
         if size is None:
             self._upload(item)
         else:
-            self._delete_checkpoint(item.layer, digest)
+            self._delete_checkpoint(item.resolved, digest)
             self._notify(item.layer, size)
             self._results[item.index] = UploadedLayer(digest, size, existed=True)
 
     def _upload(self, item: _Item) -> None:
         self._notify(item.layer, 0)  # before the source is opened
-        layer = replace(item.layer, digest=item.digest, progress=partial(self._notify, item.layer))
+        progress = partial(self._notify, item.layer)
+        layer = replace(item.resolved, digest=item.digest, progress=progress)
         options = UploadOptions(
             check_existing=self._check_existing and not item.existence_checked,
             cancelled=self._stop.is_requested,
+            must_be_regular=item.background_readable,
         )
         self._results[item.index] = upload_layer(self._repository, self._planner, layer, options)
 
@@ -273,7 +284,7 @@ class BatchUpload:
         """Use the result of the layer ``first``, unless this one has another digest or size."""
         result = self._results[first]
         if item.digest in (None, result.digest) and item.size in (None, result.size):
-            self._delete_checkpoint(item.layer, result.digest)
+            self._delete_checkpoint(item.resolved, result.digest)
             self._notify(item.layer, result.size)
             self._results[item.index] = replace(result, existed=True, parts=())
         else:
@@ -289,12 +300,21 @@ class BatchUpload:
 
     # Progress and errors
 
+    def _heartbeat(self) -> None:
+        """Called once a second while the caller's thread waits for workers."""
+        self._stop.check()
+        if self._progress is not None and self._progress_lock.acquire(blocking=False):
+            try:  # or else a worker is calling it
+                self._progress(0)
+            finally:
+                self._progress_lock.release()
+
     def _notify(self, layer: Layer, newly_confirmed: int) -> None:
         self._notify_all([layer], newly_confirmed)
 
     def _notify_all(self, layers: list[Layer], newly_confirmed: int) -> None:
         """Call ``progress``, that of the batch and those of ``layers``, one call at a time."""
-        self._waiter.acquire(self._progress_lock)
+        Waiter(self._stop.check).acquire(self._progress_lock)
         try:
             self._stop.check()
             for progress in (self._progress, *(layer.progress for layer in layers)):
@@ -330,15 +350,25 @@ def _to_layer(given: LayerSource | Layer) -> Layer:
     return given if isinstance(given, Layer) else Layer(given)
 
 
-def _create_item(index: int, layer: Layer) -> _Item:
-    identity: object = id(layer.source)
-    background_readable, size = is_background_readable(layer.source), layer.size
+def _with_absolute_paths(layer: Layer) -> Layer:
+    source, checkpoint = layer.source, layer.checkpoint
+    if is_path(source) and not isinstance(source, FileRegion):
+        source = os.path.abspath(source)
+    if checkpoint is not None:
+        checkpoint = Checkpoint(checkpoint).absolute
+    return replace(layer, source=source, checkpoint=checkpoint)
+
+
+def _create_item(index: int, layer: Layer, resolved: Layer) -> _Item:
+    source, size = resolved.source, resolved.size
+    identity: object = id(source)
+    background_readable = is_background_readable(source)
     if background_readable:
-        with open_source(layer.source, layer.size) as source:
-            size = source.size
-        if isinstance(layer.source, FileRegion):
-            identity = layer.source
-        elif is_path(layer.source):
-            status = os.stat(layer.source)
+        with open_source(source, size, must_be_regular=is_path(source)) as opened:
+            size, background_readable = opened.size, opened.background_readable
+        if isinstance(source, FileRegion):
+            identity = source
+        elif is_path(source):
+            status = os.stat(source)
             identity = (status.st_dev, status.st_ino)
-    return _Item(index, layer, background_readable, identity, size, layer.digest)
+    return _Item(index, layer, resolved, background_readable, identity, size, layer.digest)

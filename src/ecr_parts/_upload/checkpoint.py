@@ -75,6 +75,13 @@ class Checkpoint:
                 f"{error}. Pass an absolute path"
             ) from error
 
+    @property
+    def absolute(self) -> str | BestEffortPath:
+        """The path that was given, made absolute."""
+        if isinstance(self._given, BestEffortPath):
+            return replace(self._given, path=str(self.path))
+        return str(self.path)
+
     def load(self) -> UploadSession | None:
         """Return the session in the file, or ``None`` if the file does not exist yet.
 

@@ -44,6 +44,8 @@ class UploadOptions:
     session: UploadSession | None = None
     cancelled: Callable[[], bool] = lambda: False
     """Once it returns ``True``, nothing more is sent."""
+    must_be_regular: bool = False
+    """Whether a path must be that of a regular file, because this is not the caller's thread."""
 
 
 def upload_layer(
@@ -57,8 +59,13 @@ def upload_layer(
     path = layer.source if is_path(layer.source) else None
     heartbeat = (lambda: None) if layer.progress is None else partial(layer.progress, 0)
     with (
-        open_source(layer.source, layer.size) as source,
         Waiter(heartbeat, options.cancelled) as waiter,
+        open_source(
+            layer.source,
+            layer.size,
+            between_reads=heartbeat,
+            must_be_regular=options.must_be_regular and path is not None,
+        ) as source,
     ):
         if (
             checkpoint is not None
@@ -174,15 +181,22 @@ class _LayerUpload:
         self._raise_if(self._source.error_at_end(size))
 
     def _can_resume(self, stored: UploadSession) -> bool:
+        machine, size = self._machine(stored), self._source.size or 0
+        parts_sent = machine.count_parts(self._usual_part_size(stored))
         return (
             self._repository.target.has(stored)
             and stored.layer_digest in (None, self._digest)
-            and stored.layer_size in (None, self._source.size)
-            and stored.next_byte <= (self._source.size or 0)
-            and (
-                stored.next_byte == self._source.size
-                or not self._machine(stored).ends_with_small_part
+            and stored.layer_size in (None, size)
+            and stored.next_byte <= size
+            and (stored.next_byte == size or not machine.ends_with_small_part)
+            and self._planner.fits(
+                parts_sent=parts_sent, next_byte=stored.next_byte, layer_size=size
             )
+        )
+
+    def _usual_part_size(self, stored: UploadSession) -> int:
+        return self._planner.next_part_size(
+            stored.part_size, parts_sent=0, next_byte=0, layer_size=self._source.size
         )
 
     def _existing_layer(self) -> UploadedLayer | None:
@@ -209,10 +223,7 @@ class _LayerUpload:
         self._session = stored
         stored.layer_digest = self._digest
         stored.layer_size = self._source.size
-        assumed_part_size = self._planner.next_part_size(
-            stored.part_size, parts_sent=0, next_byte=0, layer_size=self._source.size
-        )
-        self._machine(stored).resume(assumed_part_size)
+        self._machine(stored).resume(self._usual_part_size(stored))
         _log.info("resuming upload %s at byte %d", stored.upload_id, stored.next_byte)
         self._save_and_report(stored.next_byte)
         return stored

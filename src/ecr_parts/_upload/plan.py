@@ -90,6 +90,11 @@ class Planner:
             needed = max(needed, limits.max_part * 3 // 4)
         return max(part_size, min(limits.max_part, needed))
 
+    def fits(self, *, parts_sent: int, next_byte: int, layer_size: int) -> bool:
+        """Whether the rest of a layer fits in the parts that are left."""
+        parts_left = self.limits.max_parts - parts_sent
+        return parts_left * self.limits.max_part >= layer_size - next_byte
+
     def parts(
         self, part_size: int, *, parts_sent: int, next_byte: int, layer_size: int | None
     ) -> Iterator[Part]:
