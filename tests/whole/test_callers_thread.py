@@ -370,9 +370,12 @@ os.wait()
 
 
 @pytest.mark.parametrize("method", ["upload path", "upload stream", "upload_many"])
-def test_calls_ecr_in_the_callers_thread_if_no_thread_can_be_started(
-    method: str, ecr: LocalECR, tmp_path: Path, mocker: MockerFixture
+@pytest.mark.parametrize("dies", [False, True], ids=["no thread", "dead thread"])
+def test_calls_ecr_in_the_callers_thread_if_no_other_runs(
+    method: str, dies: bool, ecr: LocalECR, tmp_path: Path, mocker: MockerFixture
 ) -> None:
+    """No thread can be started, or it dies before it begins, as when memory is short."""
+    mocker.patch("ecr_parts._base.threads._START_TIMEOUT", 0.01)
     calling_threads: set[int] = set()
     client = ecr.client()
     client.meta.events.register(
@@ -385,7 +388,8 @@ def test_calls_ecr_in_the_callers_thread_if_no_thread_can_be_started(
     def upload() -> None:
         # Like start_new_thread without threads, ``run`` of a context that is being run already
         # raises a RuntimeError in C code, so its traceback has no further frame.
-        mocker.patch("_thread.start_new_thread", context.run)
+        start: Any = (lambda *_arguments: 1) if dies else context.run
+        mocker.patch("_thread.start_new_thread", start)
         if method == "upload_many":
             layers = uploader.upload_many(
                 [write_layer(BLOB, tmp_path), BLOB[:40], iter([BLOB[:30]])]

@@ -36,6 +36,7 @@ from typing_extensions import Self
 _T = TypeVar("_T")
 _WAKE_INTERVAL = 1.0  # seconds
 _IDLE_TIMEOUT = 5.0  # seconds after which a thread without a task ends
+_START_TIMEOUT = 5.0  # seconds after which a thread that has not begun its task counts as dead
 _running = threading.local()
 
 
@@ -58,12 +59,22 @@ class Task(Generic[_T]):
         self.ended = threading.Lock()
         """Held until the function has ended, or must be run by the waiting thread."""
         self.ended.acquire()
+        self.unclaimed = threading.Lock()
+        """Acquired by the thread that runs the function."""
+        self.overdue_at = time.monotonic() + _START_TIMEOUT
+        """When the waiting thread runs the function, unless another one has begun to."""
         self._cancelled = cancelled
         self._process = os.getpid()
         self._context = contextvars.copy_context()
         self._function = function
         self._result: _T | None = None
         self._releases: list[Callable[[], object]] = []
+
+    @property
+    def needs_thread(self) -> bool:
+        """Whether the waiting thread must run the task, because no other one does."""
+        overdue = not self.unclaimed.locked() and time.monotonic() >= self.overdue_at
+        return self.without_thread or overdue
 
     def run(self) -> None:
         """Run the function in this thread, and store what it returns or raises."""
@@ -187,6 +198,8 @@ class _Thread:
     def _run(self) -> None:
         while (task := self._task) is not None:
             self._task = None
+            if not task.unclaimed.acquire(blocking=False):  # pragma: no cover  (a race)
+                return  # this thread was so late that the waiting one runs the task
             task.run()
             ended, abandoned = task.ended, task.abandoned
             del task  # and everything it holds
@@ -276,13 +289,19 @@ class Waiter:
         """
         ended = False
         try:
-            ended = self.acquire(task.ended, seconds)
+            start = min(seconds, max(0.0, task.overdue_at - time.monotonic()))
+            ended = self.acquire(task.ended, start)
+            if not ended and not task.unclaimed.locked():
+                ended = self._run_if_overdue(task)
+            if not ended:
+                ended = self.acquire(task.ended, seconds - start)
             while not ended and (seconds := task.more_time()):
                 ended = self.acquire(task.ended, seconds)
             task.timed_out = not ended
             if task.without_thread:
                 task.without_thread = False
-                task.run()
+                if task.unclaimed.acquire(blocking=False):
+                    task.run()
             if ended:
                 task.ended.release()  # so that it can be waited for again
         finally:
@@ -290,6 +309,18 @@ class Waiter:
             task.abandoned = True
             if not ended:
                 task.release()
+
+    def _run_if_overdue(self, task: Task[Any]) -> bool:
+        """Run ``task`` here if no thread begins it in time; whether it has ended.
+
+        Its thread may have died before it began, for example because memory was short.
+        """
+        if self.acquire(task.ended, max(0.0, task.overdue_at - time.monotonic())):
+            return True
+        if not task.unclaimed.acquire(blocking=False):
+            return False
+        task.run()
+        return True
 
     def result(self, task: Task[_T]) -> _T:
         """Wait until ``task`` has ended; return or raise what it returned or raised."""
