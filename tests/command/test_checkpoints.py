@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command_line import BLOB, DIGEST, MIB, RunInProcess, state_files
 from helpers import digest_of, random_bytes
-from image_makers import Layout, docker_archive
+from image_makers import Layout
 from pytest_mock import MockerFixture
 
 from ecr_parts.testing import LocalECR
@@ -219,18 +219,6 @@ def test_damaged_checkpoint_is_replaced(
     assert stderr.endswith("Run the same command again to resume at byte 5,242,880\n")
     assert run_in_process(ecr, path, "demo")[0] == 0
     assert state_files() == []
-
-
-def test_pushes_docker_archive_although_its_compressed_layers_cannot_be_recorded(
-    ecr: LocalECR, tmp_path: Path, run_in_process: RunInProcess
-) -> None:
-    archive = docker_archive(tmp_path / "image.tar", [b"a layer"])
-    assert run_in_process(ecr, archive, "demo", subcommand="push")[0] == 0
-    (record,) = Path(os.environ["XDG_STATE_HOME"]).rglob("compressed-layers.json")
-    record.unlink()
-    record.mkdir()
-    status, _, stderr = run_in_process(ecr, archive, "demo", subcommand="push")
-    assert (status, stderr.count("warning: progress is not saved: ")) == (0, 1)
 
 
 def test_upload_that_was_lost_is_to_be_run_again(

@@ -266,49 +266,35 @@ def test_pushes_docker_archive(
     ecr.calls.clear()
     assert uploader.push_image(path, checkpoint_dir=directory).digest == pushed.digest
     assert ecr.calls_of("UploadLayerPart") == []
-    kept = [] if directory is None else [path.name for path in directory.iterdir()]
-    assert kept == (["compressed-layers.json"] if checkpoints else [])
+    assert directory is None or list(directory.iterdir()) == []
 
 
-def test_repeated_push_of_docker_archive_compresses_nothing(
-    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path, mocker: MockerFixture
+def test_repeated_push_of_docker_archive_sends_nothing(
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
 ) -> None:
+    """It compresses again, because nothing on the disk is believed about content."""
     path = docker_archive(tmp_path / "image.tar", LAYERS)
     sizes: list[int] = []
-    pushed = uploader.push_image(path, checkpoint_dir=tmp_path, progress=sizes.append)
-    compress = mocker.patch("zlib.compressobj", side_effect=AssertionError)
-    again: list[int] = []
-    second = uploader.push_image(path, checkpoint_dir=tmp_path, progress=again.append)
-    assert second.digest == pushed.digest
-    assert sum(sizes) == sum(again) == sum(layer.size for layer in pushed.layers)
-    compress.assert_not_called()
-
-    mocker.stop(compress)
-    digest = next(layer.digest for layer in pushed.layers if layer.size > 300)
-    del ecr.registry.repositories["demo"].layers[digest]
+    pushed = uploader.push_image(
+        path, checkpoint_dir=tmp_path / "checkpoints", progress=sizes.append
+    )
     ecr.calls.clear()
-    assert uploader.push_image(path, checkpoint_dir=tmp_path).digest == pushed.digest
-    assert len(ecr.calls_of("CompleteLayerUpload")) == 1  # only that one
+    again: list[int] = []
+    assert uploader.push_image(path, progress=again.append).digest == pushed.digest
+    assert sum(sizes) == sum(again) == sum(layer.size for layer in pushed.layers)
+    assert ecr.calls_of("UploadLayerPart") == []
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"layers": 1}', '{"layers": {"a": 1}}'])
-def test_ignores_invalid_table_of_compressed_layers(
-    text: str, ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+def test_record_of_an_earlier_release_is_not_believed(
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
 ) -> None:
-    (tmp_path / "compressed-layers.json").write_text(text)
-    uploader.push_image(docker_archive(tmp_path / "image.tar", LAYERS), checkpoint_dir=tmp_path)
-    table = json.loads((tmp_path / "compressed-layers.json").read_text())
-    assert set(table["layers"]) == {digest_of(layer) for layer in LAYERS}
-
-
-def test_table_that_cannot_be_written_leaves_no_file(
-    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path, mocker: MockerFixture
-) -> None:
+    """A cache that branches share could make a layer of another content part of the image."""
+    foreign = uploader.upload(b"another layer, which ECR has")
+    table = {digest_of(layer): [foreign.digest, foreign.size] for layer in LAYERS}
+    (tmp_path / "compressed-layers.json").write_text(json.dumps({"version": 1, "layers": table}))
     path = docker_archive(tmp_path / "image.tar", LAYERS)
-    mocker.patch("os.replace", side_effect=OSError("disk"))
-    with pytest.raises(CheckpointError, match=r"compressed-layers.json' cannot be written: disk"):
-        uploader.push_image(path, checkpoint_dir=tmp_path / "checkpoints")
-    assert list((tmp_path / "checkpoints").iterdir()) == []
+    pushed = uploader.push_image(path, checkpoint_dir=tmp_path)
+    assert foreign.digest not in [layer.digest for layer in pushed.layers]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "other content", "trailing bytes"])
@@ -347,27 +333,6 @@ def test_compressed_layer_may_have_several_gzip_members(
     assert pushed.layers[1].digest == digest_of(layer)
 
 
-def test_table_keeps_only_layers_that_were_compressed(
-    uploader: LayerUploader, tmp_path: Path
-) -> None:
-    path = docker_archive(tmp_path / "image.tar", LAYERS, compressed=True)
-    uploader.push_image(path, checkpoint_dir=tmp_path)
-    assert json.loads((tmp_path / "compressed-layers.json").read_text())["layers"] == {}
-
-
-def test_deletes_checkpoint_of_layer_that_was_complete_already(
-    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
-) -> None:
-    path, directory = docker_archive(tmp_path / "image.tar", LAYERS), tmp_path / "checkpoints"
-    pushed = uploader.push_image(path, checkpoint_dir=directory)
-    for layer in pushed.layers:  # as if killed before it could delete them
-        session = uploader.initiate(layer_digest=layer.digest, layer_size=layer.size)
-        checkpoint = directory / f"{layer.digest[7:]}.checkpoint"
-        checkpoint.write_text(session.to_json())
-    uploader.push_image(path, checkpoint_dir=directory)
-    assert [one.name for one in directory.iterdir()] == ["compressed-layers.json"]
-
-
 def test_unpacked_docker_archive_is_refused(
     ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
 ) -> None:
@@ -387,16 +352,12 @@ def test_temporary_file_that_cannot_be_written(
         uploader.push_image(path)
 
 
-@pytest.mark.parametrize("kind", ["file", "table"])
 def test_unusable_checkpoint_dir(
-    kind: str, ecr: LocalECR, uploader: LayerUploader, tmp_path: Path, mocker: MockerFixture
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path, mocker: MockerFixture
 ) -> None:
     compress = mocker.spy(zlib, "compressobj")
     directory = tmp_path / "checkpoints"
-    if kind == "file":
-        directory.write_bytes(b"")
-    else:
-        (directory / "compressed-layers.json").mkdir(parents=True)
+    directory.write_bytes(b"")
     with pytest.raises(CheckpointError, match="Pass another"):
         uploader.push_image(
             docker_archive(tmp_path / "image.tar", LAYERS), checkpoint_dir=directory
@@ -1136,3 +1097,85 @@ def test_skopeo_pulls_what_skopeo_wrote(
     expected = {digest[7:]: blob for digest, blob in real_image.content().items()}
     assert blobs.items() <= expected.items()
     assert len(blobs) == (8 if whole else 4)  # the layers, configs, manifests and the index
+
+
+# Descriptors, numbers and links
+
+
+def test_all_descriptors_of_a_digest_must_agree(
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    """In different manifests, or twice in one."""
+    for name, change in (("one", 1), ("two", -1)):
+        layout = Layout(tmp_path / name)
+        layer = layout.add(LAYERS[0], LAYER_TYPE)
+        images = [layout.add_image("amd64", [LAYERS[0]]), layout.add_image("arm64", [LAYERS[1]])]
+        wrong = {**layer, "size": layer["size"] + change, "urls": ["https://example.com"]}
+        document = json.loads(layout.blob_path(images[1]).read_bytes())
+        document["layers"].append(wrong)
+        images[1] = layout.add_json(document, MANIFEST_TYPE, platform=images[1]["platform"])
+        image = layout.finish(*named(layout.add_index(*images), "app:v1"))
+        with pytest.raises(InvalidImageError, match=r"300 bytes|another descriptor"):
+            uploader.push_image(image)
+    assert ecr.calls == []
+
+
+def test_rewritten_index_keeps_numbers(
+    uploader: LayerUploader, tmp_path: Path, ecr: LocalECR
+) -> None:
+    layout = Layout(tmp_path / "image")
+    images = [layout.add_image(name, LAYERS[:1]) for name in ("amd64", "arm64", "s390x")]
+    index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": images}
+    numbers = "[1e999, 0.10, 12345678901234567890.5, 1E+2, -0.0, 10000000000000000000001]"
+    text = json.dumps(index)[:-1] + f', "annotations": {{"numbers": {numbers}}}}}'
+    layout.finish(layout.add(text.encode(), INDEX_TYPE))
+    pushed = uploader.push_image(layout.path, platforms=["linux/amd64", "linux/arm64"])
+    content = ecr.registry.repositories["demo"].images[pushed.digest].manifest
+    assert f'"annotations": {{"numbers": {numbers}}}' in content
+    assert "s390x" not in content
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+def test_refuses_constants_that_are_not_json(
+    constant: str, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    layout = Layout(tmp_path / "image")
+    image = layout.add(f'{{"schemaVersion": 2, "a": {constant}}}'.encode(), MANIFEST_TYPE)
+    layout.finish(image)
+    with pytest.raises(InvalidImageError, match=f"{constant} is not a number in JSON"):
+        uploader.push_image(layout.path)
+
+
+def test_link_that_leads_to_itself_is_an_error(uploader: LayerUploader, tmp_path: Path) -> None:
+    layout = two_platforms(tmp_path / "image")
+    blob = next(layout.blobs.iterdir())
+    blob.unlink()
+    blob.symlink_to(blob)
+    with pytest.raises(InvalidImageError, match="symbolic links"):
+        uploader.push_image(layout.path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="requires FIFOs")
+@pytest.mark.parametrize("name", ["index.json", "a blob"])
+def test_fifo_in_a_layout_is_not_waited_for(
+    name: str, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    layout = two_platforms(tmp_path / "image")
+    path = layout.path / name if name == "index.json" else next(layout.blobs.iterdir())
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(InvalidImageError):
+        uploader.push_image(layout.path)
+
+
+def test_paths_of_an_image_are_those_of_the_working_directory_at_the_call(
+    uploader: LayerUploader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_platforms(tmp_path / "image")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    pushed = uploader.push_image(
+        "image", checkpoint_dir="checkpoints", progress=lambda _: os.chdir(tmp_path / "elsewhere")
+    )
+    assert pushed.tags == ("v1",)
+    assert list((tmp_path / "elsewhere").iterdir()) == []

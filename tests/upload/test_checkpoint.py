@@ -5,15 +5,20 @@ What is resumed from a checkpoint is tested in ``test_resume``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import stat
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import (
+    SMALL_LIMITS,
     StopUploadError,
     digest_of,
     random_bytes,
@@ -21,6 +26,9 @@ from helpers import (
     wait_for_threads,
     write_layer,
 )
+from image_makers import Layout
+from interrupts import interrupt_when
+from pytest_mock import MockerFixture
 
 from ecr_parts import (
     CheckpointError,
@@ -193,16 +201,20 @@ def test_rejects_path_of_wrong_type(uploader: LayerUploader) -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"", b"{", b"[]", b"\xff", b'{"version": 2}', b'{"version": 1}', b"[" * 100_000],
-    ids=lambda content: repr(content[:20]),
-)
+    ("content", "is_session"),
+    [(b"", False), (b"{", False), (b"[]", False), (b"\xff", False), (b"[" * 100_000, False),
+     (b'{"a": 1}', False), (b'{"version": 2}', True), (b'{"version": 1}', True)],
+    ids=lambda content: repr(content[:20]) if isinstance(content, bytes) else "",
+)  # fmt: skip
 def test_rejects_damaged_or_newer_checkpoint(
-    content: bytes, ecr: LocalECR, uploader: LayerUploader, checkpoint: Path
+    content: bytes, is_session: bool, ecr: LocalECR, uploader: LayerUploader, checkpoint: Path
 ) -> None:
+    """Only what is a session is advised to be deleted: another file may be the user's own."""
     checkpoint.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"layer\.checkpoint' cannot be used.*delete"):
+    with pytest.raises(CheckpointError, match=r"layer\.checkpoint' cannot be used") as raised:
         uploader.upload(BLOB, checkpoint=checkpoint)
+    assert ("delete" in str(raised.value)) == is_session
+    assert ("does not exist yet" in str(raised.value)) != is_session
     assert checkpoint.read_bytes() == content
     assert ecr.calls == []
 
@@ -308,3 +320,121 @@ def test_optional_checkpoint_that_cannot_be_read_or_written_is_reported(tmp_path
         "cannot be deleted",
         "is not a regular",
     ]
+
+
+# What an interrupted or killed process leaves
+
+
+@pytest.mark.parametrize("call", range(1, 8))
+def test_interrupted_save_leaves_no_temporary_file_and_writes_nothing_afterwards(
+    call: int, uploader: LayerUploader, checkpoint: Path, mocker: MockerFixture
+) -> None:
+    """The caller's thread waits for the thread that saves, unless the disk hangs."""
+    interrupted, calls = False, 0
+    fsync, replace = os.fsync, os.replace
+
+    def interrupt_while_saving(descriptor: int) -> None:
+        nonlocal interrupted, calls
+        calls += 1
+        if calls == call:
+            interrupted = True
+            pause.wait(0.2)
+        fsync(descriptor)
+
+    def record_replace(source: str, target: Path) -> None:
+        replaced.append(ended)
+        replace(source, target)
+
+    replaced: list[bool] = []
+    pause, ended = threading.Event(), False
+    mocker.patch("os.fsync", interrupt_while_saving)
+    mocker.patch("os.replace", record_replace)
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        interrupt_when(lambda: interrupted, KeyboardInterrupt()),
+    ):
+        uploader.upload(BLOB, checkpoint=checkpoint)
+    ended = True
+    wait_for_threads()
+    assert True not in replaced
+    assert [path.name for path in checkpoint.parent.iterdir()] in ([], [checkpoint.name])
+
+
+def test_thread_that_saves_on_a_hanging_disk_replaces_nothing_afterwards(
+    uploader: LayerUploader, checkpoint: Path, mocker: MockerFixture
+) -> None:
+    hanging, go_on, fsync, calls = threading.Event(), threading.Event(), os.fsync, 0
+
+    def hang(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:  # the second save; the first one flushes the directory, too
+            hanging.set()
+            go_on.wait(10)
+        fsync(descriptor)
+
+    mocker.patch("os.fsync", hang)
+    mocker.patch("ecr_parts._base.threads._WAKE_INTERVAL", 0.05)
+    with pytest.raises(KeyboardInterrupt), interrupt_when(hanging.is_set, KeyboardInterrupt()):
+        uploader.upload(BLOB, checkpoint=checkpoint)
+    before = checkpoint.read_bytes()
+    go_on.set()
+    wait_for_threads()
+    assert checkpoint.read_bytes() == before
+    assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name]
+
+
+def test_next_upload_removes_temporary_files_of_killed_processes(
+    uploader: LayerUploader, checkpoint: Path
+) -> None:
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
+                          capture_output=True, text=True, check=True).stdout.strip()  # fmt: skip
+    left = checkpoint.with_name(f".{checkpoint.name}.{dead}.abc.tmp")
+    old = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}.old.tmp")
+    saving = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}.new.tmp")
+    of_init = checkpoint.with_name(f".{checkpoint.name}.1.new.tmp")
+    others = [checkpoint.with_name(name) for name in (f".{checkpoint.name}.tmp", "notes.1.a.tmp")]
+    for path in (left, old, saving, of_init, *others):
+        path.touch()
+    os.utime(old, (0, 0))
+    link = checkpoint.with_name(f".{checkpoint.name}.{dead}.link.tmp")
+    link.symlink_to(others[1])
+    uploader.upload(BLOB, checkpoint=checkpoint)
+    assert {*checkpoint.parent.iterdir()} == {saving, of_init, link, *others}
+
+
+def test_save_survives_that_another_host_removes_its_temporary_file(
+    uploader: LayerUploader, checkpoint: Path, mocker: MockerFixture
+) -> None:
+    removed: list[str] = []
+    replace = os.replace
+
+    def lose_first(source: str, target: Path) -> None:
+        if not removed:
+            removed.append(source)
+            os.unlink(source)
+        replace(source, target)
+
+    mocker.patch("os.replace", lose_first)
+    assert uploader.upload(BLOB, checkpoint=checkpoint).digest == DIGEST
+    assert removed
+
+
+def test_repositories_may_share_a_checkpoint_directory(
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    """Or else each push would destroy the progress of the other."""
+    ecr.client().create_repository(repositoryName="other")
+    other = LayerUploader(ecr.client(), "other", limits=SMALL_LIMITS, overlap=False)
+    layout = Layout(tmp_path / "image")
+    image = layout.finish(layout.add_image("amd64", [BLOB]))
+    directory = tmp_path / "checkpoints"
+    for destination in (uploader, other):
+        with pytest.raises(StopUploadError):
+            destination.push_image(image, checkpoint_dir=directory, progress=stop_after(24))
+    ecr.calls.clear()
+    for destination in (uploader, other):
+        destination.push_image(image, checkpoint_dir=directory)
+    sent = [call.first_byte for call in ecr.calls_of("UploadLayerPart")]
+    assert sent.count(0) <= 4  # small blobs, but not the layer again
+    assert list(directory.glob("*.checkpoint")) == []

@@ -18,8 +18,7 @@ def open_regular(path: str | os.PathLike[str]) -> io.FileIO:
     Opening a FIFO would wait for its other end, and reading a device may never end.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | os.O_CLOEXEC)
-    file = io.FileIO(descriptor, "rb")
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
+        os.close(descriptor)
         raise NotRegularError(errno.EINVAL, "not a regular file", os.fspath(path))
-    return file
+    return io.FileIO(descriptor, "rb")

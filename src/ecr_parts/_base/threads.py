@@ -267,9 +267,21 @@ class Waiter:
 
     def run(self, name: str, function: Callable[[], _T]) -> _T:
         """Run ``function`` in another thread; return or raise what it returns or raises."""
+        return self.run_to_its_end(name, function).result()
+
+    def run_to_its_end(self, name: str, function: Callable[[], _T]) -> Task[_T]:
+        """Run ``function``, which accesses the disk, in another thread.
+
+        If that is interrupted, waits up to a second for it to end, so that it touches no file
+        afterwards.
+        """
         task = Task(function, self.cancelled)
-        self.give_and_wait(name, task)
-        return task.result()
+        try:
+            self.give_and_wait(name, task)
+        finally:
+            if task.running:
+                Waiter().wait(task, _WAKE_INTERVAL)
+        return task
 
     def give_and_wait(self, name: str, task: Task[Any], seconds: float = float("inf")) -> None:
         """Give ``task`` to a thread, and wait up to ``seconds`` for it to end.

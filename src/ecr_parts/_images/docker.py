@@ -8,8 +8,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import json
-import os
 import re
 import tempfile
 import zlib
@@ -17,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from typing_extensions import override
@@ -40,13 +37,11 @@ from ecr_parts._model.layers import FileRegion, Layer, UnnamedFile
 from ecr_parts._sources.base import Source
 from ecr_parts._sources.digest import RunningDigest
 from ecr_parts._sources.kinds import open_source
-from ecr_parts._upload.checkpoint import BestEffortPath, raise_or_report
-from ecr_parts.errors import CheckpointError, InvalidImageError
+from ecr_parts.errors import InvalidImageError
 
 _CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
 _LAYER_TYPE = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 _GZIP = b"\x1f\x8b"
-_TABLE = "compressed-layers.json"
 _CHUNK_SIZE = 1024 * 1024  # bytes
 
 
@@ -225,44 +220,3 @@ def compress_layer(layer: StoredLayer, files: ExitStack, heartbeat: Callable[[],
     size = file.tell()
     compressed_layer = UnnamedFile(file, size, f"the compressed layer {layer.diff_id}")
     return Layer(compressed_layer, digest=f"sha256:{compressed.hexdigest()}", size=size)
-
-
-class CompressedLayers:
-    """A file with the digests of compressed layers, so that a repeated push compresses nothing."""
-
-    def __init__(self, directory: Path | BestEffortPath) -> None:
-        self._directory = directory
-        self._path = Path(directory, _TABLE)
-
-    def load(self) -> dict[str, tuple[str, int]]:
-        """By diff ID: the digest and the size. A file that is not valid counts as empty."""
-        try:
-            document: Any = json.loads(self._path.read_bytes())
-            return {
-                diff_id: (digest, size)
-                for diff_id, (digest, size) in document["layers"].items()
-                if is_digest(digest) and isinstance(size, int) and size > 0
-            }
-        except (OSError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
-            return {}
-
-    def save(self, layers: Mapping[str, Layer]) -> None:
-        """Add ``layers``, by diff ID. Raises ``CheckpointError`` if that is not possible."""
-        try:
-            self._save(layers)
-        except OSError as error:
-            message = f"{str(self._path)!r} cannot be written: {error}. Pass another directory"
-            raise_or_report(self._directory, CheckpointError(message), error)
-
-    def _save(self, layers: Mapping[str, Layer]) -> None:
-        known: dict[str, Any] = {diff_id: list(known) for diff_id, known in self.load().items()}
-        known |= {diff_id: [layer.digest, layer.size] for diff_id, layer in layers.items()}
-        text = json.dumps({"version": 1, "layers": known})
-        descriptor, temporary = tempfile.mkstemp(prefix=f"{_TABLE}.", dir=self._path.parent)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(temporary, self._path)
-        except BaseException:
-            os.unlink(temporary)
-            raise

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import stat
 from dataclasses import dataclass
 from typing import Protocol
 
+from ecr_parts._base.files import NotRegularError, open_regular
 from ecr_parts._base.validation import short_repr
 from ecr_parts._images.tar import TarError, read_entries
 from ecr_parts._model.layers import FileRegion
@@ -53,9 +55,12 @@ def image_error(path: str, problem: str) -> InvalidImageError:
 
 def read_file(region: FileRegion) -> bytes:
     """The content of a file. The caller has checked its size."""
-    with open(region.path, "rb") as file:
-        file.seek(region.offset)
-        return file.read(region.size)
+    try:
+        with open_regular(region.path) as file:
+            file.seek(region.offset)
+            return file.read(region.size)
+    except NotRegularError as error:
+        raise image_error(region.path, "it is not a regular file any more") from error
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,10 @@ class _Directory:
             status = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG):
+                raise
+            raise image_error(self.path, f"{short_repr(name)}: {error.strerror}") from error
         if not stat.S_ISREG(status.st_mode):
             return None
         return FileRegion(path, 0, status.st_size)
@@ -93,7 +102,7 @@ class _Archive:
 def _read_entries(path: str) -> dict[str, FileRegion | str]:
     """The files and links of the archive at ``path``, by name."""
     entries: dict[str, FileRegion | str] = {}
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         start = file.read(8)
         for magic, command in _COMPRESSIONS.items():
             if start.startswith(magic):

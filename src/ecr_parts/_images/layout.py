@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from ecr_parts._base.validation import is_digest, short_repr
 from ecr_parts._images.files import ImageFiles, image_error, read_file
@@ -117,6 +118,8 @@ class _LayoutReader:
         self._files = files
         self._total = 0
         """Bytes of all manifests."""
+        self._sizes: dict[str, int] = {}
+        """By digest, what descriptors say."""
         self.manifests: dict[str, Manifest] = {}
         """By digest, in the order in which to put them."""
 
@@ -243,6 +246,11 @@ class _LayoutReader:
         document = item if isinstance(item, dict) else {}
         if not is_digest(digest) or size < 0:
             raise self.error(f"{where} refers to {short_repr(digest)} with {size:,} bytes")
+        if self._sizes.setdefault(digest, size) != size:
+            raise self.error(
+                f"{where} says that {digest} has {size:,} bytes, and another descriptor that it "
+                f"has {self._sizes[digest]:,}. Save the image again"
+            )
         annotations = document.get("annotations")
         annotations = annotations if isinstance(annotations, dict) else {}
         attested = annotations.get(_ATTESTED)
@@ -269,8 +277,8 @@ def _blob_name(descriptor: _Descriptor) -> str:
 def create_manifest(
     document: Mapping[str, Any], media_type: str, blobs: tuple[Layer, ...]
 ) -> Manifest:
-    """A new manifest."""
-    content = json.dumps(document).encode()
+    """A new manifest. Numbers are written as they were read by ``parse_json``."""
+    content = _write_json(document)
     digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
     return Manifest(digest, media_type, content, blobs)
 
@@ -295,11 +303,39 @@ def find_json(files: ImageFiles, name: str, error_of: ErrorOf) -> FileRegion:
 
 
 def parse_json(content: bytes, error_of: ErrorOf, where: str) -> Any:
-    """The value of JSON in UTF-8."""
+    """The value of JSON in UTF-8. Numbers with a point or an exponent keep their digits."""
     try:
-        return json.loads(content.decode())
+        return json.loads(content.decode(), parse_float=_Number, parse_constant=_refuse_constant)
     except (RecursionError, ValueError) as error:
         raise error_of(f"{where} is not JSON: {error}. Save the image again") from error
+
+
+@dataclass(frozen=True)
+class _Number:
+    """A number that is written as it was read: a ``float`` would round it, or be infinite."""
+
+    text: str
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number in JSON")
+
+
+def _write_json(document: Mapping[str, Any]) -> bytes:
+    """JSON whose numbers are those that ``parse_json`` has read."""
+    mark = secrets.token_hex(16)  # which nothing in the document can have been made to look like
+    text = json.dumps(_with_marks(document, mark))
+    return re.sub(f'"{mark}([^"]*)"', r"\1", text).encode()
+
+
+def _with_marks(value: Any, mark: str) -> Any:
+    if isinstance(value, _Number):
+        return mark + value.text
+    if isinstance(value, dict):
+        return {key: _with_marks(item, mark) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_marks(item, mark) for item in value]
+    return value
 
 
 def member(item: object, name: str, kind: type[_T], error_of: ErrorOf, where: str) -> _T:

@@ -18,7 +18,6 @@ from ecr_parts._base.threads import Abandoned, Waiter
 from ecr_parts._base.validation import check_callback, check_int, short_repr
 from ecr_parts._base.workers import Stop, Workers
 from ecr_parts._images.docker import (
-    CompressedLayers,
     DockerArchive,
     StoredLayer,
     compress_layer,
@@ -30,13 +29,12 @@ from ecr_parts._model.layers import Layer, PushedImage, UploadedLayer, is_path
 from ecr_parts._upload.batch import BatchOptions, BatchUpload
 from ecr_parts._upload.checkpoint import (
     BestEffortPath,
-    Checkpoint,
     checkpoint_name,
     raise_or_report,
 )
 from ecr_parts._upload.plan import Planner
 from ecr_parts._wire.api import check_image_client
-from ecr_parts._wire.call import answer_of, outcome_of
+from ecr_parts._wire.call import outcome_of
 from ecr_parts._wire.repository import Repository
 from ecr_parts.errors import CheckpointError, EcrPartsError, InvalidImageError
 
@@ -144,62 +142,29 @@ class ImagePush:
         self, found: Image | DockerArchive, temporary_files: ExitStack
     ) -> tuple[Image, tuple[UploadedLayer, ...]]:
         """Upload the blobs that ECR lacks."""
-        results: dict[str | None, UploadedLayer] = {}
         if self._checkpoint_dir is not None:
             self._waiter.run("disk", partial(_make_directory, self._checkpoint_dir))
         if isinstance(found, DockerArchive):
-            image, existing = self._compress(found, temporary_files)
-            for layer in existing:
-                self._notify(layer.size)
-                results[layer.digest] = layer
+            image = self._compress(found, temporary_files)
         else:
             image = found
-        blobs = [self._with_checkpoint(blob) for blob in image.blobs if blob.digest not in results]
+        blobs = [self._with_checkpoint(blob) for blob in image.blobs]
         batch = BatchUpload(self._batch_repository, self._planner, self._batch_options)
-        for layer in batch.run(blobs):
-            results[layer.digest] = layer
-        return image, tuple(results[blob.digest] for blob in image.blobs)
+        return image, tuple(batch.run(blobs))
 
     def _with_checkpoint(self, blob: Layer) -> Layer:
         if self._checkpoint_dir is None:
             return blob
-        return replace(blob, checkpoint=self._checkpoint_dir / checkpoint_name(str(blob.digest)))
+        name = checkpoint_name(str(blob.digest), self._repository.target.description)
+        return replace(blob, checkpoint=self._checkpoint_dir / name)
 
-    def _compress(
-        self, archive: DockerArchive, temporary_files: ExitStack
-    ) -> tuple[Image, list[UploadedLayer]]:
-        """Compress the layers, except those whose compressed form ECR is known to have."""
-        directory = self._checkpoint_dir
-        table = None if directory is None else CompressedLayers(directory)
-        known = {} if table is None else self._waiter.run("disk", table.load)
-        if table is not None:
-            self._waiter.run("disk", partial(table.save, {}))  # before the time is spent
-        uncompressed = [layer for layer in archive.layers if not layer.is_compressed]
-        wanted = dict(known[layer.diff_id] for layer in uncompressed if layer.diff_id in known)
-        existing = answer_of(partial(self._repository.existing_sizes, wanted))
-        if directory is not None:
-            for digest in existing:
-                checkpoint = Checkpoint(directory / checkpoint_name(digest))
-                self._waiter.run("disk", partial(checkpoint.delete_if_of, digest))
-        blobs = dict(self._compressed)
-        for layer in uncompressed:
-            digest, size = known.get(layer.diff_id, ("", 0))
-            if digest in existing:
-                blobs.setdefault(layer.diff_id, Layer(b"", digest=digest, size=size))
-        missing = {layer.diff_id: layer for layer in archive.layers if layer.diff_id not in blobs}
-        self._check_disk_space(list(missing.values()))
-        self._compressed |= self._compress_all(list(missing.values()), temporary_files)
-        blobs |= self._compressed
-        if table is not None:
-            diff_ids = {layer.diff_id for layer in uncompressed}
-            new = {key: layer for key, layer in self._compressed.items() if key in diff_ids}
-            self._waiter.run("disk", partial(table.save, new))
-        layers = [
-            UploadedLayer(digest, size, existed=True)
-            for digest, size in existing.items()
-            if digest not in {layer.digest for layer in self._compressed.values()}
-        ]
-        return archive.image(blobs), layers
+    def _compress(self, archive: DockerArchive, temporary_files: ExitStack) -> Image:
+        """Compress the layers. What is on the disk tells nothing about their content."""
+        diff_ids = {layer.diff_id: layer for layer in archive.layers}
+        missing = [layer for name, layer in diff_ids.items() if name not in self._compressed]
+        self._check_disk_space(missing)
+        self._compressed |= self._compress_all(missing, temporary_files)
+        return archive.image(self._compressed)
 
     def _check_disk_space(self, layers: list[StoredLayer]) -> None:
         directory = tempfile.gettempdir()

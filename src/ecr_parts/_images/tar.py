@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -23,6 +23,7 @@ _MAX_NAMES = 32 * 1024 * 1024  # bytes of all names and links
 _REGULAR = (b"0", b"\0", b"7")
 _WITHOUT_CONTENT = (b"1", b"2", b"3", b"4", b"5", b"6")  # whatever size they have
 _HARD_LINK, _SYMBOLIC_LINK = b"1", b"2"
+_SPARSE = "GNU.sparse"  # begins the keys of a file whose holes are not stored
 _LONG_NAME, _LONG_LINK, _EXTENDED, _GLOBAL = b"L", b"K", b"x", b"g"
 
 
@@ -61,7 +62,7 @@ def read_entries(file: BinaryIO) -> Iterator[TarEntry]:
                 raise TarError(f"a header of {size:,} bytes")
             content = file.read(size)
             if kind == _EXTENDED:
-                extended.update(_pax_records(content))
+                extended.update(_needed(_pax_records(content)))
             else:
                 member = "path" if kind == _LONG_NAME else "linkpath"
                 extended[member] = content.partition(b"\0")[0]
@@ -73,7 +74,7 @@ def read_entries(file: BinaryIO) -> Iterator[TarEntry]:
             names += len(name) + len(link)
             if names > _MAX_NAMES:
                 raise TarError(f"names of more than {_MAX_NAMES:,} bytes")
-            is_sparse = any(key.startswith("GNU.sparse") for key in extended)
+            is_sparse = _SPARSE in extended
             extended = {}
             if kind in _REGULAR and not is_sparse:
                 yield TarEntry(_decode(name), None, offset, size)
@@ -121,6 +122,15 @@ def _pax_number(digits: bytes) -> int:
     if not digits.isdigit() or len(digits) > 18:
         raise TarError("a size that is not a number")
     return int(digits)
+
+
+def _needed(records: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+    """Those of ``records`` that say something about where the bytes of a file are."""
+    for key, value in records:
+        if key in ("path", "linkpath", "size"):
+            yield key, value
+        elif key.startswith(_SPARSE):
+            yield _SPARSE, b""
 
 
 def _pax_records(content: bytes) -> Iterator[tuple[str, bytes]]:

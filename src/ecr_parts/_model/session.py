@@ -26,6 +26,10 @@ _JSON_NAMES = {
 }
 
 
+class NotASessionError(ValueError):
+    """The text has nothing to do with a session."""
+
+
 @dataclass
 class Received:
     """What is known about the parts that ECR received, besides the public fields of the session.
@@ -108,7 +112,7 @@ class UploadSession:
             document = json.loads(text)
             version = document["version"]
         except (KeyError, RecursionError, TypeError, ValueError) as error:
-            raise ValueError("this is not the JSON of an upload session") from error
+            raise NotASessionError("this is not the JSON of an upload session") from error
         if version != _JSON_VERSION or not isinstance(version, int) or isinstance(version, bool):
             raise ValueError(
                 f"this upload session has version {short_repr(version)}, but this release of "

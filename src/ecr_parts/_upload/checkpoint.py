@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
-import stat
+import re
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ecr_parts._base.files import NotRegularError, open_regular
+from ecr_parts._base.threads import current_task
 from ecr_parts._base.validation import short_repr
-from ecr_parts._model.session import UploadSession
+from ecr_parts._model.session import NotASessionError, UploadSession
 from ecr_parts.errors import CheckpointError
 
 _log = logging.getLogger("ecr_parts")
 _MAX_FILE_SIZE = 64 * 1024  # bytes; a larger file cannot be a checkpoint
 _MAX_PREFIX_LENGTH = 40  # characters of the file's name that its temporary files begin with
+_MAX_SAVING_TIME = 60.0  # seconds; an older temporary file was left by a process that was killed
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,13 @@ def raise_or_report(
     path.report(error)
 
 
-def checkpoint_name(digest: str) -> str:
-    """The name of the checkpoint of a layer, in a directory for several."""
-    return f"{digest.partition(':')[2]}.checkpoint"
+def checkpoint_name(digest: str, destination: str = "") -> str:
+    """The name of the checkpoint of a layer, in a directory for several.
+
+    ``destination`` says where the layer is uploaded, if the directory is not for one repository.
+    """
+    prefix = hashlib.sha256(destination.encode()).hexdigest()[:16] + "-" if destination else ""
+    return f"{prefix}{digest.partition(':')[2]}.checkpoint"
 
 
 class Checkpoint:
@@ -94,6 +103,7 @@ class Checkpoint:
             raise_or_report(self._given, self._error("cannot be read", error), error)
             return None
         try:
+            self._remove_left_over()
             descriptor, temporary = self._open_temporary()
             os.close(descriptor)
             os.unlink(temporary)
@@ -107,20 +117,34 @@ class Checkpoint:
             if isinstance(self._given, BestEffortPath):
                 _log.info("%s", self._error("is ignored", error))
                 return None
-            raise self._error(
-                "cannot be used", f"{error}. Pass another file, or delete this one to start over"
-            ) from error
+            advice = "Pass the path of a file that does not exist yet"
+            if not isinstance(error, NotASessionError):  # or else it may be the user's own file
+                advice = "Pass another file, or delete this one to start over"
+            raise self._error("cannot be used", f"{error}. {advice}") from error
 
     def _read(self) -> bytes | None:
         try:
-            if not stat.S_ISREG(self.path.stat().st_mode):
-                error = self._error("is not a regular file", "pass the path of a file")
-                raise_or_report(self._given, error, None)
-                return None
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 return file.read(_MAX_FILE_SIZE)
         except FileNotFoundError:
             return None
+        except NotRegularError:
+            error = self._error("is not a regular file", "pass the path of a file")
+            raise_or_report(self._given, error, None)
+            return None
+
+    def _remove_left_over(self) -> None:
+        """Delete temporary files of processes that were killed while they saved this checkpoint."""
+        target = self.path.resolve()
+        name = re.compile(re.escape(_prefix(target)) + r"(\d+)\.[^.]+\.tmp")
+        with suppress(FileNotFoundError), os.scandir(target.parent) as entries:
+            for entry in entries:
+                found = name.fullmatch(entry.name)
+                if found is None or not entry.is_file(follow_symlinks=False):
+                    continue
+                age = time.time() - entry.stat(follow_symlinks=False).st_mtime
+                if age > _MAX_SAVING_TIME or not _is_running(int(found[1])):
+                    os.unlink(entry.path)
 
     def delete_if_of(self, digest: str) -> None:
         """Delete the file if it has the session of the layer with ``digest``."""
@@ -138,28 +162,38 @@ class Checkpoint:
     def save(self, session: UploadSession) -> None:
         """Write the session to the file, and flush it to the disk.
 
-        If the process is killed meanwhile, a small ``.NAME.*.tmp`` file is left beside it.
+        If the process is killed meanwhile, a small ``.NAME.….tmp`` file is left beside it, which
+        the next ``load`` removes.
         """
         try:
-            descriptor, temporary = self._open_temporary()
             try:
-                with open(descriptor, "wb") as file:
-                    file.write(session.to_json().encode())
-                    file.flush()
-                    os.fsync(descriptor)
-                os.replace(temporary, self.path.resolve())
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
+                self._replace(session)
+            except FileNotFoundError:  # another host took the temporary file for one that was left
+                self._replace(session)
         except OSError as error:
             raise_or_report(self._given, self._error("cannot be written", error), error)
             return
         _flush_directory(self.path.resolve().parent)
 
+    def _replace(self, session: UploadSession) -> None:
+        descriptor, temporary = self._open_temporary()
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(session.to_json().encode())
+                file.flush()
+                os.fsync(descriptor)
+            task = current_task()
+            if task is not None:
+                task.check()  # nothing is replaced once the upload has ended
+            os.replace(temporary, self.path.resolve())
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
     def _open_temporary(self) -> tuple[int, str]:
         """Create a file beside the checkpoint that only its owner can read: descriptor and path."""
         target = self.path.resolve()
-        prefix = f".{target.name[:_MAX_PREFIX_LENGTH]}."  # cut, because names are limited
+        prefix = f"{_prefix(target)}{os.getpid()}."
         return tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=target.parent)
 
     def delete(self) -> None:
@@ -173,6 +207,22 @@ class Checkpoint:
         if isinstance(detail, OSError):  # without the name of the temporary file
             detail = f"{detail.strerror}. Check the permissions and the free space of its directory"
         return CheckpointError(f"the checkpoint {short_repr(str(self.path))} {problem}: {detail}")
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name[:_MAX_PREFIX_LENGTH]}."  # cut, because names are limited
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":  # pragma: no cover  (elsewhere, ``os.kill`` ends the process)
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # it belongs to someone else
+    return True
 
 
 def _flush_directory(directory: Path) -> None:

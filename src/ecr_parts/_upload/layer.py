@@ -327,8 +327,7 @@ class _LayerUpload:
 
     def _run_in_thread(self, function: Callable[[], _T]) -> _T:
         """Run ``function``, which accesses the disk, while this thread wakes for the heartbeat."""
-        task = self._waiter.start("disk", function)
-        self._waiter.wait(task)
+        task = self._waiter.run_to_its_end("disk", function)
         if isinstance(task.error, EcrPartsError):
             self._raise(task.error)
         return task.result()

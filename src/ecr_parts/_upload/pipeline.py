@@ -50,8 +50,10 @@ class Pipeline:
         self._closed = False
         self._calls: list[PartCall] = []
         """The part whose answer is due, and the one after it if it is being sent already."""
-        self._lanes = cycle(((new_buffer(), "call 1"), (new_buffer(), "call 2")))
-        """The memory and the name of the thread for a part: two lanes, which take turns."""
+        self._lanes = cycle(("call 1", "call 2"))
+        """The names of the threads that send the parts, which take turns."""
+        self._buffers: dict[str, io.BytesIO] = {}
+        """By lane: the memory for its parts."""
 
     def __enter__(self) -> Self:
         return self
@@ -112,7 +114,10 @@ class Pipeline:
             if not blob or (len(blob) < part.size and self._source.error_at_end(self.read_up_to)):
                 return
             part, pieces = Part(part.first_byte, self.read_up_to - 1), slices(blob)
-        prepare = partial(self._prepare, part, pieces, call, *next(self._lanes))
+        lane = next(self._lanes)
+        if lane not in self._buffers:
+            self._buffers[lane] = new_buffer(part.size)
+        prepare = partial(self._prepare, part, pieces, call, lane)
         self._preparing = self._waiter.start("prepare", prepare)
 
     def digest(self) -> str:
@@ -137,13 +142,14 @@ class Pipeline:
         part: Part,
         pieces: Iterable[Blob],
         previous: PartCall | None,
-        file: io.BytesIO,
-        thread: str,
+        lane: str,
     ) -> PartCall | None:
         """Read, hash and encode a part, and begin it ahead; ``None`` if the source ended early."""
         if self._with_digest:
             pieces = self._hash(part.first_byte, pieces)
-        call = self._repository.prepare_part(self._upload_id, part, pieces, file, thread)
+        call = self._repository.prepare_part(
+            self._upload_id, part, pieces, self._buffers[lane], lane
+        )
         if self.read_up_to <= part.last_byte:
             return None
         if previous is not None and self._repository.options.overlap.enabled and not self._closed:

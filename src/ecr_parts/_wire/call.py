@@ -45,6 +45,12 @@ class Target:
         registry = {} if self.registry_id is None else {"registryId": self.registry_id}
         return {"repositoryName": self.repository_name, **registry}
 
+    @property
+    def description(self) -> str:
+        """Where the repository is: the endpoint, the registry and the name."""
+        endpoint = getattr(getattr(self.client, "meta", None), "endpoint_url", "")
+        return f"{endpoint} {self.registry_id} {self.repository_name}"
+
     def has(self, session: UploadSession) -> bool:
         """Whether the session's upload is in this repository and registry."""
         location = (session.repository_name, session.registry_id)

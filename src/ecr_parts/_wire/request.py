@@ -47,6 +47,7 @@ _PIECE_SIZE = 256 * 1024  # bytes
 _MAX_SLEEP = 0.5  # seconds between checks whether the call was abandoned
 _HELD_BACK = 64 * 1024  # bytes at the end of a request that waits for its gate
 _RESERVED = 33 * 1024 * 1024  # bytes
+_SMALL = 1024 * 1024  # bytes
 _END = b'"}'  # follows the blob, which is the last member
 
 
@@ -106,14 +107,15 @@ class EncodedBlob(Sequence[int]):
         return f"<{len(self):,} bytes, encoded>"
 
 
-def new_buffer() -> io.BytesIO:
-    """A file for ``encode_blob``, to be used for one part after another.
+def new_buffer(part_size: int) -> io.BytesIO:
+    """A file for ``encode_blob``, to be used for parts of up to about ``part_size`` bytes.
 
     glibc takes up to 32 MiB from its heaps, which large blocks fragment: 16 layers of 128 MiB with
     8 workers peak at 363 MiB with this, and at 440 without. More is mapped and returned to the
-    system; pages that are not written to take no memory.
+    system; pages that are not written to take no memory, but part of the address space. So nothing
+    is reserved for small parts.
     """
-    return io.BytesIO(bytes(_RESERVED))
+    return io.BytesIO(bytes(_RESERVED) if part_size > _SMALL else b"")
 
 
 def encode_blob(
