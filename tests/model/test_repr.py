@@ -33,9 +33,9 @@ def test_shows_registry_id() -> None:
     )
 
 
-def test_masks_password_in_endpoint_url() -> None:
+def test_shows_no_password_of_endpoint_url() -> None:
     uploader = LayerUploader(client_at("http://user:secret@127.0.0.1:9"), "demo")
-    assert repr(uploader) == "<LayerUploader for repository 'demo' at http://***@127.0.0.1:9>"
+    assert repr(uploader) == "<LayerUploader for repository 'demo' at http://127.0.0.1:9>"
 
 
 @pytest.mark.parametrize(

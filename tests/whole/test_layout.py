@@ -21,7 +21,7 @@ PACKAGE = Path(ecr_parts.__file__).parent
 # kit is apart: it must not need the code that it tests.
 PACKAGES = {
     "": ["_version"],
-    "_base": ["validation", "threads", "frames", "workers", "notebook"],
+    "_base": ["validation", "redaction", "files", "threads", "frames", "workers", "notebook"],
     "_model": ["parts", "layers", "limits", "session", "machine"],
     "errors": [],
     "_sources": ["chunks", "base", "kinds", "digest"],

@@ -40,11 +40,6 @@ def to_printable(text: str, max_length: int = 500) -> str:
     return "".join(char if char.isprintable() else " " for char in text[:max_length])
 
 
-def mask_passwords(text: str) -> str:
-    """``text`` without the user names and passwords of the URLs in it."""
-    return re.sub(r"://[^/?#\s]*@", "://***@", text)
-
-
 def check_int(name: str, value: object, *, minimum: int = 1, maximum: int = _MAX_INT) -> int:
     """Return ``value``. Raise ``TypeError`` or ``ValueError`` unless it is an ``int`` in range."""
     if not isinstance(value, int) or isinstance(value, bool):

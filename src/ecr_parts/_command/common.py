@@ -13,7 +13,8 @@ import tenacity
 from botocore.client import BaseClient
 from botocore.exceptions import NoRegionError
 
-from ecr_parts._base.validation import mask_passwords, to_printable
+from ecr_parts._base.redaction import show_error
+from ecr_parts._base.validation import to_printable
 from ecr_parts._command.state_directory import checkpoint_directory
 from ecr_parts._command.terminal import Terminal
 from ecr_parts._model.layers import UploadedLayer
@@ -164,7 +165,8 @@ def describe_os_error(error: Exception) -> str:
 
 
 def _describe_error(error: Exception) -> str:
-    text = mask_passwords(to_printable(describe_os_error(error))).strip().rstrip(".")
+    shown = describe_os_error(error) if isinstance(error, OSError) else show_error(error)
+    text = to_printable(shown).strip().rstrip(".")
     return f"{type(error).__name__}: {text}"
 
 

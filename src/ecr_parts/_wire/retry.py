@@ -22,8 +22,9 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
+from ecr_parts._base.redaction import has_secret, show_error, show_text
 from ecr_parts._base.threads import Waiter
-from ecr_parts._base.validation import mask_passwords, to_printable
+from ecr_parts._base.validation import to_printable
 from ecr_parts._version import __version__
 
 _log = logging.getLogger("ecr_parts")
@@ -75,7 +76,7 @@ def default_retrying() -> tenacity.Retrying:
         retry=tenacity.retry_if_exception(is_transient),
         wait=tenacity.wait_random_exponential(multiplier=0.5, max=30),
         stop=tenacity.stop_after_attempt(10),
-        before_sleep=tenacity.before_sleep_log(_log, logging.INFO),
+        before_sleep=_log_retry,
         reraise=True,
     )
 
@@ -179,7 +180,7 @@ def _is_certificate_error(
     if isinstance(inner, FileNotFoundError | IsADirectoryError | PermissionError):
         return True
     return isinstance(error, SSLError) and any(
-        name in error_text(error) for name in _CERTIFICATE_ERRORS
+        name in show_error(error) for name in _CERTIFICATE_ERRORS
     )
 
 
@@ -215,36 +216,29 @@ def error_message(response: Mapping[str, object]) -> str:
     return str(_member(response.get("Error"), "Message") or "")[:_MAX_TEXT_LENGTH]
 
 
-def error_text(error: BaseException) -> str:
-    """The start of ``str(error)``; empty if that fails.
-
-    Must be called in a thread of this library, where it cannot catch an exception of a signal
-    handler.
-    """
-    try:
-        return str(error)[:_MAX_TEXT_LENGTH]
-    except Exception:  # noqa: BLE001  (someone else's ``__str__`` may raise anything)
-        return ""
-
-
 def describe_error(error: BaseException) -> str:
     """The name and the message of an error, in one line without a trailing full stop."""
-    name, text, kms = type(error).__name__, error_text(error), ""
+    name, text, kms = type(error).__name__, show_error(error), ""
     if isinstance(error, BadAnswerError):
         name = "malformed answer"
     if isinstance(error, ClientError):
         name = error_code(error)
-        text = re.sub("<[^>]*>", " ", error_message(error.response))
+        text = show_text(re.sub("<[^>]*>", " ", error_message(error.response)))
         kms = str(error.response.get("kmsError") or "")
     if _is_invalid_request(error):
         text = "the request cannot be sent"  # the text of ``error`` may contain a credential
-    line = f"{name[:100]}: {mask_passwords(text)[:500]}"
+    line = f"{name[:100]}: {text[:500]}" if text else name[:100]
     if kms:
-        line += f" (kmsError: {kms[:100]})"
+        line += f" (kmsError: {show_text(kms[:100])})"
     return " ".join(to_printable(line, _MAX_TEXT_LENGTH).split()).rstrip(".")
 
 
 def may_contain_secret(error: BaseException) -> bool:
     """Whether the text of ``error`` may contain a password or a credential."""
-    text = error_text(error)
-    return _is_invalid_request(error) or mask_passwords(text) != text
+    return _is_invalid_request(error) or has_secret(error)
+
+
+def _log_retry(state: tenacity.RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome is not None else None
+    if error is not None:
+        _log.info("%s; trying again in %.1f s", describe_error(error), state.upcoming_sleep)

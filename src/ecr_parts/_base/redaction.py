@@ -1,0 +1,77 @@
+"""What may be shown of URLs and of exceptions: no password, no credential, no signature.
+
+Nothing is masked by a pattern: a password can look like anything. A URL is taken apart, and only
+what is known to be harmless is shown.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+_MAX_LENGTH = 2_000  # characters
+# In messages of AWS that repeat a request: its headers, or what its signature was made of.
+_REQUEST_MARKS = ("canonical", "x-amz-", "authorization=", "credential=", "signature=")
+HIDDEN_URL = "<a URL that is not shown>"
+
+
+def show_url(url: str) -> str:
+    """The scheme, the host and the port of ``url``, or ``HIDDEN_URL``."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return HIDDEN_URL
+    rest = f"{parts.path}{parts.query}{parts.fragment}"
+    if not parts.scheme.isalnum() or not host or not host.isprintable() or "@" in rest:
+        return HIDDEN_URL  # a user name or a password with "/", "?" or "#" in it
+    if " " in host or "%" in host:
+        return HIDDEN_URL
+    shown = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{shown}" + ("" if port is None else f":{port}")
+
+
+def show_error(error: BaseException) -> str:
+    """The start of the message of ``error``, without what must not be shown; empty if that fails.
+
+    Must be called in a thread of this library, where it cannot catch an exception of a signal
+    handler.
+    """
+    try:
+        return _show(error)[:_MAX_LENGTH]
+    except Exception:  # noqa: BLE001  (someone else's ``__str__`` may raise anything)
+        return ""
+
+
+def show_text(text: str) -> str:
+    """The part of a message of a service that may be shown: no request and no user of a URL."""
+    first_line = text.strip().partition("\n")[0]
+    for candidate in (text, first_line):
+        lower = candidate.lower()
+        repeats_request = any(mark in lower for mark in _REQUEST_MARKS)
+        if not repeats_request and not ("://" in candidate and "@" in candidate):
+            return candidate
+    return ""
+
+
+def has_secret(error: BaseException) -> bool:
+    """Whether a traceback of ``error`` might show what ``show_error`` leaves out."""
+    try:
+        return show_text(str(error)) != str(error)
+    except Exception:  # noqa: BLE001  (as above)
+        return True
+
+
+def _show(error: BaseException) -> str:
+    kwargs, form = getattr(error, "kwargs", None), getattr(error, "fmt", None)
+    if not isinstance(kwargs, dict) or not isinstance(form, str):
+        return show_text(str(error)[:_MAX_LENGTH])
+    # An exception of botocore: its message is made of these.
+    return form.format(**{name: _show_value(name, value) for name, value in kwargs.items()})
+
+
+def _show_value(name: str, value: object) -> str:
+    if name.endswith("url") and isinstance(value, str):
+        return show_url(value)
+    if isinstance(value, BaseException):
+        return _show(value) or type(value).__name__
+    return show_text(str(value)[:_MAX_LENGTH])
