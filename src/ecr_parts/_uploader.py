@@ -42,7 +42,6 @@ from ecr_parts._wire.gate import Overlap
 from ecr_parts._wire.repository import Repository
 from ecr_parts._wire.request import accept_encoded_blobs, make_calls_stoppable
 from ecr_parts._wire.retry import default_retrying
-from ecr_parts.errors import ServiceError
 
 
 class LayerUploader:
@@ -206,9 +205,10 @@ class LayerUploader:
 
         If ``layers`` is a sequence, every layer is checked before the first call, as far as this is
         possible without reading it, and ECR is asked in batches of 100 which layers exist. Any
-        other iterable is consumed lazily, at most one layer ahead of the workers. A file or a
-        buffer must not change before the call returns, so do not yield the same buffer with new
-        content.
+        other iterable is consumed lazily, at most one layer ahead of the workers. Relative paths
+        are those of the working directory when the call begins, or when they are yielded. A file
+        or a buffer must not change before the call returns, so do not yield the same buffer with
+        new content.
 
         Layers with equal digests are sent once; the later results have ``existed=True`` and no
         ``parts``. This applies to a ``digest`` that is passed or computed beforehand, as it is for
@@ -217,7 +217,8 @@ class LayerUploader:
         ones are each sent.
 
         ``progress`` is called for all layers together, ``Layer.progress`` for its layer only. Both
-        are called in any thread, one call at a time. The first error stops all layers within about
+        are called in any thread, one call at a time. ``progress(0)`` is also called about once a
+        second in the calling thread, while it waits. The first error stops all layers within about
         a second and is raised. If it is an error of one layer, its attribute ``layer`` is that
         layer, also for exceptions of your own.
 
@@ -335,13 +336,13 @@ class LayerUploader:
         }
 
     def _send_part(self, session: UploadSession, part: Part, blob: Blob) -> None:
-        steps, answered = self._steps(session), False
+        steps, known = self._steps(session), False
         call = self._repository.prepare_part(session.upload_id, part, slices(contiguous_view(blob)))
         try:
             action = steps.take(partial(steps.settle, call))
-            answered = not isinstance(steps.error, ServiceError)
+            known = not steps.in_doubt
         finally:
-            if not answered:
+            if not known:
                 steps.machine.mark_shared()  # ECR may still store the part
         if action in (NextAction.CHECK_LOST, NextAction.FAIL) and steps.error is not None:
             raise_error(steps.error, session)

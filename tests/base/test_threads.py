@@ -3,6 +3,7 @@ from __future__ import annotations
 import linecache
 import sys
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from interrupts import joining_new_threads
 
 from ecr_parts._base import threads
-from ecr_parts._base.threads import Abandoned, Waiter, current_task
+from ecr_parts._base.threads import Abandoned, Task, Waiter, current_task
 
 
 def test_task_has_timed_out_even_if_it_has_ended_meanwhile() -> None:
@@ -78,3 +79,25 @@ def test_thread_ends_even_if_giving_it_a_task_was_interrupted(
                     waiter.run("interrupted", lambda: None)
             finally:
                 sys.settrace(trace_before)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_late_thread_is_waited_for(ends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that begins the task before its time is over runs it, also if it never ends."""
+    monkeypatch.setattr("ecr_parts._base.threads._START_TIMEOUT", 5)
+    task = Task(threading.get_ident, lambda: False)
+
+    def run_late() -> None:
+        task.unclaimed.acquire()
+        if ends:
+            task.run()
+            task.ended.release()
+
+    heartbeats = iter([lambda: None, run_late])
+    monkeypatch.setattr("ecr_parts._base.threads._WAKE_INTERVAL", 0.02)
+    waiter = Waiter(lambda: next(heartbeats, lambda: None)())
+    if not ends:
+        monkeypatch.setattr(task, "overdue_at", time.monotonic() + 0.2)
+    waiter.wait(task, 0.01)
+    assert task.timed_out != ends
+    assert task.unclaimed.locked()

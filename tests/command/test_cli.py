@@ -177,7 +177,7 @@ def test_error_tells_where_checkpoint_resumes(
     checkpoint.write_text("{")
     status, _, stderr = run_in_process(ecr, *arguments)
     assert status == 1
-    assert stderr.endswith("Pass another file, or delete this one to start over\n")
+    assert stderr.endswith("Pass the path of a file that does not exist yet\n")
     assert checkpoint.read_text() == "{"
 
 

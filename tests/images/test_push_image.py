@@ -42,6 +42,7 @@ from ecr_parts import (
     SourceChangedError,
     UnexpectedResponseError,
 )
+from ecr_parts._model.layers import UnnamedFile
 from ecr_parts.testing import EcrError, LocalECR, Unknowns
 
 FAILED = EcrError("AccessDeniedException", "no")
@@ -1179,3 +1180,53 @@ def test_paths_of_an_image_are_those_of_the_working_directory_at_the_call(
     )
     assert pushed.tags == ("v1",)
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="requires FIFOs")
+def test_file_that_becomes_a_fifo_while_it_is_looked_at_is_an_error(
+    uploader: LayerUploader, tmp_path: Path, mocker: MockerFixture
+) -> None:
+    layout = two_platforms(tmp_path / "image")
+    index = layout.path / "index.json"
+    open_file = os.open
+
+    def replace_and_open(path: Any, *arguments: Any) -> int:
+        if os.fspath(path) == str(index):
+            index.unlink()
+            os.mkfifo(index)
+        return open_file(path, *arguments)
+
+    mocker.patch("os.open", replace_and_open)
+    with pytest.raises(InvalidImageError, match="is not a regular file any more"):
+        uploader.push_image(layout.path)
+
+
+def test_error_of_the_disk_is_passed_on(
+    uploader: LayerUploader, tmp_path: Path, mocker: MockerFixture
+) -> None:
+    layout = two_platforms(tmp_path / "image")
+    get_status = os.stat
+
+    def fail(path: Any, **options: Any) -> os.stat_result:
+        if "blobs" in str(path):
+            raise OSError(5, "Input/output error")
+        return get_status(path, **options)
+
+    mocker.patch("os.stat", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        uploader.push_image(layout.path)
+
+
+def test_error_of_a_compressed_layer_describes_it(
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    """It has no path, so nothing can be opened by its name."""
+    ecr.fail("UploadLayerPart", "access_denied", times=100)
+    with pytest.raises(ServiceError) as raised:
+        uploader.push_image(docker_archive(tmp_path / "image.tar", LAYERS))
+    error = pickle.loads(pickle.dumps(raised.value))
+    for layer in (raised.value.layer, error.layer):
+        assert layer is not None
+        assert "the compressed layer sha256:" in repr(layer.source) or "Region" in repr(layer)
+    with open(tmp_path / "image.tar", "rb", buffering=0) as file:
+        assert UnnamedFile(file, 3, "a file").read(3) == (tmp_path / "image.tar").read_bytes()[:3]

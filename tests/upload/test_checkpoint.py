@@ -385,7 +385,7 @@ def test_thread_that_saves_on_a_hanging_disk_replaces_nothing_afterwards(
 
 
 def test_next_upload_removes_temporary_files_of_killed_processes(
-    uploader: LayerUploader, checkpoint: Path
+    uploader: LayerUploader, checkpoint: Path, mocker: MockerFixture
 ) -> None:
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
                           capture_output=True, text=True, check=True).stdout.strip()  # fmt: skip
@@ -393,6 +393,14 @@ def test_next_upload_removes_temporary_files_of_killed_processes(
     old = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}.old.tmp")
     saving = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}.new.tmp")
     of_init = checkpoint.with_name(f".{checkpoint.name}.1.new.tmp")
+    kill = os.kill
+
+    def deny(process: int, number: int) -> None:
+        if process == 1:
+            raise PermissionError
+        kill(process, number)
+
+    mocker.patch("os.kill", deny)
     others = [checkpoint.with_name(name) for name in (f".{checkpoint.name}.tmp", "notes.1.a.tmp")]
     for path in (left, old, saving, of_init, *others):
         path.touch()
@@ -438,3 +446,17 @@ def test_repositories_may_share_a_checkpoint_directory(
     sent = [call.first_byte for call in ecr.calls_of("UploadLayerPart")]
     assert sent.count(0) <= 4  # small blobs, but not the layer again
     assert list(directory.glob("*.checkpoint")) == []
+
+
+def test_mismatch_of_a_resumed_upload_deletes_the_checkpoint_at_once(
+    ecr: LocalECR, uploader: LayerUploader, checkpoint: Path
+) -> None:
+    """Or else the next run would complete the wrong upload once more."""
+    session = uploader.initiate(layer_digest=DIGEST, layer_size=45)
+    for first_byte in range(0, 45, 8):
+        uploader.upload_part(session, random_bytes(45, seed=9)[first_byte : first_byte + 8])
+    checkpoint.write_text(session.to_json())
+    ecr.fail("InitiateLayerUpload", "access_denied")
+    with pytest.raises(ServiceError, match="InitiateLayerUpload"):
+        uploader.upload(BLOB, checkpoint=checkpoint)
+    assert not checkpoint.exists()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -543,3 +544,25 @@ def test_starts_over_after_small_fragment_although_parts_were_sent_repeatedly(
     ecr.respond("UploadLayerPart", small_fragment, call=6)
     assert uploader.upload(BLOB).digest == DIGEST
     assert len(ecr.calls_of("InitiateLayerUpload")) == 2
+
+
+@pytest.mark.parametrize("kind", ["file", "path"])
+def test_source_that_shrinks_and_grows_again_is_not_called_too_large(
+    kind: str, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    path = write_layer(BLOB, tmp_path)
+    reads = 0
+
+    class File(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            nonlocal reads
+            reads += 1
+            return b"" if reads == 4 else super().read(size)
+
+    def truncate(newly_confirmed: int) -> None:
+        if newly_confirmed:
+            path.write_bytes(BLOB[:16])
+
+    source = File(BLOB) if kind == "file" else path
+    with pytest.raises(SourceChangedError, match="ended after"):
+        uploader.upload(source, check_existing=False, progress=truncate if kind == "path" else None)

@@ -9,16 +9,18 @@ from helpers import NO_WAIT, SMALL_LIMITS, digest_of, random_bytes
 
 from ecr_parts import (
     DigestMismatchError,
+    EcrPartsError,
     EmptyLayerError,
     LayerTooLargeError,
     LayerUploader,
     Limits,
     ServiceError,
+    UnexpectedResponseError,
     UploadedLayer,
     UploadLostError,
     UploadSession,
 )
-from ecr_parts.testing import Fault, LocalECR
+from ecr_parts.testing import EcrError, Fault, LocalECR
 
 BLOB = random_bytes(45)  # six parts of 8 bytes, the last of 5
 DIGEST = digest_of(BLOB)
@@ -216,3 +218,43 @@ def test_error_of_complete_carries_session(ecr: LocalECR, uploader: LayerUploade
     with pytest.raises(ServiceError, match="AccessDenied") as denied:
         uploader.complete(session, digest_of(BLOB[:8]))
     assert denied.value.session is session
+
+
+# What ECR may have after a call that failed
+
+
+def claim_byte(ecr: LocalECR, last_byte: int) -> None:
+    error = EcrError("InvalidLayerPartException", "…", lastValidByteReceived=last_byte)
+    ecr.respond("UploadLayerPart", error)
+
+
+def test_refused_part_is_known_not_to_be_stored(ecr: LocalECR, uploader: LayerUploader) -> None:
+    session = uploader.initiate()
+    uploader.upload_part(session, BLOB[:8])
+    ecr.fail("UploadLayerPart", "access_denied")
+    with pytest.raises(ServiceError, match="AccessDenied"):
+        uploader.upload_part(session, BLOB[8:16])
+    claim_byte(ecr, 40)
+    with pytest.raises(UnexpectedResponseError):
+        uploader.upload_part(session, BLOB[8:16])
+
+
+@pytest.mark.parametrize("lost", ["answer_lost", "malformed"])
+def test_part_without_an_answer_may_be_stored(
+    lost: str, ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    session = uploader.initiate()
+    if lost == "malformed":
+        ecr.respond("UploadLayerPart", {"lastByteReceived": "seven"})
+    else:
+        ecr.fail("UploadLayerPart", "answer_lost")
+        uploader = LayerUploader(
+            ecr.client(),
+            "demo",
+            limits=SMALL_LIMITS,
+            retrying=NO_WAIT.copy(stop=lambda _state: True),
+        )
+    with pytest.raises(EcrPartsError):
+        uploader.upload_part(session, BLOB[:16])
+    uploader.upload_part(session, BLOB[:8])
+    assert session.next_byte == 16

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -486,6 +487,60 @@ def test_passes_on_deadlines_at_random_instants() -> None:
 @pytest.mark.soak
 def test_passes_on_five_thousand_deadlines_at_random_instants() -> None:
     assert interrupted_uploads(5_000) > 1_000
+
+
+class InterruptError(BaseException):
+    """Raised between two lines of the library, as by a signal handler."""
+
+
+@pytest.mark.parametrize("line", range(1, 12))
+def test_exception_raised_while_a_failure_is_handled_gets_no_context(
+    line: int, ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    """The failure of a call is private, and its frames refer to the part."""
+    ecr.fail("UploadLayerPart", "access_denied")
+    error, lines_left = InterruptError(), line
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal lines_left
+        if event == "exception" and frame.f_code.co_name == "outcome_of":
+            frame.f_trace_opcodes = True  # each instruction while the failure is handled
+        if event in ("opcode", "line") and frame.f_trace_opcodes:
+            lines_left -= 1
+            if lines_left == 0:
+                raise error
+        return trace
+
+    trace_before = sys.gettrace()
+    with raises_same(error):
+        sys.settrace(trace)
+        try:
+            uploader.upload(BLOB)
+        finally:
+            sys.settrace(trace_before)
+    assert lines_left == 0
+
+
+def test_client_may_switch_to_another_one_between_attempts(ecr: LocalECR) -> None:
+    """Its method is looked up for each attempt, and in the caller's thread."""
+    healthy, looked_up_in = ecr.client(), set()
+
+    class Client:
+        client: Any = ecr.client(endpoint_url="http://127.0.0.1:9")
+
+        def __getattr__(self, name: str) -> Any:
+            looked_up_in.add(threading.get_ident())
+            return getattr(self.client, name)
+
+    client = Client()
+
+    def switch(_seconds: float) -> None:
+        client.client = healthy
+
+    retrying = default_retrying().copy(sleep=switch)
+    uploader = LayerUploader(client, "demo", limits=SMALL_LIMITS, retrying=retrying)
+    assert ecr.layer("demo", uploader.upload(BLOB).digest) == BLOB
+    assert looked_up_in == {threading.get_ident()}
 
 
 def test_session_resumes_after_its_part_was_interrupted(

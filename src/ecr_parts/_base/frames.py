@@ -43,24 +43,34 @@ def _package_of(frame: FrameType) -> str:
 _CLIENT_PACKAGES = frozenset({"botocore", "http", "urllib3"})
 
 
-class ClearOwnFrames:
-    """A context manager that clears the frames of this library in an exception's traceback.
+class Carrier(Exception):  # noqa: N818  (it is no error: nobody sees it)
+    """The base of exceptions that carry something inside this library. Nobody else sees them."""
 
-    Their local variables refer to the caller's source and to parts, and some to the exception
-    itself. Such cycles live until Python's garbage collector runs.
+
+class ClearOwnFrames:
+    """A context manager that removes what is private from an exception that leaves the library.
+
+    It clears the frames of this library in the traceback. Their local variables refer to the
+    caller's source and to parts, and some to the exception itself. Such cycles live until Python's
+    garbage collector runs. It also removes each ``Carrier`` from the context of the exception: a
+    signal handler may raise while one is handled.
     """
 
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, _type: object, _error: object, tb: TracebackType | None) -> None:
+    def __exit__(
+        self, _type: object, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        while error is not None and isinstance(error.__context__, Carrier):
+            error.__context__ = error.__context__.__context__
         for frame, _ in traceback.walk_tb(tb):
             if _package_of(frame) == "ecr_parts":
                 try:
                     frame.clear()
-                except RuntimeError as error:
+                except RuntimeError as running:
                     # The frame is still running. If the traceback has a further frame, a signal
                     # handler raised the exception.
-                    further = error.__traceback__ and error.__traceback__.tb_next
+                    further = running.__traceback__ and running.__traceback__.tb_next
                     if further:  # pragma: no cover  (no test can interrupt ``clear``)
                         raise

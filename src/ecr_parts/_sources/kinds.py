@@ -33,10 +33,6 @@ BetweenReads: TypeAlias = Callable[[], None]
 _INTERVAL = 0.5  # seconds
 
 
-def _nothing() -> None:
-    pass
-
-
 class _Seekable(Readable, Protocol):
     def seek(self, offset: int, whence: int = ..., /) -> object: ...
     def tell(self) -> int: ...
@@ -70,7 +66,7 @@ class _SeekableFile(Source):
     replayable = True
     background_readable = False
 
-    def __init__(self, file: _Seekable, size: int, between_reads: BetweenReads = _nothing) -> None:
+    def __init__(self, file: _Seekable, size: int, between_reads: BetweenReads) -> None:
         self._file = file
         self._between_reads = between_reads
         self._start = file.tell()
@@ -111,7 +107,8 @@ class _RegularFile(_SeekableFile):
         self._opened = file
         self._stat = os.fstat(file.fileno())
         self._buffers = [bytearray(), bytearray()]
-        super().__init__(file, self._stat.st_size if size is None else size)
+        size = self._stat.st_size if size is None else size
+        super().__init__(file, size, lambda: None)  # it is not read by the caller's code
 
     @override
     def read(self, first_byte: int, size: int) -> Blob:

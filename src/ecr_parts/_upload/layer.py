@@ -156,6 +156,8 @@ class _LayerUpload:
         self, action: NextAction, session: UploadSession, steps: Steps, pipeline: Pipeline
     ) -> NextAction:
         """Do what ``action`` says; the next action."""
+        if isinstance(steps.error, DigestMismatchError):
+            self._delete_checkpoint()  # resuming would fail again
         if action is NextAction.COMPLETE:
             return self._complete(steps, pipeline)
         if action in (NextAction.CHECK_LOST, NextAction.CHECK_COMPLETED):
@@ -164,8 +166,6 @@ class _LayerUpload:
             return self._start_over(steps)
         if action is NextAction.SEND or action in DETOURS:
             return self._send_parts(session, steps, pipeline)
-        if isinstance(steps.error, DigestMismatchError):
-            self._delete_checkpoint()  # resuming would fail again
         return self._raise(cast("EcrPartsError", steps.error))  # what ends an upload has one
 
     # Before the first part
@@ -255,14 +255,15 @@ class _LayerUpload:
                 self._record(call, session, action, answered - started)
             if action is not NextAction.CONTINUE:
                 return action
-        self._check_end(pipeline.read_up_to)
+        self._check_end(pipeline)
         session.layer_size = self._source.size
         return NextAction.COMPLETE
 
-    def _check_end(self, end: int) -> None:
-        """Raise an error if the source has not ended with the plan, at ``end`` bytes."""
-        limits = self._planner.limits
-        if self._source.size != end and self._source.read(end, 1):
+    def _check_end(self, pipeline: Pipeline) -> None:
+        """Raise an error if the source has not ended with the plan."""
+        limits, end = self._planner.limits, pipeline.read_up_to
+        plan_ended = not pipeline.source_ended and self._source.size != end
+        if plan_ended and self._source.read(end, 1):
             self._raise(
                 LayerTooLargeError(
                     f"the layer continues past byte {end - 1}, and ECR accepts at most "
@@ -308,7 +309,7 @@ class _LayerUpload:
             "starting over (restart %d of %d): %s", self._restarts, _MAX_RESTARTS, steps.error
         )
         self._start()
-        steps.existed = True
+        steps.existed, steps.error = True, None
         return NextAction.SEND
 
     # The checkpoint, progress and errors

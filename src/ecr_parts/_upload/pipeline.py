@@ -38,6 +38,8 @@ class Pipeline:
     def __init__(self, source: Source, repository: Repository, *, with_digest: bool) -> None:
         self.read_up_to = 0
         """The end, in bytes, of what was read last."""
+        self.source_ended = False
+        """Whether that was less than was asked for."""
         self._source = source
         self._repository = repository
         self._waiter = repository.waiter
@@ -84,7 +86,7 @@ class Pipeline:
         self._withdraw()
         self._plan = plan
         self._upload_id = upload_id
-        self.read_up_to = next_byte
+        self.read_up_to, self.source_ended = next_byte, False
         self.prepare_after(None)
 
     def next_part(self) -> PartCall | None:
@@ -111,7 +113,8 @@ class Pipeline:
         else:
             blob = self._source.read(part.first_byte, part.size)
             self.read_up_to = part.first_byte + len(blob)
-            if not blob or (len(blob) < part.size and self._source.error_at_end(self.read_up_to)):
+            self.source_ended = len(blob) < part.size
+            if not blob or (self.source_ended and self._source.error_at_end(self.read_up_to)):
                 return
             part, pieces = Part(part.first_byte, self.read_up_to - 1), slices(blob)
         lane = next(self._lanes)
@@ -151,6 +154,7 @@ class Pipeline:
             self._upload_id, part, pieces, self._buffers[lane], lane
         )
         if self.read_up_to <= part.last_byte:
+            self.source_ended = True
             return None
         if previous is not None and self._repository.options.overlap.enabled and not self._closed:
             self._calls.append(call)

@@ -55,6 +55,8 @@ class Steps:
         self.machine = machine
         self.error: EcrPartsError | None = None
         """The error to raise if the latest action ends the upload."""
+        self.in_doubt = False
+        """Whether ECR may have carried out the call that failed."""
         self.existed = True
         """If the layer exists: whether another upload completed it. ``False`` once this one may
         have done so."""
@@ -68,7 +70,7 @@ class Steps:
         outcome = outcome_of(step)
         if not isinstance(outcome, CallFailed):
             return outcome
-        self.error = outcome.error
+        self.error, self.in_doubt = outcome.error, outcome.in_doubt
         event = _event_of(outcome)
         action = self._after(event)
         if outcome.operation == "CompleteLayerUpload":

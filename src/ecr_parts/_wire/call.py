@@ -19,7 +19,7 @@ from ecr_parts._base.threads import Abandoned, Task, Waiter
 from ecr_parts._model.parts import Part
 from ecr_parts._model.session import UploadSession
 from ecr_parts._wire.answers import Answer, PartAnswer, check_answer, parse_error
-from ecr_parts._wire.api import EcrClient, service_name
+from ecr_parts._wire.api import METHODS, EcrClient, service_name
 from ecr_parts._wire.bandwidth import Bandwidth
 from ecr_parts._wire.failures import CallFailed
 from ecr_parts._wire.gate import Gate, Overlap
@@ -75,13 +75,14 @@ class CallOptions:
 def outcome_of(function: Callable[[], _T]) -> _T | CallFailed:
     """What ``function`` returns, or why the call that it made has failed.
 
-    The only place that catches ``CallFailed``. It does so only to return it: an exception of the
-    caller's code that is raised while another one is handled gets that one as its context.
+    The only place that catches ``CallFailed``. Nothing is called while it is handled: an exception
+    that is raised meanwhile would get it as its context.
     """
     try:
         return function()
-    except CallFailed as failed:
-        return failed.with_traceback(None)  # its frames refer to the part
+    except CallFailed as caught:
+        failed = caught
+    return failed.with_traceback(None)  # its frames refer to the part
 
 
 def answer_of(function: Callable[[], _T]) -> _T:
@@ -101,8 +102,6 @@ class Call(Generic[_T]):
     waiter: Waiter
     """Its heartbeat is called before each attempt and each wait, and once a second during them."""
     operation: str
-    method: Callable[..., Answer]
-    """The client's method for it."""
     parameters: Mapping[str, object]
     """The parameters besides the repository's."""
     parse: Callable[[Answer], _T]
@@ -132,7 +131,8 @@ class Call(Generic[_T]):
         invalid argument, or was raised by someone else's code: a signal handler, the heartbeat or
         the retry policy.
         """
-        backoff = Backoff(self.options.retrying, self.waiter, self.method)
+        method = getattr(self.target.client, METHODS[self.operation])
+        backoff = Backoff(self.options.retrying, self.waiter, method)
         begun = self._first_attempt
         while True:
             self.waiter.heartbeat()
@@ -192,7 +192,9 @@ class Call(Generic[_T]):
         """A task that makes the call, ahead of its turn if there is a ``gate``."""
         # An abandoned attempt may live on. So the task must not refer to ``self``, which refers to
         # the part and to the caller's objects.
-        method, confirmation, next_gate = self.method, self.confirmation, Gate()
+        # The method is looked up for each attempt: a client may switch to another one in between.
+        method = getattr(self.target.client, METHODS[self.operation])
+        confirmation, next_gate = self.confirmation, Gate()
         parse, parse_refusal = self.parse, self.parse_refusal
         check = partial(_check_turn, gate, self.options.overlap, str(self))
         parameters = {**self.target.location, **self.parameters}

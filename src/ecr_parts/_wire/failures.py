@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from botocore.exceptions import BotoCoreError, ClientError
 from typing_extensions import Self
 
+from ecr_parts._base.frames import Carrier
 from ecr_parts._wire.retry import (
     AttemptTimeoutError,
     BadAnswerError,
@@ -27,12 +28,12 @@ class WrongDigestError(Exception):
     """The bytes that ECR received do not have the digest of the layer."""
 
 
-class CallFailed(Exception):  # noqa: N818  (it is no error of the public tree)
+class CallFailed(Carrier):
     """Why an attempt of a call failed, and in the end the call itself.
 
     Private: an attempt returns it, the call raises it in the caller's thread once it has failed for
-    good (``give_up``), and only ``outcome_of`` catches it. So it never meets an exception of the
-    caller's code, and no retry policy sees it: that gets ``cause``.
+    good (``give_up``), and only ``outcome_of`` catches it. No retry policy sees it: that gets
+    ``cause``. If a signal handler raises while it is handled, ``ClearOwnFrames`` removes it.
     """
 
     operation = ""

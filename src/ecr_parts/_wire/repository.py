@@ -28,7 +28,6 @@ from ecr_parts._wire.answers import (
     parse_received,
     parse_upload,
 )
-from ecr_parts._wire.api import METHODS
 from ecr_parts._wire.call import Call, CallOptions, PartCall, Target, outcome_of
 from ecr_parts._wire.failures import CallFailed
 from ecr_parts._wire.request import encode_blob
@@ -97,7 +96,6 @@ class Repository:
             options=self.options,
             waiter=self.waiter,
             operation="UploadLayerPart",
-            method=getattr(self.target.client, METHODS["UploadLayerPart"]),
             parameters={**parameters, "layerPartBlob": blob},
             parse=partial(parse_received, part),
             parse_refusal=parse_part_refusal,
@@ -199,7 +197,6 @@ class Repository:
             options=self.options,
             waiter=self.waiter,
             operation=operation,
-            method=getattr(self.target.client, METHODS[operation]),
             parameters=parameters,
             parse=parse,
             parse_refusal=parse_refusal,

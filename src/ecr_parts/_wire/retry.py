@@ -7,6 +7,7 @@ import re
 import traceback
 from collections.abc import Callable, Mapping
 from http.client import HTTPException
+from typing import Any, cast
 
 import tenacity
 from botocore.config import Config
@@ -239,6 +240,5 @@ def may_contain_secret(error: BaseException) -> bool:
 
 
 def _log_retry(state: tenacity.RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome is not None else None
-    if error is not None:
-        _log.info("%s; trying again in %.1f s", describe_error(error), state.upcoming_sleep)
+    error = cast("Any", state.outcome).exception()  # there is one: only exceptions are retried
+    _log.info("%s; trying again in %.1f s", describe_error(error), state.upcoming_sleep)
