@@ -497,8 +497,8 @@ class InterruptError(BaseException):
 def test_exception_raised_while_a_failure_is_handled_gets_no_context(
     line: int, ecr: LocalECR, uploader: LayerUploader
 ) -> None:
-    """The failure of a call is private, and its frames refer to the part."""
-    ecr.fail("UploadLayerPart", "access_denied")
+    """The failure of a call is private."""
+    ecr.fail("BatchCheckLayerAvailability", "access_denied")
     error, lines_left = InterruptError(), line
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
@@ -515,7 +515,7 @@ def test_exception_raised_while_a_failure_is_handled_gets_no_context(
     with raises_same(error):
         sys.settrace(trace)
         try:
-            uploader.upload(BLOB)
+            uploader.missing([DIGEST])
         finally:
             sys.settrace(trace_before)
     assert lines_left == 0
