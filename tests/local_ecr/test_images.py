@@ -55,6 +55,10 @@ def index(*manifests: str) -> str:
     return json.dumps({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": descriptors})
 
 
+NOT_JSON = ("NaN", "Infinity", "-Infinity")
+"""What Python's parser of JSON accepts beyond JSON."""
+
+
 def image_digest(text: str) -> str:
     return digest_of(text.encode())
 
@@ -111,6 +115,7 @@ def test_stores_images(call: Caller) -> None:
         json.dumps({"mediaType": "application/\u2603"}),
         json.dumps({"mediaType": "a/b\ud800"}),
         json.dumps({"mediaType": "a/" + "b" * 128}),
+        *(manifest().replace('"number": "0"', f'"number": {value}') for value in NOT_JSON),
     ],
 )
 def test_rejects_invalid_manifest(text: str, call: Caller) -> None:
@@ -121,7 +126,7 @@ def test_rejects_invalid_manifest(text: str, call: Caller) -> None:
 def test_rejects_invalid_tag(tag: str, ecr: LocalECR) -> None:
     call = Caller(ecr.client(config=Config(parameter_validation=False)))
     answer = call("put_image", imageManifest=manifest(), imageTag=tag)
-    assert answer.get("code") == ("InvalidParameterException" if tag else None)
+    assert answer["code"] == "InvalidParameterException"
 
 
 def test_rejects_huge_manifest(call: Caller) -> None:
@@ -371,11 +376,6 @@ def test_deletes_repository(call: Caller, ecr: LocalECR) -> None:
     assert ecr.registry.repositories == {}
 
 
-def test_force_must_be_a_bool(ecr: LocalECR) -> None:
-    with pytest.raises(EcrError, match="wrong type"):
-        ecr.registry.call("DeleteRepository", {"repositoryName": "demo", "force": 1})
-
-
 # Repositories, and where to pull from
 
 
@@ -412,8 +412,6 @@ def test_null_counts_as_absent(ecr: LocalECR) -> None:
     image_id = {"imageTag": "v1", "imageDigest": None}
     parameters = {"repositoryName": "demo", "imageIds": [image_id], "maxResults": None}
     assert registry.call("DescribeImages", parameters)["imageDetails"]
-    with pytest.raises(EcrError, match="1 to 100 members"):
-        registry.call("DescribeImages", {**parameters, "imageIds": []})
 
 
 def test_failure_does_not_repeat_what_was_not_asked_for(ecr: LocalECR) -> None:

@@ -258,6 +258,8 @@ INDEX = '{"mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [
     [
         ("UploadLayerPart", b"no json"),
         ("UploadLayerPart", b"[]"),
+        ("InitiateLayerUpload", b'{"repositoryName": "demo", "other": NaN}'),
+        ("InitiateLayerUpload", b'{"repositoryName": "demo", "other": -Infinity}'),
         ("UploadLayerPart", b'{"layerPartBlob": "%%%%"}'),
         ("InitiateLayerUpload", b'{"repositoryName": 5}'),
         ("InitiateLayerUpload", b'{"a": ' + b"[" * 100_000),

@@ -10,7 +10,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from botocore.config import Config
-from botocore.loaders import Loader, create_loader
 from botocore.session import Session
 from typing_extensions import Self
 
@@ -21,6 +20,7 @@ from ecr_parts.testing._http import Server
 from ecr_parts.testing._parameters import EcrError
 from ecr_parts.testing._registry import Registry
 from ecr_parts.testing._service import Call, Service
+from ecr_parts.testing._service_model import model_loader
 from ecr_parts.testing._unknowns import Unknowns
 
 if TYPE_CHECKING:
@@ -229,11 +229,5 @@ def _session() -> Session:
 
 def _new_session() -> Session:
     session = Session()
-    session.register_component("data_loader", _loader())
+    session.register_component("data_loader", model_loader())
     return session
-
-
-@cache
-def _loader() -> Loader:
-    """Shared, because loading the API's description takes long."""
-    return create_loader()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from ecr_parts._model.limits import MAX_RESULTS, Limits
+from ecr_parts._model.limits import Limits
 
 REGISTRY_ID = "012345678910"
 """The account that owns the registry, as in the examples of the AWS documentation."""
@@ -37,15 +37,10 @@ class EcrError(Exception):
 
 
 class Request:
-    """The parameters of a request, checked when they are read."""
+    """The parameters of a request, checked against the service's model."""
 
     def __init__(
-        self,
-        parameters: Mapping[str, object],
-        limits: Limits,
-        *,
-        public: bool,
-        endpoint_url: str,
+        self, parameters: Mapping[str, Any], limits: Limits, *, public: bool, endpoint_url: str
     ) -> None:
         self._parameters = parameters
         self.limits = limits
@@ -53,56 +48,19 @@ class Request:
         """Whether it is a request to ECR Public."""
         self.endpoint_url = endpoint_url
         """Where the URLs in the answer lead to."""
-        self.registry_id = self.text("registryId", REGISTRY_ID)
+        self.registry_id: str = self.get("registryId", REGISTRY_ID)
 
     @property
     def repository_name(self) -> str:
-        return check_repository_name("repositoryName", self.text("repositoryName"))
+        return str(self.get("repositoryName"))
 
-    def text(self, name: str, default: str | None = None) -> str:
-        text = self._get(name, str, default)
-        if not _is_unicode(text):
-            raise invalid(name, "must be valid Unicode")
-        return text
-
-    def choice(self, name: str, default: str, *others: str) -> str:
-        choice = self.text(name, default)
-        if choice not in (default, *others):
-            raise invalid(name, f"must be one of {', '.join((default, *others))}")
-        return choice
-
-    def number(self, name: str, default: int | None = None) -> int:
-        return self._get(name, int, default)
-
-    def flag(self, name: str) -> bool:
-        flag = self._parameters.get(name)
-        if flag is not None and not isinstance(flag, bool):
-            raise invalid(name, "has the wrong type")
-        return bool(flag)
-
-    def blob(self, name: str) -> bytes:
-        return self._get(name, bytes, None)
-
-    def items(self, name: str, kind: type[_T], *, optional: bool = False) -> list[_T]:
-        if optional and self._parameters.get(name) is None:
-            return []
-        items: list[_T] = self._get(name, list, None)
-        if not 1 <= len(items) <= 100:
-            raise invalid(name, f"must have 1 to 100 members, not {len(items)}")
-        if not all(isinstance(item, kind) for item in items):
-            raise invalid(name, "has a member of the wrong type")
-        return items
-
-    def nested(self, name: str) -> Request:
-        """The parameters inside the parameter ``name``, which is optional."""
-        nested: dict[str, object] = self._get(name, dict, {})
-        return Request(nested, self.limits, public=self.public, endpoint_url=self.endpoint_url)
+    def get(self, name: str, default: Any = None) -> Any:
+        """The parameter ``name``. ``default`` is for one that the request does not have."""
+        return self._parameters.get(name, default)
 
     def page(self, items: Mapping[str, _T]) -> tuple[list[_T], dict[str, object]]:
         """The page of ``items`` to answer, in the order of their keys, and ``nextToken``."""
-        size = self.number("maxResults", 100)
-        if not 1 <= size <= MAX_RESULTS:
-            raise invalid("maxResults", f"must be 1 to {MAX_RESULTS}, not {size}")
+        size: int = self.get("maxResults", 100)
         last_key = self._last_key()
         keys = sorted(key for key in items if key > last_key)
         page = [items[key] for key in keys[:size]]
@@ -112,24 +70,16 @@ class Request:
 
     def _last_key(self) -> str:
         """The key of the last item of the page before this one."""
-        token = self.text("nextToken", "")
+        token = self.get("nextToken", "")
         try:
             return base64.b64decode(token, altchars=b"-_", validate=True).decode()
         except ValueError as error:
-            raise invalid("nextToken", "is not a token of this operation") from error
+            raise invalid("nextToken", "must be a token that this operation returned") from error
 
     def refuse_paging(self, name: str) -> None:
         """Raise ``EcrError`` if a request that has the parameter ``name`` asks for a page."""
-        if any(self._parameters.get(one) is not None for one in ("maxResults", "nextToken")):
-            raise invalid(name, "cannot be used together with maxResults and nextToken")
-
-    def _get(self, name: str, kind: type[_T], default: _T | None) -> _T:
-        value = self._parameters.get(name)
-        if value is None and default is not None:
-            return default
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise invalid(name, "is missing" if value is None else "has the wrong type")
-        return value
+        if "maxResults" in self._parameters or "nextToken" in self._parameters:
+            raise invalid(name, "must not be used together with maxResults and nextToken")
 
     def echo(self, **fields: object) -> dict[str, object]:
         """An answer that repeats the registry ID and the repository name."""
@@ -140,9 +90,21 @@ class Request:
         }
 
 
+def parse_json(text: bytes | str) -> Any:
+    """The value of a JSON text, without Python's extensions to JSON.
+
+    Raises ``ValueError`` and ``RecursionError``.
+    """
+    return json.loads(text, parse_constant=_refuse_constant)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"JSON has no {name}")
+
+
 def parse_body(body: bytes) -> dict[str, Any]:
     """The parameters in the body of a request. Raises ``ValueError`` and ``RecursionError``."""
-    parameters: Any = json.loads(body)
+    parameters = parse_json(body)
     if not isinstance(parameters, dict):
         raise ValueError("a request must be a JSON object")  # noqa: TRY004  (it is malformed)
     blob = parameters.get("layerPartBlob")
@@ -163,28 +125,20 @@ def parse_fragment(body: bytes) -> dict[str, Any]:
     return fragment
 
 
-def check_repository_name(parameter: str, name: str) -> str:
-    """Raise ``EcrError`` for the name of a repository that is not valid."""
-    if not REPOSITORY_NAME.fullmatch(name):
-        raise invalid(parameter, f"must satisfy regular expression '{REPOSITORY_NAME.pattern}'")
-    return name
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether ``text`` can be encoded: JSON may hold half of a surrogate pair."""
-    return text.encode(errors="replace").decode() == text
-
-
-def invalid(name: str, reason: str) -> EcrError:
-    return EcrError("InvalidParameterException", f"Invalid parameter at '{name}': {reason}")
+def invalid(name: str, constraint: str) -> EcrError:
+    """The error for a parameter that violates ``constraint``."""
+    return EcrError(
+        "InvalidParameterException",
+        f"Invalid parameter at '{name}' failed to satisfy constraint: '{constraint}'",
+    )
 
 
 def parse_manifest(text: str) -> dict[str, Any]:
     """The JSON object of a manifest."""
     try:
-        manifest = json.loads(text)
+        manifest = parse_json(text)
     except (RecursionError, ValueError) as error:
-        raise invalid("imageManifest", "must be JSON") from error
+        raise invalid("ImageManifest", "Invalid JSON syntax") from error
     if not isinstance(manifest, dict):
         raise invalid("imageManifest", "must be a JSON object")
     return manifest

@@ -21,6 +21,7 @@ from ecr_parts.testing._repositories import (
     describe_repositories,
     get_authorization_token,
 )
+from ecr_parts.testing._service_model import check_parameters, has_operation
 from ecr_parts.testing._unknowns import Unknowns
 from ecr_parts.testing._uploads import (
     check_availability,
@@ -55,7 +56,6 @@ _UPLOADS = (
     "PutImage",
     "UploadLayerPart",
 )
-_NOT_PUBLIC = ("BatchGetImage", "GetDownloadUrlForLayer", "ListImages")
 
 
 class Registry:
@@ -106,10 +106,11 @@ class Registry:
 
         ``endpoint_url`` is where the URLs in answers lead to.
         """
-        if operation not in OPERATIONS or (public and operation in _NOT_PUBLIC):
+        if operation not in OPERATIONS or not has_operation(operation, public=public):
             raise EcrError("UnknownOperationException", f"There is no operation {operation}")
         limits = self._limits or (ECR_PUBLIC_LIMITS if public else ECR_LIMITS)
-        request = Request(parameters, limits, public=public, endpoint_url=endpoint_url)
+        checked = check_parameters(operation, parameters, public=public)
+        request = Request(checked, limits, public=public, endpoint_url=endpoint_url)
         if public and operation in _UPLOADS and request.registry_id != REGISTRY_ID:
             raise EcrError(
                 "RegistryNotFoundException",

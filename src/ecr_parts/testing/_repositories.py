@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 
 from ecr_parts.testing._content import Content, Repository
-from ecr_parts.testing._parameters import REGISTRY_ID, EcrError, Request, check_repository_name
+from ecr_parts.testing._parameters import REGISTRY_ID, EcrError, Request, invalid
 
 _TOKEN_LIFETIME = 12 * 3600  # seconds, as the AWS documentation says
 
@@ -19,20 +19,18 @@ def create_repository(content: Content, request: Request) -> dict[str, object]:
             f"The repository with name '{name}' already exists in the registry with id "
             f"'{request.registry_id}'",
         )
-    mutability = request.choice("imageTagMutability", "MUTABLE", "IMMUTABLE")
+    mutability = request.get("imageTagMutability", "MUTABLE")
+    if mutability not in ("MUTABLE", "IMMUTABLE"):
+        raise invalid("imageTagMutability", "LocalECR offers MUTABLE and IMMUTABLE only")
     repository = content.create(name, immutable_tags=mutability == "IMMUTABLE")
     return {"repository": _describe(request, repository)}
 
 
 def describe_repositories(content: Content, request: Request) -> dict[str, object]:
     """DescribeRepositories."""
-    names = request.items("repositoryNames", str, optional=True)
-    if names:
+    if names := request.get("repositoryNames"):
         request.refuse_paging("repositoryNames")
-        found = [
-            content.find_repository(request, check_repository_name("repositoryNames", name))
-            for name in names
-        ]
+        found = [content.find_repository(request, name) for name in names]
         return {"repositories": [_describe(request, one) for one in found]}
     mine = content.repositories if request.registry_id == REGISTRY_ID else {}
     page, more = request.page(mine)
@@ -41,7 +39,7 @@ def describe_repositories(content: Content, request: Request) -> dict[str, objec
 
 def delete_repository(content: Content, request: Request) -> dict[str, object]:
     """DeleteRepository."""
-    repository, force = content.repository(request), request.flag("force")
+    repository, force = content.repository(request), request.get("force")
     if repository.images and not force:
         raise EcrError(
             "RepositoryNotEmptyException",
@@ -61,7 +59,7 @@ def get_authorization_token(content: Content, request: Request) -> dict[str, obj
     if request.public:
         return {"authorizationData": data}
     data["proxyEndpoint"] = request.endpoint_url
-    registries = request.items("registryIds", str, optional=True) or [REGISTRY_ID]
+    registries = request.get("registryIds", [REGISTRY_ID])
     return {"authorizationData": [data for _ in registries]}
 
 

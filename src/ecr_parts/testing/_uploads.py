@@ -6,7 +6,7 @@ import uuid
 
 from ecr_parts._base.validation import is_digest
 from ecr_parts.testing._content import Content, Layer, Upload
-from ecr_parts.testing._parameters import DIGEST, EcrError, Request, invalid
+from ecr_parts.testing._parameters import EcrError, Request, invalid
 
 _LAYER_MEDIA_TYPE = "application/vnd.docker.image.rootfs.diff.tar"
 
@@ -23,13 +23,13 @@ def initiate_upload(content: Content, request: Request) -> dict[str, object]:
 def upload_part(content: Content, request: Request) -> dict[str, object]:
     """UploadLayerPart."""
     upload = _find_upload(content, request)
-    first, last = request.number("partFirstByte"), request.number("partLastByte")
-    blob = request.blob("layerPartBlob")
+    first, last = request.get("partFirstByte"), request.get("partLastByte")
+    blob = request.get("layerPartBlob")
     if first != upload.size:
         raise EcrError(
             "InvalidLayerPartException",
             f"First byte of the layer part is {first} instead of {upload.size}",
-            **request.echo(uploadId=request.text("uploadId"), **_last_valid(content, upload)),
+            **request.echo(uploadId=request.get("uploadId"), **_last_valid(content, upload)),
         )
     largest = content.unknowns.largest_part or request.limits.max_part
     if not 1 <= len(blob) <= largest:
@@ -43,13 +43,13 @@ def upload_part(content: Content, request: Request) -> dict[str, object]:
     upload.store(blob)
     if content.unknowns.last_byte_received == "in the part":
         last -= first
-    return request.echo(uploadId=request.text("uploadId"), lastByteReceived=last)
+    return request.echo(uploadId=request.get("uploadId"), lastByteReceived=last)
 
 
 def complete_upload(content: Content, request: Request) -> dict[str, object]:
     """CompleteLayerUpload."""
     repository = content.repository(request)
-    upload_id, digests = request.text("uploadId"), request.items("layerDigests", str)
+    upload_id, digests = request.get("uploadId"), request.get("layerDigests")
     code = content.unknowns.completed_again
     if upload_id in repository.completed and code == "LayerAlreadyExistsException":
         raise EcrError(code, f"The layer of upload '{upload_id}' already exists")
@@ -89,7 +89,7 @@ def check_availability(content: Content, request: Request) -> dict[str, object]:
     repository = content.repository(request)
     layers: list[dict[str, object]] = []
     failures: list[dict[str, object]] = []
-    for digest in request.items("layerDigests", str):
+    for digest in request.get("layerDigests"):
         layer = repository.layers.get(digest)
         if layer is not None and layer.lag == 0:
             layers.append(
@@ -116,9 +116,7 @@ def check_availability(content: Content, request: Request) -> dict[str, object]:
 
 def get_download_url(content: Content, request: Request) -> dict[str, object]:
     """GetDownloadUrlForLayer."""
-    repository, digest = content.repository(request), request.text("layerDigest")
-    if not DIGEST.fullmatch(digest):
-        raise invalid("layerDigest", f"must satisfy regular expression '{DIGEST.pattern}'")
+    repository, digest = content.repository(request), request.get("layerDigest")
     layer = repository.layers.get(digest)
     if layer is None:
         raise EcrError(
@@ -138,7 +136,7 @@ def get_download_url(content: Content, request: Request) -> dict[str, object]:
 
 
 def _find_upload(content: Content, request: Request) -> Upload:
-    upload_id = request.text("uploadId")
+    upload_id = request.get("uploadId")
     repository = content.repository(request)
     if upload_id not in repository.uploads:
         raise EcrError(
