@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -28,6 +29,7 @@ from helpers import digest_of, operations, random_bytes
 
 from ecr_parts import LayerUploader, Limits, ServiceError
 from ecr_parts.testing import Call, EcrError, Fault, LocalECR, Unknowns
+from ecr_parts.testing._http import Server
 
 BLOB = random_bytes(20)
 DIGEST = digest_of(BLOB)
@@ -298,17 +300,24 @@ def test_rejects_unknown_target(target: str, body: bytes, ecr: LocalECR) -> None
         ("Content-Length: -1", 400),
         ("Content-Length: 99999999999999999", 400),
         ("Content-Length: 9999999999", 400),
+        ("Content-Length: 2\r\nContent-Length: 3", 400),
+        ("Content-Length: 2, 2", 400),
+        ("Content-Length: 2\r\nTransfer-Encoding: chunked", 400),
+        ("Transfer-Encoding: chunked\r\nContent-Length: 2", 400),
+        ("Content-Length: 2\r\nno header\r\nTransfer-Encoding: chunked", 400),
+        ("Content-Length: 2\r\nTransfer-Encoding : chunked", 400),
         ("Transfer-Encoding: chunked", 411),
         ("X-None: 1", 411),
         ("Content-Length: 2\r\nHost: registry.example", 400),
         ("Content-Length: 2\r\nHost: 127.0.0.1.example", 400),
+        ("Content-Length: 2\r\nHost: localhost\r\nHost: registry.example", 400),
     ],
 )
 def test_rejects_request_with_bad_header(header: str, status: int, ecr: LocalECR) -> None:
     port = int(ecr.endpoint_url.rpartition(":")[2])
     host = "" if "Host" in header else "Host: localhost\r\n"
     request = f"POST / HTTP/1.1\r\n{host}{header}\r\n\r\n{{}}"
-    with socket.create_connection(("127.0.0.1", port)) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
         connection.sendall(request.encode())
         with connection.makefile("rb") as response:
             head, _, body = response.read().partition(b"\r\n\r\n")
@@ -636,6 +645,15 @@ def test_starts_again_and_leaves_no_thread() -> None:
         assert LayerUploader(ecr.client(), "demo").upload(BLOB).existed
     with pytest.raises(KeyError):
         ecr.layer("demo", digest_of(b"missing"))
+
+
+def test_many_connections_can_wait_to_be_accepted() -> None:
+    ecr = LocalECR()
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(Server(ecr._service, 0))  # it accepts nothing
+        for _ in range(100):
+            connection = socket.create_connection(("127.0.0.1", server.server_port), timeout=10)
+            stack.enter_context(connection)
 
 
 def test_environ_points_other_clients_at_it(

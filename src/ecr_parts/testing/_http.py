@@ -32,6 +32,9 @@ _NOT_A_REQUEST = b'{"__type": "SerializationException", "message": "Not a JSON 1
 class Server(ThreadingHTTPServer):
     """Serves a ``Service`` on 127.0.0.1."""
 
+    # With the default of 5, clients that connect at the same time wait a second and try again.
+    request_queue_size = socket.SOMAXCONN
+
     def __init__(self, service: Service, port: int) -> None:
         self.service = service
         self._connections: set[socket.socket] = set()
@@ -136,16 +139,23 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _is_from_loopback(self) -> bool:
         # Web pages whose host name resolves to 127.0.0.1 must not reach it from a browser.
-        return _LOOPBACK.fullmatch(self.headers.get("Host", "").strip()) is not None
+        hosts = self.headers.get_all("Host", [])
+        return len(hosts) == 1 and _LOOPBACK.fullmatch(hosts[0].strip()) is not None
 
     def do_POST(self) -> None:
         if not self._is_from_loopback():
             return self._refuse(400, _NOT_LOOPBACK)
         if self.path.startswith("/v2/"):
             return self._refuse_push()
-        length = self.headers.get("Content-Length", "")
-        if not length:
+        lengths = set(self.headers.get_all("Content-Length", []))
+        if not lengths:
             return self._refuse(411, "A request needs Content-Length and must not be chunked")
+        # RFC 9112, section 6.3: it is not clear where such a request ends.
+        if len(lengths) > 1 or "Transfer-Encoding" in self.headers or self.headers.defects:
+            return self._refuse(
+                400, "A request must have one Content-Length and no Transfer-Encoding"
+            )
+        (length,) = lengths
         if not re.fullmatch(r"[0-9]{1,15}", length) or int(length) > _LARGEST_REQUEST:
             return self._refuse(400, "Content-Length is malformed or too large")
         return self._answer(int(length))
