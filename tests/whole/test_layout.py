@@ -33,9 +33,9 @@ PACKAGES = {
     "_uploader": [],
     "__init__": [],
     "testing": [
-        "_unknowns", "_parameters", "_service_model", "_content", "_uploads", "_repositories",
-        "_images", "_registry", "_faults", "_pull", "_service", "_http", "_local_ecr", "__init__",
-        "pytest_plugin", "__main__",
+        "_unknowns", "_body", "_parameters", "_service_model", "_content", "_uploads",
+        "_repositories", "_images", "_registry", "_faults", "_pull", "_service", "_http",
+        "_local_ecr", "__init__", "pytest_plugin", "__main__",
     ],
     "_command": [
         "state_directory", "progress", "terminal", "pipe", "options", "common", "upload", "push",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ecr_parts.testing._body import Blob
 from ecr_parts.testing._parameters import REGISTRY_ID, EcrError, Request
 from ecr_parts.testing._unknowns import Unknowns
 
@@ -15,7 +16,7 @@ from ecr_parts.testing._unknowns import Unknowns
 class Layer:
     """A completed layer."""
 
-    blobs: list[bytes]
+    blobs: list[Blob]
     size: int
     lag: int = 0
     """How many times BatchCheckLayerAvailability still reports it as missing."""
@@ -28,11 +29,11 @@ class Layer:
 class Upload:
     """An upload that has not been completed."""
 
-    blobs: list[bytes] = field(default_factory=list)
+    blobs: list[Blob] = field(default_factory=list)
     size: int = 0
     hash: hashlib._Hash = field(default_factory=hashlib.sha256)
 
-    def store(self, blob: bytes) -> None:
+    def store(self, blob: Blob) -> None:
         """Append a part."""
         self.blobs.append(blob)
         self.size += len(blob)

@@ -179,7 +179,7 @@ def _error_reply(error: EcrError, outcome: str, namespace: str) -> Reply:
 
 def _first_half(parameters: Mapping[str, object]) -> dict[str, object]:
     blob, first = parameters.get("layerPartBlob"), parameters.get("partFirstByte")
-    if not isinstance(blob, bytes) or not isinstance(first, int):
+    if not isinstance(blob, bytes | memoryview) or not isinstance(first, int):
         return dict(parameters)  # the registry will refuse it
     half = blob[: max(1, len(blob) // 2)]
     return {**parameters, "layerPartBlob": half, "partLastByte": first + len(half) - 1}

@@ -14,8 +14,8 @@ from typing import Any
 
 from typing_extensions import override
 
+from ecr_parts.testing._body import Blob, new_buffer, parse_body
 from ecr_parts.testing._faults import Effect, Reply
-from ecr_parts.testing._parameters import parse_body
 from ecr_parts.testing._pull import PullAnswer, PullRequest, refuse
 from ecr_parts.testing._service import Service
 
@@ -164,8 +164,9 @@ class _Handler(BaseHTTPRequestHandler):
         ecr = self.server.service
         target, _, operation = self.headers.get("X-Amz-Target", "").partition(".")
         planned: Effect | None = "reset"
+        body: Blob
         if ecr.begin_request(operation):
-            body = self.rfile.read(length // 2)
+            body = self._read_body(length // 2)
         else:
             body = self._read_body(length)
             planned = ecr.end_request(operation, complete=len(body) == length)
@@ -181,22 +182,21 @@ class _Handler(BaseHTTPRequestHandler):
             public = _IS_PUBLIC[target]
         except (KeyError, RecursionError, ValueError) as error:
             return self._send(Reply(400, _NOT_A_REQUEST, repr(error)))
+        del body  # so that it takes no memory while the call is carried out
         endpoint_url = f"http://{self.headers['Host'].strip()}"
         return self._send(
             ecr.answer(operation, parameters, planned, public=public, endpoint_url=endpoint_url)
         )
 
-    def _read_body(self, length: int) -> bytes:
+    def _read_body(self, length: int) -> memoryview:
         """The body, or what has arrived of it when the connection closes or is silent for long."""
-        body = bytearray()
+        body, received = new_buffer(length), 0
         self.connection.settimeout(self.server.service.unknowns.longest_silence)
         with suppress(OSError):
-            while len(body) < length and (
-                piece := self.rfile.read1(min(length - len(body), _READ))
-            ):
-                body += piece
+            while received < length and (count := self.rfile.readinto1(body[received:])):
+                received += count
         self.connection.settimeout(None)
-        return bytes(body)
+        return body[:received]
 
     def _refuse(self, status: int, message: str) -> None:
         """Refuse a request that no SDK sends."""

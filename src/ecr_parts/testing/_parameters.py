@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, TypeVar, cast
 
 from ecr_parts._model.limits import Limits
+from ecr_parts.testing._body import parse_json
 
 REGISTRY_ID = "012345678910"
 """The account that owns the registry, as in the examples of the AWS documentation."""
@@ -88,41 +88,6 @@ class Request:
             "repositoryName": self.repository_name,
             **fields,
         }
-
-
-def parse_json(text: bytes | str) -> Any:
-    """The value of a JSON text, without Python's extensions to JSON.
-
-    Raises ``ValueError`` and ``RecursionError``.
-    """
-    return json.loads(text, parse_constant=_refuse_constant)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"JSON has no {name}")
-
-
-def parse_body(body: bytes) -> dict[str, Any]:
-    """The parameters in the body of a request. Raises ``ValueError`` and ``RecursionError``."""
-    parameters = parse_json(body)
-    if not isinstance(parameters, dict):
-        raise ValueError("a request must be a JSON object")  # noqa: TRY004  (it is malformed)
-    blob = parameters.get("layerPartBlob")
-    if isinstance(blob, str):
-        parameters["layerPartBlob"] = base64.b64decode(blob, validate=True)
-    return parameters
-
-
-def parse_fragment(body: bytes) -> dict[str, Any]:
-    """The parameters of a request of which only the start arrived; empty if it has no blob."""
-    base64_text = body.rpartition(b'"')[2]
-    try:
-        fragment = parse_body(body[: len(body) - len(base64_text) % 4] + b'"}')
-        size = len(fragment["layerPartBlob"])
-        fragment["partLastByte"] = fragment["partFirstByte"] + size - 1
-    except (KeyError, RecursionError, TypeError, ValueError):
-        return {}
-    return fragment
 
 
 def invalid(name: str, constraint: str) -> EcrError:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import parse_qs, quote, unquote
 
 from ecr_parts._base.validation import is_digest
+from ecr_parts.testing._body import Blob
 from ecr_parts.testing._content import Repository
 from ecr_parts.testing._parameters import REGISTRY_ID, REPOSITORY_NAME
 
@@ -143,7 +144,7 @@ def _number(digits: str) -> int:
     return int(digits) if len(digits) < 19 else sys.maxsize
 
 
-def _cut(blobs: Iterable[bytes], first: int, last: int) -> Iterator[memoryview]:
+def _cut(blobs: Iterable[Blob], first: int, last: int) -> Iterator[memoryview]:
     """The bytes from ``first`` to ``last``, inclusive, of ``blobs`` joined."""
     start = 0
     for blob in blobs:
@@ -165,7 +166,7 @@ def _tags(repository: Repository, query: Mapping[str, list[str]]) -> PullAnswer:
     return _json({"name": repository.name, "tags": page}, headers)
 
 
-def _content(blobs: list[bytes], media_type: str, digest: str) -> PullAnswer:
+def _content(blobs: Sequence[Blob], media_type: str, digest: str) -> PullAnswer:
     headers = {
         "Content-Type": media_type,
         "Content-Length": str(sum(map(len, blobs))),

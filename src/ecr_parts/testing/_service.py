@@ -7,8 +7,9 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 
+from ecr_parts.testing._body import Blob, parse_fragment
 from ecr_parts.testing._faults import Effect, Faults, Reply, answer
-from ecr_parts.testing._parameters import EcrError, parse_fragment
+from ecr_parts.testing._parameters import EcrError
 from ecr_parts.testing._pull import PullAnswer, PullRequest, pull
 from ecr_parts.testing._registry import Registry
 from ecr_parts.testing._unknowns import Unknowns
@@ -65,7 +66,7 @@ class Service:
             self._incomplete[operation] -= 1
             return self.faults.next(operation) if complete else None
 
-    def keep_fragment(self, body: bytes) -> None:
+    def keep_fragment(self, body: Blob) -> None:
         """Store what arrived before a connection broke, if ``broken_part`` is ``"fragment"``."""
         if self.unknowns.broken_part == "fragment":
             with self.lock, suppress(EcrError):  # it may be another call, or at the wrong byte

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from botocore.loaders import Loader
     from botocore.model import ServiceModel
 
-_TYPES: dict[str, type] = {
+_TYPES: dict[str, type | tuple[type, ...]] = {
     "string": str,
-    "blob": bytes,
+    "blob": (bytes, memoryview),
     "boolean": bool,
     "integer": int,
     "long": int,
