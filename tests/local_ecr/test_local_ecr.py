@@ -647,6 +647,44 @@ def test_starts_again_and_leaves_no_thread() -> None:
         ecr.layer("demo", digest_of(b"missing"))
 
 
+FORK = """
+import http.client, os, sys
+from ecr_parts.testing import LocalECR
+
+def open_files():
+    return len(os.listdir("/dev/fd"))
+
+with LocalECR() as ecr:
+    connection = http.client.HTTPConnection(ecr.endpoint_url.removeprefix("http://"))
+
+    def use_connection():
+        connection.request("GET", "/v2/")
+        assert connection.getresponse().read() == b"{}"
+
+    use_connection()
+    before = open_files()
+    child = os.fork()
+    if child == 0:
+        ecr.stop()
+        sys.exit(before - open_files())  # leaves the block, which stops again
+    status = os.waitpid(child, 0)[1]
+    use_connection()
+print(os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_stop_in_forked_child_closes_its_sockets_only() -> None:
+    command = [sys.executable, "-c", FORK]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
+        try:
+            output, _ = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # the child, too
+            raise
+    assert output.strip() == b"2"  # the socket that listens, and the connection
+
+
 def test_many_connections_can_wait_to_be_accepted() -> None:
     ecr = LocalECR()
     with contextlib.ExitStack() as stack:

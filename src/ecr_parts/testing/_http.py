@@ -62,6 +62,13 @@ class Server(ThreadingHTTPServer):
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)  # prints the traceback
 
+    def close_in_child(self) -> None:
+        """Close what a forked process has inherited. The connections of its parent stay open."""
+        self.server_close()
+        for connection in self._connections:
+            # ``connection.close()`` would wait for a thread to close its files, and it is not here.
+            socket.close(connection.detach())
+
     def break_connections(self) -> None:
         """Close all connections, and wait until their threads have ended."""
         for connection in list(self._connections):

@@ -71,6 +71,7 @@ class LocalECR:
         self._port = port
         self._server: Server | None = None
         self._thread: threading.Thread | None = None
+        self._pid = 0  # of the process that has the threads
 
     @property
     def registry(self) -> Registry:
@@ -90,6 +91,7 @@ class LocalECR:
         if self._server is not None:
             raise RuntimeError("this LocalECR is already running")
         self._service.stopped.clear()
+        self._pid = os.getpid()
         self._server = Server(self._service, self._port)
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.01,), name="LocalECR", daemon=True
@@ -97,14 +99,21 @@ class LocalECR:
         self._thread.start()
 
     def stop(self) -> None:
-        """Close all connections and end all threads. What is stored is kept."""
+        """Close all connections and end all threads. What is stored is kept.
+
+        In a forked child, only the sockets that it has inherited are closed: its parent goes on to
+        serve.
+        """
         if self._server is None or self._thread is None:
             return
-        self._service.stopped.set()
-        self._server.shutdown()
-        self._server.break_connections()
-        self._server.server_close()
-        self._thread.join()
+        if self._pid == os.getpid():
+            self._service.stopped.set()
+            self._server.shutdown()
+            self._server.break_connections()
+            self._server.server_close()
+            self._thread.join()
+        else:
+            self._server.close_in_child()
         self._server = self._thread = None
 
     def __enter__(self) -> Self:
