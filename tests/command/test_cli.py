@@ -74,7 +74,7 @@ def test_reports_broken_pipe_of_stdout(ecr: LocalECR, path: Path) -> None:
     assert process.returncode == 1
     assert stderr.decode().splitlines() == [
         "layer uploaded to demo: 12,582,912 bytes, 3 parts sent",
-        f"error: ECR has {DIGEST}, but this cannot be printed to standard output: Broken pipe",
+        f"error: ECR has {DIGEST}, but printing to standard output failed: Broken pipe",
     ]
 
 
@@ -438,18 +438,8 @@ def test_variables_of_local_ecr_are_quoted_for_the_shell(ecr: LocalECR) -> None:
     assert "export no_proxy='a, $(b),127.0.0.1'" in lines
 
 
-def test_local_ecr_rejects_invalid_repository() -> None:
-    command = [sys.executable, "-m", "ecr_parts", "local", "--repository", "No"]
-    completed = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert completed.returncode == 1
-    assert completed.stderr.startswith("error: ")
-    assert len(completed.stderr.splitlines()) == 1
-
-
-@pytest.mark.parametrize("port", ["used", "-1", "70000"])
-def test_reports_port_that_cannot_be_used(port: str, ecr: LocalECR) -> None:
-    if port == "used":
-        port = ecr.endpoint_url.rpartition(":")[2]
+def test_reports_port_that_is_used(ecr: LocalECR) -> None:
+    port = ecr.endpoint_url.rpartition(":")[2]
     completed = subprocess.run(
         [sys.executable, "-m", "ecr_parts", "local", "--port", port],
         capture_output=True,
@@ -457,5 +447,7 @@ def test_reports_port_that_cannot_be_used(port: str, ecr: LocalECR) -> None:
         check=False,
     )
     assert completed.returncode == 1
-    assert completed.stderr.startswith(f"cannot listen on port {port}: ")
-    assert len(completed.stderr.splitlines()) == 1
+    assert completed.stderr == (
+        f"error: cannot listen on port {port}: Address already in use. Pass another --port, or "
+        "none\n"
+    )

@@ -126,6 +126,12 @@ def test_durations_may_have_units(text: str, seconds: int, parse: Callable[..., 
         ((*UPLOAD, "--endpoint-url", "foo"), "--endpoint-url: must be like https://HOST:PORT, wit"),
         ((*UPLOAD, "--endpoint-url", "http://u:secret@a"), "must be like https://HOST:PORT, with"),
         ((*UPLOAD, "--endpoint-url", "http://u:sec/ret@a"), "must be like https://HOST:PORT, wit"),
+        (("local", "--port", "65536"), "--port: must be from 0 to 65535, not '65536'"),
+        (
+            ("local", "--slow", "-1"),
+            "--slow: must be a number of seconds from 0 to 86400, not '-1'",
+        ),
+        (("local", "--repository", "No"), "--repository: must be 2 to 256 lower-case letters, "),
         ((*PUSH, "--checkpoint", "c"), "unrecognized arguments: --checkpoint c"),
         (("upload", "a", "-", "demo"), "FILE: - must be the only one"),
         (("upload", "a", *UPLOAD[1:], "--digest", DIGEST), "--digest: not allowed with several"),
@@ -145,12 +151,12 @@ def test_error_names_the_option_and_exits_with_2(
     arguments: tuple[str, ...],
     message: str,
     parse: Callable[..., Any],
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as raised:
         parse(*arguments)
     assert raised.value.code == 2
-    usage, error = capsys.readouterr().err.splitlines()
+    usage, error = capfd.readouterr().err.splitlines()
     assert usage.startswith("usage: ecr-parts ")
     assert message in error
     assert "ret@" not in error
@@ -158,12 +164,12 @@ def test_error_names_the_option_and_exits_with_2(
 
 @pytest.mark.parametrize("command", ["push", "upload", "local"])
 def test_help_has_examples_and_exit_status(
-    command: str, parse: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+    command: str, parse: Callable[..., Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as raised:
         parse(command, "--help")
     assert raised.value.code == 0
-    text = capsys.readouterr().out
+    text = capfd.readouterr().out
     assert "usage: ecr-parts" in text
     if command != "local":
         assert "examples:\n  ecr-parts " in text

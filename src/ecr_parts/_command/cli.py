@@ -43,8 +43,7 @@ def main() -> int:
     """Run the command line. Returns the exit status."""
     options = parse_options()
     if options.command == "local":
-        serve(options)
-        return 0
+        return serve(options)
     terminal = Terminal(options.progress, quiet=options.quiet)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # unless it is ignored
         signal.signal(signal.SIGINT, terminal.interrupt)

@@ -21,6 +21,7 @@ from ecr_parts._model.layers import UploadedLayer
 from ecr_parts._upload.checkpoint import BestEffortPath
 from ecr_parts._uploader import LayerUploader
 from ecr_parts._wire.retry import CLIENT_CONFIG, default_retrying
+from ecr_parts.testing.__main__ import print_whole
 
 START_OVER = "Run the command again to start over: "
 
@@ -145,16 +146,9 @@ class Command(ABC):
     def _print(self, digest: str, details: dict[str, object]) -> None:
         line = json.dumps({"digest": digest, **details}) if self._options.json else digest
         try:
-            os.write(sys.stdout.fileno(), f"{line}\n".encode())  # fails here, not at exit
+            print_whole(f"{line}\n")
         except OSError as error:
-            raise OSError(
-                f"ECR has {digest}, but this cannot be printed to standard output: {error.strerror}"
-            ) from error
-
-
-def check_standard_output() -> None:
-    if sys.stdout is None:
-        raise ValueError("standard output is closed: redirect it to a file or to /dev/null")
+            raise OSError(f"ECR has {digest}, but {error}") from error
 
 
 def describe_os_error(error: Exception) -> str:

@@ -7,13 +7,15 @@ import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from typing_extensions import override
+
 from ecr_parts._base.validation import is_digest, is_name, short_repr
 from ecr_parts._images.layout import TAG
 from ecr_parts._images.push import PLATFORM
 from ecr_parts._model.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS
 from ecr_parts._version import __version__
 from ecr_parts._wire.bandwidth import min_bandwidth
-from ecr_parts.testing.__main__ import DESCRIPTION, add_options
+from ecr_parts.testing.__main__ import DESCRIPTION, Parser, add_options, print_or_exit
 
 _EXIT_STATUS = (
     "Exit status: 0 if ECR has everything, 1 after an error, 2 for an invalid command line, 130\n"
@@ -47,10 +49,12 @@ _REPOSITORY_URI = re.compile(
 
 def parse_options() -> argparse.Namespace:
     """The options of the command line. Exits with 2 if it is not valid."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ecr-parts", description="Upload images and layers to Amazon ECR in parts, resumably."
     )
-    parser.add_argument("--version", action="version", version=f"ecr-parts {__version__}")
+    parser.add_argument(
+        "--version", action=_PrintVersion, nargs=0, help="show program's version number and exit"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     push = commands.add_parser(
         "push",
@@ -143,6 +147,13 @@ def parse_options() -> argparse.Namespace:
     if problem is not None:
         command.error(f"{problem}; see {command.prog} --help")
     return options
+
+
+class _PrintVersion(argparse.Action):
+    @override
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print_or_exit(f"ecr-parts {__version__}\n")
+        parser.exit()
 
 
 def _add_common_options(parser: argparse.ArgumentParser, items: str) -> None:

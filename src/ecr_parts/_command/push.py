@@ -11,12 +11,7 @@ from typing import IO
 
 from typing_extensions import override
 
-from ecr_parts._command.common import (
-    START_OVER,
-    Command,
-    check_standard_output,
-    layer_details,
-)
+from ecr_parts._command.common import START_OVER, Command, layer_details
 from ecr_parts._command.pipe import Pipe
 from ecr_parts._command.terminal import Terminal
 from ecr_parts._images.docker import DockerArchive
@@ -25,6 +20,7 @@ from ecr_parts._model.layers import PushedImage
 from ecr_parts._upload.checkpoint import BestEffortPath
 from ecr_parts._uploader import LayerUploader
 from ecr_parts.errors import InvalidImageError
+from ecr_parts.testing.__main__ import check_standard_output
 
 _BLOCK_SIZE = 1024 * 1024  # bytes
 

@@ -16,6 +16,7 @@ from botocore.awsrequest import AWSResponse
 from typing_extensions import override
 
 from ecr_parts._command.progress import Progress
+from ecr_parts.testing.__main__ import print_to_stderr
 
 _REDRAW_INTERVAL = 0.1  # seconds
 _LINE_INTERVAL = 10.0  # seconds
@@ -65,12 +66,12 @@ class Terminal(logging.Handler):
     @override
     def emit(self, record: logging.LogRecord) -> None:
         if not self._is_quiet:
-            self._write(f"{_CLEAR_LINE if self._has_bar else ''}{record.getMessage()}\n")
+            print_to_stderr(f"{_CLEAR_LINE if self._has_bar else ''}{record.getMessage()}\n")
             self._draw()
 
     def warn(self, line: str) -> None:
         """Print a warning."""
-        self._write(f"{_CLEAR_LINE if self._has_bar else ''}warning: {line}\n")
+        print_to_stderr(f"{_CLEAR_LINE if self._has_bar else ''}warning: {line}\n")
 
     def part_begins(self, params: Mapping[str, Any], context: dict[str, Any], **_: object) -> None:
         """Handle botocore's event before a part is sent, in any thread."""
@@ -85,9 +86,9 @@ class Terminal(logging.Handler):
     def end(self, line: str) -> None:
         """Print the last line, below the bar."""
         if self._has_bar and self._drawn:
-            self._write("\n")
+            print_to_stderr("\n")
         self._has_bar = self._has_lines = False
-        self._write(f"{line}\n")
+        print_to_stderr(f"{line}\n")
 
     def succeed(self, line: str) -> None:
         """Print the last line of a command that succeeded."""
@@ -100,7 +101,7 @@ class Terminal(logging.Handler):
             self._next_line = now + _LINE_INTERVAL
             done = self._done()
             texts = [*([] if done is None else [f"{done:.0%}"]), *self.upload.texts(now)]
-            self._write(f"{'  '.join(texts)}\n")
+            print_to_stderr(f"{'  '.join(texts)}\n")
         if self._has_bar:
             self._drawn = now
             self._draw_bar(self.upload.texts(now))
@@ -122,11 +123,4 @@ class Terminal(logging.Handler):
         width = min(columns - len(line) - len("[]  50%   "), _BAR_WIDTH[-1])
         if done is not None and width in _BAR_WIDTH:
             line = f"[{'#' * int(width * done):-<{width}}] {done:4.0%}  {line}"
-        self._write(f"{_CLEAR_LINE}{line[: columns - 1]}")  # a wrapped line cannot be cleared
-
-    def _write(self, text: str) -> None:
-        if sys.stderr is not None:
-            # Unbuffered: flushing a buffer to a closed stderr would fail when Python exits.
-            with suppress(OSError):
-                encoding = sys.stderr.encoding
-                os.write(sys.stderr.fileno(), text.encode(encoding, "backslashreplace"))
+        print_to_stderr(f"{_CLEAR_LINE}{line[: columns - 1]}")  # a wrapped line cannot be cleared

@@ -11,12 +11,7 @@ from typing import BinaryIO
 
 from typing_extensions import override
 
-from ecr_parts._command.common import (
-    START_OVER,
-    Command,
-    check_standard_output,
-    layer_details,
-)
+from ecr_parts._command.common import START_OVER, Command, layer_details
 from ecr_parts._command.pipe import Pipe
 from ecr_parts._command.terminal import Terminal
 from ecr_parts._model.layers import Layer, UploadedLayer
@@ -26,6 +21,7 @@ from ecr_parts._sources.kinds import open_source
 from ecr_parts._upload.checkpoint import BestEffortPath, Checkpoint, checkpoint_name
 from ecr_parts._uploader import LayerUploader
 from ecr_parts.errors import CheckpointError
+from ecr_parts.testing.__main__ import check_standard_output
 
 
 class UploadCommand(Command):

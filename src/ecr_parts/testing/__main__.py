@@ -3,62 +3,172 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
+import re
 import shlex
 import signal
 import sys
 import threading
+from contextlib import suppress
+from typing import NoReturn, TextIO
+
+from typing_extensions import override
+
+from ecr_parts._base.validation import short_repr, to_printable
+from ecr_parts._model.limits import check_repository_name
 
 DESCRIPTION = (
     "Serve a LocalECR, which keeps everything in memory, until Ctrl-C. Prints its URL, and the "
     "environment variables that point the AWS SDKs, the AWS CLI and ecr-parts at it."
 )
+_MAX_MESSAGE_LENGTH = 4_000  # characters
+_MAX_PORT = 65_535
+_MAX_SECONDS = 86_400
+
+
+def check_standard_output() -> None:
+    """Raise ``OSError`` if standard output is closed."""
+    if sys.stdout is None:
+        raise OSError("standard output is closed: redirect it to a file or to /dev/null")
+
+
+def print_whole(text: str) -> None:
+    """Print ``text`` to standard output. Raises ``OSError`` unless all of it was written."""
+    check_standard_output()
+    try:
+        write_whole(sys.stdout, text)
+    except OSError as error:
+        raise OSError(f"printing to standard output failed: {error.strerror}") from error
+
+
+def write_whole(stream: TextIO, text: str) -> None:
+    """Write ``text`` to standard output or standard error, without a buffer.
+
+    A buffer that cannot be written makes Python exit with status 120.
+    """
+    rest = text.encode(stream.encoding, "backslashreplace")
+    while rest:  # a disk or a pipe that becomes full takes only the first bytes
+        rest = rest[os.write(stream.fileno(), rest) :]
+
+
+def print_to_stderr(text: str) -> None:
+    """Print ``text`` to standard error, if that is possible."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            write_whole(sys.stderr, text)
+
+
+class Parser(argparse.ArgumentParser):
+    """Exits with 2 if the command line is not valid, and with 1 if the help cannot be printed."""
+
+    @override
+    def print_help(self, file: object = None) -> None:
+        print_or_exit(self.format_help())
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        text = to_printable(message, _MAX_MESSAGE_LENGTH)
+        print_to_stderr(f"{self.format_usage()}{self.prog}: error: {text}\n")
+        sys.exit(2)
+
+
+def print_or_exit(text: str) -> None:
+    """Print ``text`` to standard output, or exit with 1."""
+    try:
+        print_whole(text)
+    except OSError as error:
+        print_to_stderr(f"error: {error}\n")
+        sys.exit(1)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("--port", type=int, default=0, help="the port (default: any free one)")
+    parser.add_argument(
+        "--port", type=_port, default=0, metavar="N", help="the port (default: any free one)"
+    )
     parser.add_argument(
         "--repository",
+        type=_repository,
         action="append",
         metavar="NAME",
         help="a repository that exists from the start; may be repeated (default: demo)",
     )
     parser.add_argument(
-        "--slow", type=float, default=0, metavar="SECONDS", help="delay of the answer to each part"
+        "--slow",
+        type=_seconds,
+        default=0,
+        metavar="SECONDS",
+        help="delay of the answer to each part",
     )
 
 
-def serve(options: argparse.Namespace) -> None:
-    """Serve until SIGINT or SIGTERM."""
+def _port(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > _MAX_PORT:
+        raise argparse.ArgumentTypeError(f"must be from 0 to {_MAX_PORT}, not {short_repr(text)}")
+    return int(text)
+
+
+def _repository(text: str) -> str:
+    try:
+        check_repository_name(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            "must be 2 to 256 lower-case letters, digits and separators, not " + short_repr(text)
+        ) from None
+    return text
+
+
+def _seconds(text: str) -> float:
+    seconds = math.nan
+    with suppress(ValueError):
+        seconds = float(text)
+    if not 0 <= seconds <= _MAX_SECONDS:  # also if it is not a number
+        raise argparse.ArgumentTypeError(
+            f"must be a number of seconds from 0 to {_MAX_SECONDS}, not {short_repr(text)}"
+        )
+    return seconds
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Serve until SIGINT or SIGTERM. Returns the exit status."""
+    try:
+        _serve(options)
+    except OSError as error:
+        print_to_stderr(f"error: {error}\n")
+        return 1
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> None:
     # Here, because the other commands need the options only.
     from ecr_parts.testing._local_ecr import LocalECR
 
     done = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: done.set())
-    try:
-        ecr = LocalECR(options.repository or ["demo"], port=options.port, slow=options.slow)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    ecr = LocalECR(options.repository or ["demo"], port=options.port, slow=options.slow)
     try:
         ecr.start()
-    except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it must be 0 to 65535"
-        sys.exit(f"cannot listen on port {options.port}: {reason}. Pass another --port, or none")
+    except OSError as error:
+        raise OSError(
+            f"cannot listen on port {options.port}: {error.strerror}. Pass another --port, or none"
+        ) from error
     if options.slow:
         ecr.fail("UploadLayerPart", "slow", times=sys.maxsize)
-    print(ecr.endpoint_url, flush=True)
-    for name, value in ecr.environ().items():
-        print(f"export {name}={shlex.quote(value)}", flush=True)
-    done.wait()
-    ecr.stop()
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in ecr.environ().items()]
+    try:
+        print_whole("\n".join([ecr.endpoint_url, *exports, ""]))
+        done.wait()
+    finally:
+        ecr.stop()
 
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m ecr_parts.testing", description=DESCRIPTION)
+    parser = Parser(prog="python -m ecr_parts.testing", description=DESCRIPTION)
     add_options(parser)
-    serve(parser.parse_args())
+    sys.exit(serve(parser.parse_args()))
 
 
 if __name__ == "__main__":
