@@ -11,10 +11,11 @@ from pathlib import Path
 
 import botocore.session
 import pytest
-from command_line import DIGEST, MIB, RunInProcess, command, run, state_files
+from command_line import MIB, RunInProcess, command, run, start, state_files
 from helpers import digest_of, random_bytes
 from pytest_mock import MockerFixture
 
+import ecr_parts._command.upload
 from ecr_parts import LayerUploader
 from ecr_parts._wire.bandwidth import Bandwidth
 from ecr_parts._wire.failures import REMEDIES
@@ -278,15 +279,54 @@ def test_malformed_answer_names_the_endpoint_option(
     assert stderr.endswith("no proxy answers in its place (--endpoint-url)\n")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            (),
+            "{huge}: the layer has 64,424,509,440 bytes, but at most 54,525,952,000 are allowed: ",
+        ),
+        (("--size", "1GiB"), "{huge} has 64,424,509,440 bytes, but --size is 1,073,741,824: omit "),
+    ],
+)
+@pytest.mark.parametrize("stdin", [False, True])
+def test_size_of_a_file_is_checked_before_anything_is_read(
+    stdin: bool, options: tuple[str, ...], message: str, ecr: LocalECR, tmp_path: Path
+) -> None:
+    huge = tmp_path / "huge"
+    huge.touch()
+    os.truncate(huge, 60 * 1024 * MIB)
+    with huge.open("rb") as file:
+        arguments = ("-" if stdin else huge, "demo", *options)
+        with start(ecr, *arguments, stdin=file) as process:
+            try:
+                _, stderr = process.communicate(timeout=60)  # reading it takes longer
+            finally:
+                process.kill()
+    assert (process.returncode, ecr.calls) == (1, [])
+    if stdin:
+        message = message.replace("{huge}: ", "").replace("{huge}", "standard input")
+    assert stderr.decode().startswith(f"error: {message.format(huge=huge)}")
+    assert "--part-size" not in stderr.decode()
+
+
+def test_sizes_of_all_files_are_checked_before_one_is_hashed(
+    ecr: LocalECR, paths: list[Path], run_in_process: RunInProcess, mocker: MockerFixture
+) -> None:
+    hash_source = mocker.spy(ecr_parts._command.upload, "hash_source")
+    paths[1].write_bytes(b"")
+    status, _, stderr = run_in_process(ecr, *paths, "demo")
+    assert (status, hash_source.call_count) == (1, 0)
+    assert stderr.startswith(f"error: {paths[1]}: the layer is empty")
+
+
 def test_layer_that_needs_larger_parts_names_the_part_size_option(
     ecr: LocalECR, tmp_path: Path, run_in_process: RunInProcess
 ) -> None:
     huge = tmp_path / "huge"
     huge.touch()
     os.truncate(huge, 30_000 * MIB)
-    status, _, stderr = run_in_process(
-        ecr, huge, "demo", "--part-size", "5MiB", "--no-checkpoint", "--digest", DIGEST
-    )
+    status, _, stderr = run_in_process(ecr, huge, "demo", "--part-size", "5MiB")
     assert (status, ecr.calls) == (1, [])
     assert stderr.endswith("use parts of 7,489,829 bytes or more (--part-size)\n")
 

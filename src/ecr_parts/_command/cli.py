@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def _file_of(error: Exception) -> str:
-    """The file that an error of several is about, unless the error starts with it."""
+    """The file that an error is about, if it is known and the error does not start with it."""
     layer = error.layer if isinstance(error, EcrPartsError) else None
     if layer is None or not is_path(layer.source):
         return ""
@@ -98,4 +98,5 @@ def _options_to_check(error: Exception) -> str:
         return _OPTIONS.get(error.code, not_answered)
     if isinstance(error, UnexpectedResponseError):
         return "--endpoint-url"
-    return "--part-size" if isinstance(error, LayerTooLargeError) else ""
+    needs_larger_parts = isinstance(error, LayerTooLargeError) and "use parts of" in str(error)
+    return "--part-size" if needs_larger_parts else ""

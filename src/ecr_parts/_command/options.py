@@ -12,7 +12,8 @@ from typing_extensions import override
 from ecr_parts._base.validation import is_digest, is_name, short_repr
 from ecr_parts._images.layout import TAG
 from ecr_parts._images.push import PLATFORM
-from ecr_parts._model.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS
+from ecr_parts._model.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, REPOSITORY_NAME, Limits
+from ecr_parts._upload.plan import Planner
 from ecr_parts._version import __version__
 from ecr_parts._wire.bandwidth import min_bandwidth
 from ecr_parts.testing.__main__ import DESCRIPTION, Parser, add_options, print_or_exit
@@ -40,6 +41,7 @@ error. Pass --digest or --size: then a truncated layer is not completed. If you 
 _SIZE_UNITS = {
     "": 1, "B": 1, "kB": 10**3, "KiB": 2**10, "MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30,
 }  # fmt: skip
+_MAX_NAME, _MAX_PUBLIC_NAME = 256, 205  # characters; ``RepositoryName`` in both API references
 _TIME_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
 # The name that docker uses. Reference: "Amazon ECR private registries" in the user guide.
 _REPOSITORY_URI = re.compile(
@@ -263,7 +265,8 @@ def _name(text: str) -> str:
 def _tag(text: str) -> str:
     if not TAG.fullmatch(text):
         raise argparse.ArgumentTypeError(
-            "must be 1 to 300 letters, digits, '.', '_' and '-', not " + short_repr(text)
+            "must be 1 to 300 letters, digits, '.', '_' and '-', and must not start with '.' or "
+            f"'-': {short_repr(text)}"
         )
     return text
 
@@ -288,9 +291,14 @@ def _find_problem(options: argparse.Namespace) -> str | None:
     return None
 
 
+def service_limits(options: argparse.Namespace) -> Limits:
+    """The limits of the service that the options choose."""
+    return ECR_PUBLIC_LIMITS if options.public else ECR_LIMITS
+
+
 def _check(options: argparse.Namespace) -> None:
     _split_repository(options)
-    limits = ECR_PUBLIC_LIMITS if options.public else ECR_LIMITS
+    limits = service_limits(options)
     part_size = options.part_size
     if part_size is not None and not limits.min_part <= part_size <= limits.max_part:
         raise ValueError(
@@ -299,6 +307,10 @@ def _check(options: argparse.Namespace) -> None:
         )
     if options.command == "upload":
         _check_files(options)
+        try:
+            Planner(limits, part_size).check_layer(options.size)
+        except ValueError as error:
+            raise ValueError(f"argument --size: {error}") from None
     if options.limit_rate is not None and options.limit_rate < min_bandwidth(options.max_workers):
         raise ValueError(
             f"argument --limit-rate: must be at least {min_bandwidth(options.max_workers):,} bytes "
@@ -352,8 +364,22 @@ def _split_repository(options: argparse.Namespace) -> None:
                 options.tags = [_tag(tag), *(options.tags or [])]
             except argparse.ArgumentTypeError as error:
                 raise ValueError(f"argument REPOSITORY[:TAG]: the tag {error}") from None
-    if not is_name(options.repository):
-        raise ValueError(
-            "argument REPOSITORY: must be the repository's name, not "
-            f"{short_repr(options.repository)}"
-        )
+    problem = _problem_of_name(
+        options.repository, _MAX_PUBLIC_NAME if options.public else _MAX_NAME
+    )
+    if problem is not None:
+        raise ValueError(f"argument REPOSITORY: {problem}")
+
+
+def _problem_of_name(name: str, max_length: int) -> str | None:
+    """Why ``name`` cannot be that of a repository; ``None`` if it can."""
+    if not 2 <= len(name) <= max_length:
+        return f"must have 2 to {max_length} characters, not {len(name):,}"
+    if REPOSITORY_NAME.fullmatch(name):
+        return None
+    invalid = re.search(r"[^A-Za-z0-9._/-]", name)
+    if invalid is not None:
+        return f"must not contain {short_repr(invalid[0])}, as in {short_repr(name)}"
+    if name != name.lower():
+        return f"must be lower case, not {short_repr(name)}"
+    return f"must have '.', '_', '-' and '/' only between letters or digits, not {short_repr(name)}"

@@ -12,6 +12,7 @@ from typing import BinaryIO
 from typing_extensions import override
 
 from ecr_parts._command.common import START_OVER, Command, layer_details
+from ecr_parts._command.options import service_limits
 from ecr_parts._command.pipe import Pipe
 from ecr_parts._command.terminal import Terminal
 from ecr_parts._model.layers import Layer, UploadedLayer
@@ -19,8 +20,9 @@ from ecr_parts._model.session import UploadSession
 from ecr_parts._sources.digest import hash_source
 from ecr_parts._sources.kinds import open_source
 from ecr_parts._upload.checkpoint import BestEffortPath, Checkpoint, checkpoint_name
+from ecr_parts._upload.plan import Planner
 from ecr_parts._uploader import LayerUploader
-from ecr_parts.errors import CheckpointError
+from ecr_parts.errors import CheckpointError, EcrPartsError
 from ecr_parts.testing.__main__ import check_standard_output
 
 
@@ -30,6 +32,7 @@ class UploadCommand(Command):
     def __init__(self, options: argparse.Namespace, terminal: Terminal) -> None:
         super().__init__(options, terminal)
         self._from_stdin = options.files == ["-"]
+        self._planner = Planner(service_limits(options), options.part_size)
         self._layers: list[Layer] = []
 
     @override
@@ -59,21 +62,18 @@ class UploadCommand(Command):
         self._report(uploaded)
 
     def _check_files(self) -> None:
-        """Find out the total size, and whether files are pipes."""
+        """Check what can be known without reading the files, and find out their total size."""
         options, terminal = self._options, self._terminal
         if self._from_stdin:
             self._take_standard_input()
-        descriptors = [self._standard_input] if self._from_stdin else options.files
-        modes_and_sizes = [(status.st_mode, status.st_size) for status in map(os.stat, descriptors)]
-        for file, (mode, _) in zip(options.files, modes_and_sizes, strict=True):
-            if stat.S_ISDIR(mode):
-                raise ValueError(
-                    f"{file} is a directory, and a layer is a file: an image's directory is pushed "
-                    "by ecr-parts push"
-                )
-        if all(stat.S_ISREG(mode) for mode, _ in modes_and_sizes):
-            offset = os.lseek(self._standard_input, 0, os.SEEK_CUR) if self._from_stdin else 0
-            terminal.upload.size = sum(size for _, size in modes_and_sizes) - offset
+        total = 0
+        has_pipe = False
+        for file in options.files:
+            size = self._check_file(file)
+            total += size or 0
+            has_pipe = has_pipe or size is None
+        if not has_pipe:
+            terminal.upload.size = total
             return
         if options.checkpoint is not None:
             raise ValueError(
@@ -84,6 +84,33 @@ class UploadCommand(Command):
         if options.size is None and options.digest is None:
             what = "a stream without --size or --digest" if len(options.files) == 1 else "a stream"
             terminal.warn(f"{what}: if its producer fails, a truncated layer is uploaded")
+
+    def _check_file(self, file: str) -> int | None:
+        """The size of a layer that can be uploaded; ``None`` if it is a pipe."""
+        status = os.stat(self._standard_input if self._from_stdin else file)
+        if stat.S_ISDIR(status.st_mode):
+            raise ValueError(
+                f"{file} is a directory, and a layer is a file: an image's directory is pushed "
+                "by ecr-parts push"
+            )
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        size = status.st_size
+        if self._from_stdin:
+            size -= os.lseek(self._standard_input, 0, os.SEEK_CUR)
+        expected = self._options.size
+        if expected not in (None, size):
+            raise ValueError(
+                f"{'standard input' if self._from_stdin else file} has {size:,} bytes, but --size "
+                f"is {expected:,}: omit --size, or wait until the file is complete"
+            )
+        try:
+            self._planner.check_layer(size)
+        except EcrPartsError as error:
+            if not self._from_stdin:
+                error.layer = Layer(file)
+            raise
+        return size
 
     def _open(self, file: str, files: ExitStack) -> str | BinaryIO | Pipe:
         """The source of a layer."""
