@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -124,6 +125,18 @@ def test_durations_may_have_units(text: str, seconds: int, parse: Callable[..., 
             (*PUSH, "--limit-rate", "200kB"),
             "262,144 bytes per second for --max-workers 4, not 200,000",
         ),
+        (
+            (*UPLOAD, "--registry-id", "1"),
+            "--registry-id: must be an AWS account ID, which has 12 ",
+        ),
+        ((*UPLOAD, "--region", "a b"), "--region: must be like eu-west-1, not 'a b'"),
+        (("upload", "", "demo"), "FILE: must be a path, not ''"),
+        (("upload", "a", "", "--json", "demo"), "FILE: must be a path, not ''"),
+        (("push", "", "demo"), "IMAGE: must be a path, not ''"),
+        (
+            ("upload", "a", "demo", "--b\x1b[2J"),
+            "unrecognized arguments: --b [2J; see ecr-parts up",
+        ),
         ((*UPLOAD, "--registry-id", ""), "--registry-id: must be printable characters, not ''"),
         ((*UPLOAD, "--no-checkpoint", "--checkpoint", "c"), "not allowed with --checkpoint"),
         ((*PUSH, "--no-checkpoint", "--checkpoint-dir", "c"), "not allowed with --checkpoint-dir"),
@@ -161,8 +174,8 @@ def test_durations_may_have_units(text: str, seconds: int, parse: Callable[..., 
             "us-east-1 contradicts REPOSITORY, eu-west-1",
         ),
         (
-            (*UPLOAD[:2], URI, "--registry-id", "1"),
-            "1 contradicts REPOSITORY, 012345678910",
+            (*UPLOAD[:2], URI, "--registry-id", "1" * 12),
+            "111111111111 contradicts REPOSITORY, 012345678910",
         ),
     ],
 )
@@ -179,6 +192,44 @@ def test_error_names_the_option_and_exits_with_2(
     assert usage.startswith("usage: ecr-parts ")
     assert message in error
     assert "ret@" not in error
+
+
+ODD_VALUES = [
+    "nan", "inf", "1e400", "-1", "1" * 400, "9" * 5_000, "", " ", "\x1b[2J", "a\nb", "\udcff",
+]  # fmt: skip
+ACCEPTED = {
+    "--checkpoint": set(ODD_VALUES) - {""},
+    "--checkpoint-dir": set(ODD_VALUES) - {""},
+    "--profile": {"nan", "inf", "1e400", "-1", "1" * 400, " "},
+    "--region": {"nan", "inf", "1e400"},
+    "--repository": {"nan", "inf", "1e400"},
+    "--tag": {"nan", "inf", "1e400"},
+}
+"""What may be a path or a name."""
+
+
+@pytest.mark.parametrize("value", ODD_VALUES, ids=lambda value: ascii(value)[:10])
+@pytest.mark.parametrize("command", [UPLOAD, PUSH, ("local",)], ids=lambda command: command[0])
+def test_odd_value_of_any_option_is_refused(
+    command: tuple[str, ...],
+    value: str,
+    parse: Callable[..., Any],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(command[0], "--help")
+    options = re.findall(r"^  (--[a-z-]+) [A-Z{]", capfd.readouterr().out, re.MULTILINE)
+    assert len(options) >= 3
+    for option in options:
+        if value in ACCEPTED.get(option, ()):
+            parse(*command, f"{option}={value}")
+            continue
+        with pytest.raises(SystemExit) as raised:
+            parse(*command, f"{option}={value}")
+        assert raised.value.code == 2
+        error = capfd.readouterr().err.splitlines()[-1]
+        assert f"argument {option}: " in error
+        assert error.isprintable()
 
 
 @pytest.mark.parametrize("command", ["push", "upload", "local"])

@@ -244,6 +244,16 @@ def test_missing_region(
     assert stderr == "error: there is no AWS region: set --region or AWS_REGION\n"
 
 
+def test_region_of_the_environment_that_is_not_valid(
+    ecr: LocalECR, paths: list[Path], run_in_process: RunInProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environ = {**ecr.environ(), "AWS_REGION": "a b"}
+    monkeypatch.setattr(ecr, "environ", lambda: environ)
+    status, _, stderr = run_in_process(ecr, paths[0], "demo")
+    assert (status, ecr.calls) == (1, [])
+    assert "supported format. Check the AWS configuration" in stderr
+
+
 @pytest.mark.parametrize(
     ("code", "options"),
     [

@@ -43,6 +43,7 @@ _SIZE_UNITS = {
 }  # fmt: skip
 _MAX_NAME, _MAX_PUBLIC_NAME = 256, 205  # characters; ``RepositoryName`` in both API references
 _TIME_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
+_REGION = re.compile(r"(?![0-9]+$)(?!-)[A-Za-z0-9-]{1,63}(?<!-)")  # as botocore requires
 # The name that docker uses. Reference: "Amazon ECR private registries" in the user guide.
 _REPOSITORY_URI = re.compile(
     r"(?P<registry>[0-9]{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(\.cn)?/(?P<name>.*)"
@@ -71,6 +72,7 @@ def parse_options() -> argparse.Namespace:
     )
     push.add_argument(
         "image",
+        type=_path,
         metavar="IMAGE",
         help="the image's directory or archive, or - for an archive from standard input, which is "
         "saved to a temporary file first",
@@ -97,6 +99,7 @@ def parse_options() -> argparse.Namespace:
     _add_common_options(push, "blobs")
     push.add_argument(
         "--checkpoint-dir",
+        type=_path,
         metavar="DIR",
         help="save progress in this directory (default: ~/.local/state/ecr-parts, for a week); run "
         "the same command again to resume",
@@ -130,6 +133,7 @@ def parse_options() -> argparse.Namespace:
     _add_common_options(upload, "layers")
     upload.add_argument(
         "--checkpoint",
+        type=_path,
         metavar="FILE",
         help="save progress in this file (default: in ~/.local/state/ecr-parts, for a week); run "
         "the same command again to resume",
@@ -203,8 +207,10 @@ def _add_common_options(parser: argparse.ArgumentParser, items: str) -> None:
         metavar="ID",
         help="the AWS account ID of the registry (default: that of the credentials)",
     )
-    aws.add_argument("--region", metavar="R", help="the AWS region of the registry")
-    aws.add_argument("--profile", metavar="P", help="a profile of the AWS configuration")
+    aws.add_argument("--region", type=_region, metavar="R", help="the AWS region of the registry")
+    aws.add_argument(
+        "--profile", type=_name, metavar="P", help="a profile of the AWS configuration"
+    )
     aws.add_argument(
         "--endpoint-url",
         type=_url,
@@ -237,6 +243,7 @@ def _url(text: str) -> str:
         valid = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
     except ValueError:  # for example, the port is no number
         valid = False
+    valid = valid and text.isascii() and is_name(text) and " " not in text
     if not valid or "@" in text:  # the value is not shown, because it may have a password
         raise argparse.ArgumentTypeError("must be like https://HOST:PORT, without a user name")
     return text
@@ -259,6 +266,18 @@ def _digest(text: str) -> str:
 def _name(text: str) -> str:
     if not is_name(text):
         raise argparse.ArgumentTypeError(f"must be printable characters, not {short_repr(text)}")
+    return text
+
+
+def _region(text: str) -> str:
+    if not _REGION.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"must be like eu-west-1, not {short_repr(text)}")
+    return text
+
+
+def _path(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("must be a path, not ''")
     return text
 
 
@@ -298,6 +317,12 @@ def service_limits(options: argparse.Namespace) -> Limits:
 
 def _check(options: argparse.Namespace) -> None:
     _split_repository(options)
+    registry_id = options.registry_id
+    if registry_id and not options.public and not re.fullmatch(r"[0-9]{12}", registry_id):
+        raise ValueError(
+            "argument --registry-id: must be an AWS account ID, which has 12 digits, not "
+            f"{short_repr(registry_id)}"
+        )
     limits = service_limits(options)
     part_size = options.part_size
     if part_size is not None and not limits.min_part <= part_size <= limits.max_part:
@@ -324,6 +349,8 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _check_files(options: argparse.Namespace) -> None:
+    if "" in options.files:
+        raise ValueError("argument FILE: must be a path, not ''")
     if len(options.files) == 1:
         options.max_workers = 1
         return
