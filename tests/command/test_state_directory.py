@@ -161,3 +161,8 @@ def test_removes_only_regular_files_with_names_of_ours(home: Path) -> None:
     assert all(path.exists() for path in kept)
     assert (directory / NAMES[0]).is_symlink()
     assert (directory / NAMES[1]).is_dir()
+
+
+def test_clean_up_ignores_what_cannot_be_listed(home: Path, mocker: MockerFixture) -> None:
+    mocker.patch("os.scandir", side_effect=PermissionError)
+    assert checkpoint_directory({}).is_dir()

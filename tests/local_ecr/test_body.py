@@ -116,3 +116,7 @@ def test_stored_layers_take_little_more_memory_than_their_size() -> None:
         taken = memory() - before
         server.terminate()
     assert taken < (320 + 8 * 10) * MIB
+
+
+def test_leaves_what_is_no_text_to_the_check_of_parameters() -> None:
+    assert parse_body(b'{"layerPartBlob": 5}') == {"layerPartBlob": 5}

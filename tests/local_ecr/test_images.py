@@ -540,3 +540,13 @@ def test_public_has_no_private_operations() -> None:
         assert operation not in model_of("ecr-public").operation_names
         with pytest.raises(EcrError, match="no operation"):
             Registry(["demo"]).call(operation, {"repositoryName": "demo"}, public=True)
+
+
+def test_says_which_mutability_it_does_not_offer(ecr: LocalECR) -> None:
+    answer = Caller(ecr.client())(
+        "create_repository",
+        repositoryName="other",
+        imageTagMutability="IMMUTABLE_WITH_EXCLUSION",
+    )
+    assert answer["code"] == "InvalidParameterException"
+    assert "LocalECR offers MUTABLE and IMMUTABLE only" in answer["message"]

@@ -399,6 +399,15 @@ def test_rejects_codecs_reader(tmp_path: Path) -> None:
         source.read(0, 1)
 
 
+def test_seekable_file_may_return_views_and_too_much() -> None:
+    class Views(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> Any:
+            return memoryview(super().read(-1))
+
+    with open_source(Views(BLOB)) as source:
+        assert source.read(10, 20) == BLOB[10:30]
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/version"), reason="requires Linux")
 def test_reads_file_without_size_as_stream(uploader: LayerUploader, ecr: LocalECR) -> None:
     """The files in /proc are regular and have no size, but content."""

@@ -460,3 +460,9 @@ def test_mismatch_of_a_resumed_upload_deletes_the_checkpoint_at_once(
     with pytest.raises(ServiceError, match="InitiateLayerUpload"):
         uploader.upload(BLOB, checkpoint=checkpoint)
     assert not checkpoint.exists()
+
+
+def test_checkpoint_can_be_saved_in_any_thread(checkpoint: Path) -> None:
+    session = UploadSession(repository_name="demo", upload_id="u-1", part_size=10)
+    Checkpoint(checkpoint).save(session)
+    assert Checkpoint(checkpoint).load() == session

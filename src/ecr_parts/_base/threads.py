@@ -217,9 +217,10 @@ class _Thread:
 
 
 def _leave_to_waiter(task: Task[Any]) -> None:
-    """Have the waiting thread run the task."""
-    task.without_thread = True
-    task.ended.release()
+    """Have the waiting thread run the task, unless it has begun to, because this one was late."""
+    if not task.unclaimed.locked():  # pragma: no branch  (a race)
+        task.without_thread = True
+        task.ended.release()
 
 
 class Waiter:
@@ -312,8 +313,8 @@ class Waiter:
             task.timed_out = not ended
             if task.without_thread:
                 task.without_thread = False
-                if task.unclaimed.acquire(blocking=False):
-                    task.run()
+                task.unclaimed.acquire(blocking=False)
+                task.run()
             if ended:
                 task.ended.release()  # so that it can be waited for again
         finally:

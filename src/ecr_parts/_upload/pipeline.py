@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import cycle
-from typing import Any
+from typing import Any, cast
 
 from typing_extensions import Self
 
@@ -125,8 +125,7 @@ class Pipeline:
 
     def digest(self) -> str:
         """The digest of all parts that were prepared. Requires ``with_digest``."""
-        if self._hashing is not None:
-            self._waiter.result(self._hashing)
+        self._waiter.result(cast("Task[None]", self._hashing))  # a layer has at least one part
         return self._digest.digest()
 
     def _read_lazily(self, part: Part) -> Iterator[Blob]:
