@@ -9,6 +9,7 @@ from typing_extensions import override
 
 _MAX_NAME_LENGTH = 500  # characters of a name or an ID
 _MAX_INT = 2**63 - 1  # the maximum of the API's Long, and ``sys.maxsize`` on 64-bit Python
+_MAX_SECONDS = 1_000_000  # locks and sockets accept this on every system
 
 
 class _ShortRepr(reprlib.Repr):
@@ -58,6 +59,16 @@ def check_positive(name: str, value: object, unit: str) -> None:
     # An int that is larger than any float cannot be used in arithmetic with floats.
     if not value > 0 or (isinstance(value, int) and value > _MAX_INT):
         raise ValueError(f"{name} must be a positive number of {unit}, not {short_repr(value)}")
+
+
+def check_seconds(name: str, value: object) -> None:
+    """Raise ``TypeError`` or ``ValueError`` unless ``value`` is a time in seconds, or zero."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number of seconds, not {short_repr(value)}")
+    if not 0 <= value <= _MAX_SECONDS:
+        raise ValueError(
+            f"{name} must be between 0 and {_MAX_SECONDS:,} seconds, not {short_repr(value)}"
+        )
 
 
 def check_callback(name: str, value: object) -> None:

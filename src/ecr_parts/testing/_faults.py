@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
+from ecr_parts._base.validation import check_int, short_repr
 from ecr_parts.testing._parameters import EcrError
 from ecr_parts.testing._registry import OPERATIONS, Registry
 
@@ -108,15 +109,18 @@ class Faults:
 
     def plan(self, operation: str, effect: Effect, *, call: int = 1, times: int = 1) -> None:
         """Plan ``effect`` for ``times`` calls of ``operation``; ``call=1`` is the next one."""
+        if not isinstance(operation, str):
+            raise TypeError(f"operation must be a str, not {short_repr(operation)}")
         if operation not in OPERATIONS:
-            raise ValueError(f"operation must be one of {', '.join(OPERATIONS)}, not {operation!r}")
+            operations = ", ".join(OPERATIONS)
+            raise ValueError(f"operation must be one of {operations}, not {short_repr(operation)}")
         if not isinstance(effect, EcrError | Response) and effect not in get_args(Fault):
-            raise ValueError(f"fault must be one of {', '.join(get_args(Fault))}, not {effect!r}")
+            faults = ", ".join(get_args(Fault))
+            raise ValueError(f"fault must be one of {faults}, not {short_repr(effect)}")
         if effect == "stored_in_part" and operation != "UploadLayerPart":
             raise ValueError("stored_in_part is a fault of UploadLayerPart only")
-        if call < 1 or times < 1:
-            raise ValueError(f"call and times must be at least 1, not {call} and {times}")
-        first = self._calls[operation] + call
+        first = self._calls[operation] + check_int("call", call)
+        check_int("times", times)
         planned = _Planned(effect, first, first + times - 1)
         self._planned.setdefault(operation, []).append(planned)
 

@@ -13,6 +13,7 @@ from botocore.config import Config
 from botocore.session import Session
 from typing_extensions import Self
 
+from ecr_parts._base.validation import check_int, check_seconds, short_repr
 from ecr_parts._model.limits import Limits
 from ecr_parts._wire.retry import CLIENT_CONFIG
 from ecr_parts.testing._faults import Effect, Fault, Response
@@ -62,13 +63,15 @@ class LocalECR:
         port: int = 0,
     ) -> None:
         registry = Registry(repositories, limits=limits, part_size=part_size, unknowns=unknowns)
+        check_seconds("slow", slow)
+        check_seconds("processing_time", processing_time)
         self._service = Service(
             registry, unknowns or Unknowns(), slow=slow, processing_time=processing_time
         )
         self.calls: list[Call] = self._service.calls
         """All calls of ECR's API so far, in order, except malformed requests and those that the
         client broke off."""
-        self._port = port
+        self._port = check_int("port", port, minimum=0, maximum=65_535)
         self._server: Server | None = None
         self._thread: threading.Thread | None = None
         self._pid = 0  # of the process that has the threads
@@ -184,7 +187,9 @@ class LocalECR:
         unknown operations and faults.
         """
         if not isinstance(fault, str):
-            raise TypeError(f"fault must be a str, not {fault!r}: use respond() for answers")
+            raise TypeError(
+                f"fault must be a str, not {short_repr(fault)}: use respond() for answers"
+            )
         with self._service.lock:
             self._service.faults.plan(operation, fault, call=call, times=times)
 
@@ -202,6 +207,7 @@ class LocalECR:
         ``answer`` is a JSON object, a raw body with the HTTP ``status``, or an ``EcrError``. With
         an ``EcrError``, the call is not carried out. Otherwise it is, and its answer is replaced.
         """
+        check_int("status", status, minimum=200, maximum=599)
         effect: Effect
         if isinstance(answer, EcrError):
             effect = answer
@@ -210,7 +216,8 @@ class LocalECR:
         elif isinstance(answer, Mapping):
             effect = Response(status, json.dumps(dict(answer)).encode())
         else:
-            raise TypeError(f"answer must be a mapping, bytes or an EcrError, not {answer!r}")
+            shown = short_repr(answer)
+            raise TypeError(f"answer must be a mapping, bytes or an EcrError, not {shown}")
         with self._service.lock:
             self._service.faults.plan(operation, effect, call=call, times=times)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 
+from ecr_parts._base.validation import check_int, short_repr
 from ecr_parts._model.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
 from ecr_parts.testing._content import Content, Repository
 from ecr_parts.testing._images import (
@@ -77,16 +78,22 @@ class Registry:
         unknowns: Unknowns | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        if isinstance(repositories, str):
-            raise TypeError("repositories must be an iterable of names, not a str")
-        max_part = limits.max_part if limits else ECR_LIMITS.max_part
+        if isinstance(repositories, str | bytes) or not isinstance(repositories, Iterable):
+            shown = short_repr(repositories)
+            raise TypeError(f"repositories must be an iterable of names, not {shown}")
+        if limits is not None and not isinstance(limits, Limits):
+            raise TypeError(f"limits must be a Limits or None, not {short_repr(limits)}")
+        if unknowns is not None and not isinstance(unknowns, Unknowns):
+            raise TypeError(f"unknowns must be an Unknowns or None, not {short_repr(unknowns)}")
+        if part_size is None:
+            part_size = min(_PART_SIZE, (limits or ECR_LIMITS).max_part)
         self._limits = limits
-        self._content = Content(
-            unknowns or Unknowns(), part_size or min(_PART_SIZE, max_part), clock
-        )
+        self._content = Content(unknowns or Unknowns(), check_int("part_size", part_size), clock)
         for name in repositories:
+            if not isinstance(name, str):
+                raise TypeError(f"repositories must be names, not {short_repr(name)}")
             if not REPOSITORY_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is not a valid repository name")
+                raise ValueError(f"repositories: {short_repr(name)} is not a valid repository name")
             self._content.create(name)
 
     @property

@@ -5,7 +5,7 @@
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin
 
-from ecr_parts._base.validation import check_int, check_positive
+from ecr_parts._base.validation import check_int, check_positive, check_seconds, short_repr
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,17 @@ class Unknowns:
     def __post_init__(self) -> None:
         for field_ in fields(self):
             choices, value = get_args(field_.type), getattr(self, field_.name)
-            known = any(value == choice and type(value) is type(choice) for choice in choices)
+            known = any(type(value) is type(choice) and value == choice for choice in choices)
             if get_origin(field_.type) is Literal and not known:
-                raise ValueError(f"{field_.name} must be one of {choices}, not {value!r}")
+                raise ValueError(f"{field_.name} must be one of {choices}, not {short_repr(value)}")
         if not isinstance(self.error_namespace, str):
-            raise TypeError(f"error_namespace must be a str, not {self.error_namespace!r}")
+            raise TypeError(
+                f"error_namespace must be a str, not {short_repr(self.error_namespace)}"
+            )
         check_int("availability_lag", self.availability_lag, minimum=0)
         check_int("image_lag", self.image_lag, minimum=0)
         if self.longest_silence is not None:
+            check_seconds("longest_silence", self.longest_silence)
             check_positive("longest_silence", self.longest_silence, "seconds")
         if self.largest_part is not None:
             check_int("largest_part", self.largest_part)
