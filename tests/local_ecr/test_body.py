@@ -6,6 +6,7 @@ import base64
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -97,25 +98,23 @@ def test_rejects_body_that_is_not_utf8(encoding: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_stored_layers_take_little_more_memory_than_their_size() -> None:
-    command = [sys.executable, "-m", "ecr_parts.testing"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        client = LocalECR().client(endpoint_url=server.stdout.readline().strip())
+def test_stored_layers_take_little_more_memory_than_their_size(
+    start_server: Callable[..., tuple[subprocess.Popen[str], str]],
+) -> None:
+    server, url = start_server()
+    client = LocalECR().client(endpoint_url=url)
 
-        def memory() -> int:
-            status = Path(f"/proc/{server.pid}/status").read_text()
-            return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+    def memory() -> int:
+        status = Path(f"/proc/{server.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) * 1024
 
-        def upload(number: int) -> None:
-            LayerUploader(client, "demo").upload(random_bytes(10 * MIB, number) * 4)
+    def upload(number: int) -> None:
+        LayerUploader(client, "demo").upload(random_bytes(10 * MIB, number) * 4)
 
-        before = memory()
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(upload, range(8)))
-        taken = memory() - before
-        server.terminate()
-    assert taken < (320 + 8 * 10) * MIB
+    before = memory()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(upload, range(8)))
+    assert memory() - before < (320 + 8 * 10) * MIB
 
 
 def test_leaves_what_is_no_text_to_the_check_of_parameters() -> None:

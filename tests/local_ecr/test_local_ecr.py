@@ -17,9 +17,9 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from botocore.config import Config
@@ -30,6 +30,8 @@ from helpers import digest_of, operations, random_bytes
 from ecr_parts import LayerUploader, Limits, ServiceError
 from ecr_parts.testing import Call, EcrError, Fault, LocalECR, Unknowns
 from ecr_parts.testing._http import Server
+
+ServerStarter: TypeAlias = Callable[..., tuple[subprocess.Popen[str], str]]
 
 BLOB = random_bytes(20)
 DIGEST = digest_of(BLOB)
@@ -700,32 +702,30 @@ def test_environ_points_other_clients_at_it(
     assert local_ecr.layer("demo", DIGEST) == BLOB
 
 
-@pytest.fixture
-def server_process() -> Iterator[tuple[subprocess.Popen[str], str]]:
-    command = [sys.executable, "-m", "ecr_parts.testing", "--repository", "layer-test"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    with process:
-        yield process, process.stdout.readline().strip()
-        process.send_signal(signal.SIGTERM)
-        process.stdout.read()
-    assert process.returncode == 0
+def test_upload_ids_are_predictable() -> None:
+    for _ in range(2):
+        with LocalECR() as ecr:
+            call = Caller(ecr.client())
+            expected = [f"00000000-0000-0000-0000-00000000000{number}" for number in (1, 2)]
+            assert [call.initiate(), call.initiate()] == expected
 
 
-def test_command_serves_until_terminated(
-    server_process: tuple[subprocess.Popen[str], str],
-) -> None:
-    _, url = server_process
+def test_upload_ids_of_command_are_unique(start_server: ServerStarter) -> None:
+    """So that a checkpoint of an earlier server never matches another upload."""
+    calls = [Caller(LocalECR().client(endpoint_url=start_server()[1])) for _ in range(2)]
+    assert len({call.initiate() for call in calls for _ in range(2)}) == 4
+
+
+def test_command_serves_until_terminated(start_server: ServerStarter) -> None:
+    _, url = start_server("--repository", "layer-test")
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url)
     client = LocalECR().client(endpoint_url=url)
     assert LayerUploader(client, "layer-test").upload(BLOB).digest == DIGEST
 
 
 @pytest.mark.skipif(not shutil.which("aws"), reason="the AWS CLI is not installed")
-def test_answers_aws_cli_as_in_its_manual(
-    server_process: tuple[subprocess.Popen[str], str], tmp_path: Path
-) -> None:
-    _, url = server_process
+def test_answers_aws_cli_as_in_its_manual(start_server: ServerStarter, tmp_path: Path) -> None:
+    _, url = start_server("--repository", "layer-test")
     blob = tmp_path / "layer"
     blob.write_bytes(BLOB)
     names = {

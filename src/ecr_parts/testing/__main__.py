@@ -143,11 +143,14 @@ def serve(options: argparse.Namespace) -> int:
 def _serve(options: argparse.Namespace) -> None:
     # Here, because the other commands need the options only.
     from ecr_parts.testing._local_ecr import LocalECR
+    from ecr_parts.testing._registry import Registry
 
     done = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: done.set())
-    ecr = LocalECR(options.repository or ["demo"], port=options.port, slow=options.slow)
+    ecr = LocalECR(port=options.port, slow=options.slow)
+    # Otherwise, a checkpoint of an earlier server could continue another upload of this one.
+    ecr.registry = Registry(options.repository or ["demo"], random_upload_ids=True)
     try:
         ecr.start()
     except OSError as error:

@@ -98,6 +98,7 @@ class Content:
     clock: Callable[[], float]
     """The time in seconds since 1970."""
     repositories: dict[str, Repository] = field(default_factory=dict)
+    random_upload_ids: bool = False
     uploads_started: int = 0
 
     def create(self, name: str, *, immutable_tags: bool = False) -> Repository:

@@ -64,7 +64,8 @@ class Registry:
 
     ``limits`` defaults to those of ECR or ECR Public. ``part_size`` (bytes) is what
     InitiateLayerUpload answers, by default 10 MiB or the maximum of ``limits``. ``clock`` returns
-    the time in seconds since 1970.
+    the time in seconds since 1970. Upload IDs are the same in each
+    run, unless ``random_upload_ids`` is true.
     """
 
     __module__ = "ecr_parts.testing"
@@ -77,6 +78,7 @@ class Registry:
         part_size: int | None = None,
         unknowns: Unknowns | None = None,
         clock: Callable[[], float] = time.time,
+        random_upload_ids: bool = False,
     ) -> None:
         if isinstance(repositories, str | bytes) or not isinstance(repositories, Iterable):
             shown = short_repr(repositories)
@@ -88,7 +90,12 @@ class Registry:
         if part_size is None:
             part_size = min(_PART_SIZE, (limits or ECR_LIMITS).max_part)
         self._limits = limits
-        self._content = Content(unknowns or Unknowns(), check_int("part_size", part_size), clock)
+        self._content = Content(
+            unknowns or Unknowns(),
+            check_int("part_size", part_size),
+            clock,
+            random_upload_ids=random_upload_ids,
+        )
         for name in repositories:
             if not isinstance(name, str):
                 raise TypeError(f"repositories must be names, not {short_repr(name)}")

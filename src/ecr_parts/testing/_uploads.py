@@ -15,7 +15,8 @@ def initiate_upload(content: Content, request: Request) -> dict[str, object]:
     """InitiateLayerUpload."""
     repository = content.repository(request)
     content.uploads_started += 1
-    upload_id = str(uuid.UUID(int=content.uploads_started))
+    number = uuid.UUID(int=content.uploads_started)
+    upload_id = str(uuid.uuid4() if content.random_upload_ids else number)
     repository.uploads[upload_id] = Upload()
     return {"uploadId": upload_id, "partSize": content.part_size}
 
