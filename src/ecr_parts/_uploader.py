@@ -10,7 +10,7 @@ import tenacity
 from botocore.client import BaseClient
 
 from ecr_parts._base.frames import ClearOwnFrames
-from ecr_parts._base.redaction import HIDDEN_URL, show_url
+from ecr_parts._base.redaction import show_url
 from ecr_parts._base.validation import (
     check_callback,
     check_digest,
@@ -35,7 +35,13 @@ from ecr_parts._upload.batch import BatchOptions, BatchUpload
 from ecr_parts._upload.layer import UploadOptions, upload_layer
 from ecr_parts._upload.plan import Planner
 from ecr_parts._upload.steps import Steps, raise_error, start_upload
-from ecr_parts._wire.api import EcrClient, check_client, service_name
+from ecr_parts._wire.api import (
+    EcrClient,
+    check_client,
+    check_endpoint,
+    endpoint_url,
+    service_name,
+)
 from ecr_parts._wire.bandwidth import Bandwidth
 from ecr_parts._wire.call import CallOptions, Target, answer_of
 from ecr_parts._wire.gate import Overlap
@@ -92,7 +98,7 @@ class LayerUploader:
         attempt_timeout: float = 900,
     ) -> None:
         check_client(client)
-        _check_endpoint(client)
+        check_endpoint(client)
         check_repository_name(repository_name)
         if registry_id is not None:
             check_name("registry_id", registry_id)
@@ -132,9 +138,9 @@ class LayerUploader:
 
     def __repr__(self) -> str:
         target = self._repository.target
-        endpoint = _endpoint(target.client)
+        endpoint = endpoint_url(target.client)
         registry = "" if target.registry_id is None else f", registry_id={target.registry_id!r}"
-        at = f" at {show_url(endpoint)}" if isinstance(endpoint, str) else ""
+        at = f" at {show_url(endpoint)}" if endpoint else ""
         return f"<LayerUploader for repository {target.repository_name!r}{registry}{at}>"
 
     def upload(
@@ -390,20 +396,6 @@ class LayerUploader:
                 f"parts of session.part_size, {session.part_size:,} bytes"
             )
         return part
-
-
-def _endpoint(client: EcrClient) -> object:
-    return getattr(getattr(client, "meta", None), "endpoint_url", None)
-
-
-def _check_endpoint(client: EcrClient) -> None:
-    """Raise ``ValueError`` for a URL whose errors could show a part of a password."""
-    endpoint = _endpoint(client)
-    if isinstance(endpoint, str) and show_url(endpoint) == HIDDEN_URL:
-        raise ValueError(
-            "the client's endpoint URL is malformed; it is not shown, because it may contain a "
-            "password: percent-encode special characters of its user name and password"
-        )
 
 
 def _location(repository_name: str, registry_id: str | None) -> str:

@@ -24,7 +24,7 @@ PACKAGES = {
     "_base": ["validation", "redaction", "files", "threads", "frames", "workers", "notebook"],
     "_model": ["parts", "layers", "limits", "session", "machine"],
     "errors": [],
-    "_sources": ["chunks", "base", "kinds", "digest"],
+    "_sources": ["chunks", "base", "stream", "kinds", "digest"],
     "_wire": [
         "gate", "bandwidth", "retry", "failures", "answers", "api", "request", "call", "repository",
     ],
@@ -38,8 +38,8 @@ PACKAGES = {
         "_local_ecr", "__init__", "pytest_plugin", "__main__",
     ],
     "_command": [
-        "state_directory", "progress", "terminal", "pipe", "options", "common", "upload", "push",
-        "cli",
+        "state_directory", "progress", "terminal", "pipe", "values", "options", "common",
+        "upload", "push", "cli",
     ],
     "__main__": [],
 }  # fmt: skip
@@ -59,11 +59,15 @@ def source_of(module: str) -> ast.Module:
 
 def imports_of(module: str) -> set[str]:
     """The modules of the package that ``module`` imports, also for type checking."""
-    imported = {
-        f"ecr_parts.{node.names[0].name}" if node.module == "ecr_parts" else node.module
-        for node in ast.walk(source_of(module))
-        if isinstance(node, ast.ImportFrom) and node.module
-    }
+    imported = set()
+    for node in ast.walk(source_of(module)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            packages = (f"ecr_parts.{name}" for name in PACKAGES)
+            is_package = node.module == "ecr_parts" or (
+                node.module in packages and (PACKAGE / node.module.partition(".")[2]).is_dir()
+            )
+            name = f"{node.module}.{node.names[0].name}"
+            imported.add(name if is_package and node.module != "ecr_parts.testing" else node.module)
     ours = {name.removeprefix("ecr_parts.") for name in imported if "ecr_parts" in name}
     return {"testing.__init__" if name == "testing" else name for name in ours}
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
-from urllib.parse import urlsplit
 
 from typing_extensions import override
 
-from ecr_parts._base.validation import is_digest, is_name, short_repr
-from ecr_parts._images.layout import TAG
-from ecr_parts._images.push import PLATFORM
+from ecr_parts._base.validation import short_repr
+from ecr_parts._command import values
 from ecr_parts._model.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, REPOSITORY_NAME, Limits
 from ecr_parts._upload.plan import Planner
 from ecr_parts._version import __version__
@@ -38,12 +35,7 @@ error. Pass --digest or --size: then a truncated layer is not completed. If you 
 'set -o pipefail' first, so that the shell reports that the producer failed.
 
 {_EXIT_STATUS}"""
-_SIZE_UNITS = {
-    "": 1, "B": 1, "kB": 10**3, "KiB": 2**10, "MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30,
-}  # fmt: skip
 _MAX_NAME, _MAX_PUBLIC_NAME = 256, 205  # characters; ``RepositoryName`` in both API references
-_TIME_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
-_REGION = re.compile(r"(?![0-9]+$)(?!-)[A-Za-z0-9-]{1,63}(?<!-)")  # as botocore requires
 # The name that docker uses. Reference: "Amazon ECR private registries" in the user guide.
 _REPOSITORY_URI = re.compile(
     r"(?P<registry>[0-9]{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(\.cn)?/(?P<name>.*)"
@@ -72,7 +64,7 @@ def parse_options() -> argparse.Namespace:
     )
     push.add_argument(
         "image",
-        type=_path,
+        type=values.path,
         metavar="IMAGE",
         help="the image's directory or archive, or - for an archive from standard input, which is "
         "saved to a temporary file first",
@@ -82,7 +74,7 @@ def parse_options() -> argparse.Namespace:
     )
     push.add_argument(
         "--tag",
-        type=_tag,
+        type=values.tag,
         action="append",
         metavar="TAG",
         dest="tags",
@@ -90,7 +82,7 @@ def parse_options() -> argparse.Namespace:
     )
     push.add_argument(
         "--platform",
-        type=_platform,
+        type=values.platform,
         action="append",
         metavar="OS/ARCH",
         dest="platforms",
@@ -99,7 +91,7 @@ def parse_options() -> argparse.Namespace:
     _add_common_options(push, "blobs")
     push.add_argument(
         "--checkpoint-dir",
-        type=_path,
+        type=values.path,
         metavar="DIR",
         help="save progress in this directory (default: ~/.local/state/ecr-parts, for a week); run "
         "the same command again to resume",
@@ -120,20 +112,20 @@ def parse_options() -> argparse.Namespace:
     upload.add_argument("repository", metavar="REPOSITORY", help="the repository's name or URI")
     upload.add_argument(
         "--digest",
-        type=_digest,
+        type=values.digest,
         metavar="D",
         help="the layer's digest, sha256:..., if known; verified by ECR",
     )
     upload.add_argument(
         "--size",
-        type=_size,
+        type=values.size,
         metavar="N",
         help="the layer's size, in bytes or as 5MiB; a stream that ends before is not completed",
     )
     _add_common_options(upload, "layers")
     upload.add_argument(
         "--checkpoint",
-        type=_path,
+        type=values.path,
         metavar="FILE",
         help="save progress in this file (default: in ~/.local/state/ecr-parts, for a week); run "
         "the same command again to resume",
@@ -165,24 +157,24 @@ class _PrintVersion(argparse.Action):
 def _add_common_options(parser: argparse.ArgumentParser, items: str) -> None:
     parser.add_argument(
         "--max-workers",
-        type=_count,
+        type=values.count,
         default=4,
         metavar="N",
         help=f"how many {items} are uploaded at a time (default: 4)",
     )
     parser.add_argument(
-        "--part-size", type=_size, metavar="N", help="the size of the parts, such as 10MiB"
+        "--part-size", type=values.size, metavar="N", help="the size of the parts, such as 10MiB"
     )
     parser.add_argument(
         "--limit-rate",
-        type=_size,
+        type=values.size,
         metavar="N",
         help="send at most this many bytes per second, such as 5MiB; a layer takes a third more "
         "than its size",
     )
     parser.add_argument(
         "--retry-for",
-        type=_duration,
+        type=values.duration,
         metavar="T",
         help="repeat a call that fails for this long, such as 90s or 10m (default: ten attempts, "
         "within about two minutes)",
@@ -203,97 +195,25 @@ def _add_common_options(parser: argparse.ArgumentParser, items: str) -> None:
     aws.add_argument("--public", action="store_true", help="use ECR Public")
     aws.add_argument(
         "--registry-id",
-        type=_name,
+        type=values.name,
         metavar="ID",
         help="the AWS account ID of the registry (default: that of the credentials)",
     )
-    aws.add_argument("--region", type=_region, metavar="R", help="the AWS region of the registry")
     aws.add_argument(
-        "--profile", type=_name, metavar="P", help="a profile of the AWS configuration"
+        "--region", type=values.region, metavar="R", help="the AWS region of the registry"
+    )
+    aws.add_argument(
+        "--profile", type=values.name, metavar="P", help="a profile of the AWS configuration"
     )
     aws.add_argument(
         "--endpoint-url",
-        type=_url,
+        type=values.url,
         metavar="URL",
         help="the URL of ECR, if it is not the default of the region",
     )
 
 
 # The types of options. Each raises ``ArgumentTypeError``, to which argparse adds the option's name.
-
-
-def _size(text: str) -> int:
-    return _with_unit(text, _SIZE_UNITS, "a whole number of bytes, or a size such as 5MiB")
-
-
-def _duration(text: str) -> int:
-    return _with_unit(text, _TIME_UNITS, "a whole number of seconds, or a time such as 10m")
-
-
-def _with_unit(text: str, units: Mapping[str, int], what: str) -> int:
-    match = re.fullmatch(r"([0-9]{1,18})([A-Za-z]*)", text)
-    if match is None or match[2] not in units:
-        raise argparse.ArgumentTypeError(f"must be {what}, not {short_repr(text)}")
-    return int(match[1]) * units[match[2]]
-
-
-def _url(text: str) -> str:
-    try:
-        url = urlsplit(text)
-        valid = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
-    except ValueError:  # for example, the port is no number
-        valid = False
-    valid = valid and text.isascii() and is_name(text) and " " not in text
-    if not valid or "@" in text:  # the value is not shown, because it may have a password
-        raise argparse.ArgumentTypeError("must be like https://HOST:PORT, without a user name")
-    return text
-
-
-def _count(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,4}", text) or not int(text):
-        raise argparse.ArgumentTypeError(f"must be a number from 1 to 9999, not {short_repr(text)}")
-    return int(text)
-
-
-def _digest(text: str) -> str:
-    if not is_digest(text):
-        raise argparse.ArgumentTypeError(
-            "must be sha256: followed by 64 lower-case hex digits, not " + short_repr(text)
-        )
-    return text
-
-
-def _name(text: str) -> str:
-    if not is_name(text):
-        raise argparse.ArgumentTypeError(f"must be printable characters, not {short_repr(text)}")
-    return text
-
-
-def _region(text: str) -> str:
-    if not _REGION.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"must be like eu-west-1, not {short_repr(text)}")
-    return text
-
-
-def _path(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("must be a path, not ''")
-    return text
-
-
-def _tag(text: str) -> str:
-    if not TAG.fullmatch(text):
-        raise argparse.ArgumentTypeError(
-            "must be 1 to 300 letters, digits, '.', '_' and '-', and must not start with '.' or "
-            f"'-': {short_repr(text)}"
-        )
-    return text
-
-
-def _platform(text: str) -> str:
-    if not PLATFORM.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"must be like linux/arm64, not {short_repr(text)}")
-    return text
 
 
 # Checks of several options together
@@ -388,7 +308,7 @@ def _split_repository(options: argparse.Namespace) -> None:
         options.repository = f"{directory}{slash}{name}"
         if colon:
             try:
-                options.tags = [_tag(tag), *(options.tags or [])]
+                options.tags = [values.tag(tag), *(options.tags or [])]
             except argparse.ArgumentTypeError as error:
                 raise ValueError(f"argument REPOSITORY[:TAG]: the tag {error}") from None
     problem = _problem_of_name(

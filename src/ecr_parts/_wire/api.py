@@ -7,6 +7,7 @@ from typing import Protocol, TypeAlias
 
 import botocore.client
 
+from ecr_parts._base.redaction import HIDDEN_URL, show_url
 from ecr_parts._base.validation import short_repr
 from ecr_parts._wire.answers import Answer
 
@@ -100,3 +101,19 @@ def service_name(client: EcrClient) -> str | None:
     meta = getattr(client, "meta", None)
     name = getattr(getattr(meta, "service_model", None), "service_name", None)
     return name if isinstance(name, str) else None
+
+
+def endpoint_url(client: EcrClient) -> str:
+    """The URL that a botocore client calls; empty for other clients."""
+    url = getattr(getattr(client, "meta", None), "endpoint_url", None)
+    return url if isinstance(url, str) else ""
+
+
+def check_endpoint(client: EcrClient) -> None:
+    """Raise ``ValueError`` for a URL whose errors could show a part of a password."""
+    url = endpoint_url(client)
+    if url and show_url(url) == HIDDEN_URL:
+        raise ValueError(
+            "the client's endpoint URL is malformed; it is not shown, because it may contain a "
+            "password: percent-encode special characters of its user name and password"
+        )

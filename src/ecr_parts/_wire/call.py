@@ -19,7 +19,7 @@ from ecr_parts._base.threads import Abandoned, Task, Waiter
 from ecr_parts._model.parts import Part
 from ecr_parts._model.session import UploadSession
 from ecr_parts._wire.answers import Answer, PartAnswer, check_answer, parse_error
-from ecr_parts._wire.api import METHODS, EcrClient, service_name
+from ecr_parts._wire.api import METHODS, EcrClient, endpoint_url, service_name
 from ecr_parts._wire.bandwidth import Bandwidth
 from ecr_parts._wire.failures import CallFailed
 from ecr_parts._wire.gate import Gate, Overlap
@@ -48,8 +48,7 @@ class Target:
     @property
     def description(self) -> str:
         """Where the repository is: the endpoint, the registry and the name."""
-        endpoint = getattr(getattr(self.client, "meta", None), "endpoint_url", "")
-        return f"{endpoint} {self.registry_id} {self.repository_name}"
+        return f"{endpoint_url(self.client)} {self.registry_id} {self.repository_name}"
 
     def has(self, session: UploadSession) -> bool:
         """Whether the session's upload is in this repository and registry."""
