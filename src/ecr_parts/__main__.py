@@ -12,9 +12,15 @@ def main() -> None:
             main as run,  # here, because Ctrl-C may interrupt the import
         )
 
-        sys.exit(run())
+        status = run()
     except KeyboardInterrupt:
-        sys.exit(130)
+        status = 130
+    except MemoryError:
+        from ecr_parts.testing.__main__ import print_to_stderr
+
+        print_to_stderr("error: there is not enough memory\n")
+        status = 1
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -304,6 +304,47 @@ def test_ctrl_c_during_import_leaves_no_traceback(mocker: MockerFixture) -> None
     assert raised.value.code == 130
 
 
+@pytest.mark.parametrize("subcommand", ["upload", "push"])
+def test_reports_that_memory_is_not_enough(
+    subcommand: str,
+    ecr: LocalECR,
+    path: Path,
+    image: Path,
+    run_in_process: RunInProcess,
+    mocker: MockerFixture,
+) -> None:
+    mocker.patch("ecr_parts._upload.pipeline.new_buffer", side_effect=MemoryError)
+    source = path if subcommand == "upload" else image
+    status, stdout, stderr = run_in_process(ecr, source, "demo", subcommand=subcommand)
+    assert (status, stdout) == (1, "")
+    assert stderr.startswith(
+        "error: there is not enough memory: pass --part-size 5MiB, or a smaller --max-workers"
+    )
+    assert len(stderr.splitlines()) == 1
+
+
+def test_advice_to_resume_if_memory_is_not_enough(
+    ecr: LocalECR, path: Path, run_in_process: RunInProcess, mocker: MockerFixture
+) -> None:
+    ecr.fail("UploadLayerPart", "access_denied", call=2)
+    run_in_process(ecr, path, "demo")
+    mocker.patch("ecr_parts._upload.pipeline.new_buffer", side_effect=MemoryError)
+    _, _, stderr = run_in_process(ecr, path, "demo")
+    assert stderr.endswith(
+        " --max-workers. Run the same command again to resume at byte 5,242,880\n"
+    )
+
+
+def test_memory_error_outside_an_upload_leaves_no_traceback(
+    mocker: MockerFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mocker.patch("ecr_parts._command.cli.main", side_effect=MemoryError)
+    with pytest.raises(SystemExit) as raised:
+        ecr_parts.__main__.main()
+    assert raised.value.code == 1
+    assert capfd.readouterr().err == "error: there is not enough memory\n"
+
+
 def test_console_script_is_installed() -> None:
     (script,) = entry_points(group="console_scripts", name="ecr-parts")
     assert script.load() is ecr_parts.__main__.main

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import DIGEST, RunInProcess, start
+from command_line import DIGEST, RunInProcess, command, start
 
 from ecr_parts.testing import LocalECR
 from ecr_parts.testing.__main__ import print_whole
@@ -108,3 +109,34 @@ def test_python_reports_nothing_at_exit(
             _, stderr = process.communicate()
     assert process.returncode == status
     assert stderr in (None, f"error: printing to standard output failed: {FULL_DISK}\n".encode())
+
+
+@pytest.mark.parametrize(
+    ("closed", "status"),
+    [("<&-", 0), (">&-", 1), ("2>&-", 0), ("<&- 2>&-", 0), ("<&- >&- 2>&-", 1)],
+)
+@pytest.mark.parametrize("subcommand", ["upload", "push", "local"])
+def test_closed_streams_leave_no_traceback(
+    subcommand: str, closed: str, status: int, ecr: LocalECR, path: Path, image: Path
+) -> None:
+    sources = {"upload": (path, "demo"), "push": (image, "demo"), "local": ()}
+    line = command(*sources[subcommand], subcommand=subcommand)
+    with subprocess.Popen(
+        ["bash", "-c", f'exec "$0" "$@" {closed}', *line],
+        env={**os.environ, **ecr.environ()},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        first_line = process.stdout.readline()
+        if subcommand == "local" and status == 0:
+            process.terminate()
+        _, stderr = process.communicate()
+    assert process.returncode == status
+    assert bool(first_line) == (status == 0)
+    if closed == ">&-":
+        assert stderr == f"error: {CLOSED}\n"
+    else:
+        assert "Traceback" not in stderr

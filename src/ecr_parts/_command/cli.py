@@ -74,6 +74,13 @@ def main() -> int:
         file = _file_of(error) if options.command == "upload" else ""
         terminal.end(f"error: {file}{_describe(error)}. {advice}".rstrip(". "))
         return 1
+    except MemoryError:
+        advice = command.how_to_resume(started=True)
+        terminal.end(
+            "error: there is not enough memory: pass --part-size 5MiB, or a smaller --max-workers. "
+            f"{advice}".rstrip(". ")
+        )
+        return 1
     return 0
 
 
