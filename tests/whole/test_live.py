@@ -327,7 +327,9 @@ def last_byte_received(service: Service) -> object:
 
 def longest_silence(service: Service) -> object:
     """Requests that are sent ahead are silent until the part before them is confirmed."""
-    longest = 20 if service.unknowns is None else 0.2  # seconds
+    longest = 20.0  # seconds
+    if service.unknowns is not None and service.unknowns.longest_silence is None:
+        longest = 0.2  # the connection stays open for ever
     silence: float | None = None
 
     def hold_back(request: Any) -> None:
@@ -340,6 +342,7 @@ def longest_silence(service: Service) -> object:
                     pass
                 silence = time.monotonic() - started
                 return
+            connection.sock.settimeout(60)
             connection.send(request.body[-1:])
             assert connection.getresponse().status == 200
 

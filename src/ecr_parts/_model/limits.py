@@ -64,9 +64,6 @@ REPOSITORY_NAME = re.compile(
 """The names of repositories, of 2 to 256 characters. Reference: ``RepositoryName`` in the API
 reference."""
 
-MAX_RESULTS = 1_000
-"""The largest page of a list that ECR answers. Reference: ``maxResults`` in the API reference."""
-
 
 def check_repository_name(value: object) -> None:
     """Raise ``TypeError`` or ``ValueError`` unless ``value`` can be the name of a repository."""
