@@ -23,6 +23,7 @@ from helpers import (
     wait_for_threads,
     write_layer,
 )
+from pytest_mock import MockerFixture
 
 from ecr_parts import (
     CheckpointError,
@@ -705,3 +706,15 @@ def test_progress_is_called_while_all_workers_wait(
     finally:
         go_on.set()
     wait_for_threads()
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_error_of_the_last_call_is_raised_if_it_runs_in_the_callers_thread(
+    layers: int, ecr: LocalECR, uploader: LayerUploader, mocker: MockerFixture
+) -> None:
+    """Or else the call would return as if it had succeeded."""
+    mocker.patch("ecr_parts._base.threads._START_TIMEOUT", 0.01)
+    mocker.patch("_thread.start_new_thread", return_value=1)
+    ecr.fail("InitiateLayerUpload", "access_denied", times=100)
+    with pytest.raises(ServiceError, match="AccessDenied"):
+        uploader.upload_many(BLOBS[:layers], check_existing=False)

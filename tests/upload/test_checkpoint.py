@@ -203,7 +203,8 @@ def test_rejects_path_of_wrong_type(uploader: LayerUploader) -> None:
 @pytest.mark.parametrize(
     ("content", "is_session"),
     [(b"", False), (b"{", False), (b"[]", False), (b"\xff", False), (b"[" * 100_000, False),
-     (b'{"a": 1}', False), (b'{"version": 2}', True), (b'{"version": 1}', True)],
+     (b'{"a": 1}', False), (b'{"version": 2}', False), (b'{"version": "1.0.0"}', False),
+     (b'{"version": 2, "uploadId": "u"}', True), (b'{"version": 1, "uploadId": ""}', True)],
     ids=lambda content: repr(content[:20]) if isinstance(content, bytes) else "",
 )  # fmt: skip
 def test_rejects_damaged_or_newer_checkpoint(
@@ -466,3 +467,14 @@ def test_checkpoint_can_be_saved_in_any_thread(checkpoint: Path) -> None:
     session = UploadSession(repository_name="demo", upload_id="u-1", part_size=10)
     Checkpoint(checkpoint).save(session)
     assert Checkpoint(checkpoint).load() == session
+
+
+def test_link_that_leads_to_itself_cannot_be_read(
+    uploader: LayerUploader, checkpoint: Path
+) -> None:
+    checkpoint.symlink_to(checkpoint)
+    with pytest.raises(CheckpointError, match=r"cannot be read: .*symbolic links"):
+        uploader.upload(BLOB, checkpoint=checkpoint)
+    Checkpoint(BestEffortPath(str(checkpoint), lambda _error: None)).save(
+        UploadSession(repository_name="demo", upload_id="u-1", part_size=10)
+    )

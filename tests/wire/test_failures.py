@@ -261,6 +261,13 @@ def test_retry_policy_that_is_used_for_other_calls_logs_no_password(
     assert "secret" not in caplog.text
 
 
+def test_says_that_memory_is_short(mocker: Any) -> None:
+    client = mocker.Mock()
+    client.initiate_layer_upload.side_effect = MemoryError
+    with pytest.raises(ServiceError, match=r"MemoryError\. There is not enough memory"):
+        LayerUploader(client, "demo").initiate()
+
+
 def test_keeps_kms_error_after_long_message(uploader: LayerUploader, ecr: LocalECR) -> None:
     error = EcrError("KmsException", "K" * 5_000, kmsError="KeyDisabled")
     ecr.respond("InitiateLayerUpload", error)

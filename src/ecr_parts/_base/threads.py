@@ -192,7 +192,7 @@ class _Thread:
             thread.start()
         except BaseException as error:
             _leave_to_waiter(task)
-            if not isinstance(error, RuntimeError):
+            if not isinstance(error, RuntimeError | MemoryError):
                 raise
 
     def _run(self) -> None:

@@ -85,6 +85,11 @@ class Checkpoint:
             ) from error
 
     @property
+    def _target(self) -> Path:
+        """The file itself, if the path is that of a symbolic link."""
+        return Path(os.path.realpath(self.path))  # ``Path.resolve`` may raise RuntimeError
+
+    @property
     def absolute(self) -> str | BestEffortPath:
         """The path that was given, made absolute."""
         if isinstance(self._given, BestEffortPath):
@@ -118,7 +123,8 @@ class Checkpoint:
                 _log.info("%s", self._error("is ignored", error))
                 return None
             advice = "Pass the path of a file that does not exist yet"
-            if not isinstance(error, NotASessionError):  # or else it may be the user's own file
+            # Anything else may be the user's own file.
+            if not isinstance(error, NotASessionError) and b'"uploadId"' in text:
                 advice = "Pass another file, or delete this one to start over"
             raise self._error("cannot be used", f"{error}. {advice}") from error
 
@@ -135,7 +141,7 @@ class Checkpoint:
 
     def _remove_left_over(self) -> None:
         """Delete temporary files of processes that were killed while they saved this checkpoint."""
-        target = self.path.resolve()
+        target = self._target
         name = re.compile(re.escape(_prefix(target)) + r"(\d+)\.[^.]+\.tmp")
         with suppress(FileNotFoundError), os.scandir(target.parent) as entries:
             for entry in entries:
@@ -173,7 +179,7 @@ class Checkpoint:
         except OSError as error:
             raise_or_report(self._given, self._error("cannot be written", error), error)
             return
-        _flush_directory(self.path.resolve().parent)
+        _flush_directory(self._target.parent)
 
     def _replace(self, session: UploadSession) -> None:
         descriptor, temporary = self._open_temporary()
@@ -185,21 +191,21 @@ class Checkpoint:
             task = current_task()
             if task is not None:
                 task.check()  # nothing is replaced once the upload has ended
-            os.replace(temporary, self.path.resolve())
+            os.replace(temporary, self._target)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
 
     def _open_temporary(self) -> tuple[int, str]:
         """Create a file beside the checkpoint that only its owner can read: descriptor and path."""
-        target = self.path.resolve()
+        target = self._target
         prefix = f"{_prefix(target)}{os.getpid()}."
         return tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=target.parent)
 
     def delete(self) -> None:
         """Delete the file, if it exists."""
         try:
-            self.path.resolve().unlink(missing_ok=True)
+            self._target.unlink(missing_ok=True)
         except OSError as error:
             raise_or_report(self._given, self._error("cannot be deleted", error), error)
 

@@ -140,6 +140,8 @@ class CallFailed(Carrier):
         if self.code in ACCESS_DENIED:
             prefix = "ecr-public" if service_name == "ecr-public" else "ecr"
             return f"Allow {prefix}:{operation} on this repository in the caller's IAM policy"
+        if isinstance(self.cause, MemoryError):
+            return "There is not enough memory: upload fewer layers at a time, in smaller parts"
         if self.code in REMEDIES:
             return REMEDIES[self.code]
         if not isinstance(self.cause, (ClientError, BotoCoreError)) and not self.transient:
