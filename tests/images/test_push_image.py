@@ -1229,4 +1229,5 @@ def test_error_of_a_compressed_layer_describes_it(
         assert layer is not None
         assert "the compressed layer sha256:" in repr(layer.source) or "Region" in repr(layer)
     with open(tmp_path / "image.tar", "rb", buffering=0) as file:
+        assert repr(UnnamedFile(file, 3, "a file")) == "<a file>"
         assert UnnamedFile(file, 3, "a file").read(3) == (tmp_path / "image.tar").read_bytes()[:3]

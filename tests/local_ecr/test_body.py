@@ -119,3 +119,9 @@ def test_stored_layers_take_little_more_memory_than_their_size(
 
 def test_leaves_what_is_no_text_to_the_check_of_parameters() -> None:
     assert parse_body(b'{"layerPartBlob": 5}') == {"layerPartBlob": 5}
+
+
+def test_finds_part_beside_a_nested_member_of_that_name() -> None:
+    body = b'{"nested": {"layerPartBlob": "AAAA"}, "layerPartBlob": "AQID"}'
+    nested = {"layerPartBlob": "AAAA"}
+    assert parse_body(body) == {"nested": nested, "layerPartBlob": b"\1\2\3"}
