@@ -491,3 +491,19 @@ def test_reports_port_that_is_used(ecr: LocalECR) -> None:
         f"error: cannot listen on port {port}: Address already in use. Pass another --port, or "
         "none\n"
     )
+
+
+@pytest.mark.parametrize("url", ["user:hunter2@127.0.0.1:1", "http:///hunter2"])
+def test_malformed_endpoint_in_the_environment_is_not_shown(
+    url: str, path: Path, run_in_process: RunInProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (
+        ("ACCESS_KEY_ID", "a"),
+        ("SECRET_ACCESS_KEY", "b"),
+        ("REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_ECR", url)
+    status, _, stderr = run_in_process(None, path, "demo")
+    assert status == 1
+    assert "hunter2" not in stderr

@@ -478,3 +478,40 @@ def test_link_that_leads_to_itself_cannot_be_read(
     Checkpoint(BestEffortPath(str(checkpoint), lambda _error: None)).save(
         UploadSession(repository_name="demo", upload_id="u-1", part_size=10)
     )
+
+
+@pytest.mark.parametrize("victim", ["a file", "a FIFO"])
+def test_link_that_takes_the_place_of_the_checkpoint_is_not_followed(
+    victim: str, uploader: LayerUploader, checkpoint: Path, tmp_path: Path
+) -> None:
+    """It may lead to any file, which would be replaced and then deleted."""
+    target = tmp_path / "the user's own"
+    if victim == "a file":
+        target.write_text("precious")
+    else:
+        os.mkfifo(target)
+    before = target.lstat()
+
+    def put_link(newly_confirmed: int) -> None:
+        if newly_confirmed and not checkpoint.is_symlink():
+            checkpoint.unlink(missing_ok=True)
+            checkpoint.symlink_to(target)
+
+    uploader.upload(BLOB, checkpoint=checkpoint, progress=put_link)
+    assert target.lstat() == before
+
+
+def test_left_over_file_may_name_any_process(uploader: LayerUploader, checkpoint: Path) -> None:
+    left = checkpoint.with_name(f".{checkpoint.name}.{'9' * 30}.abc.tmp")
+    left.touch()
+    uploader.upload(BLOB, checkpoint=checkpoint)
+    assert left.exists()
+
+
+def test_starts_over_if_upload_id_cannot_be_ecrs(
+    ecr: LocalECR, uploader: LayerUploader, checkpoint: Path
+) -> None:
+    document = json.loads(uploader.initiate(layer_digest=DIGEST, layer_size=45).to_json())
+    checkpoint.write_text(json.dumps({**document, "uploadId": "x"}))
+    uploader.upload(BLOB, checkpoint=checkpoint)
+    assert ecr.layer("demo", DIGEST) == BLOB

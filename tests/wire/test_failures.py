@@ -211,6 +211,15 @@ def test_shows_scheme_host_and_port_of_a_url_or_nothing(url: str, shown: str) ->
     assert show_url(url) == shown
 
 
+@pytest.mark.parametrize("rest", ["?token=SECRET", "SECRET/", "#SECRET"])
+def test_error_with_more_of_a_url_is_not_chained(rest: str, ecr: LocalECR) -> None:
+    """A traceback would show it."""
+    client = ecr.client(endpoint_url=f"http://127.0.0.1:9/{rest}")
+    with pytest.raises(ServiceError) as raised:
+        LayerUploader(client, "demo", retrying=NO_WAIT).initiate()
+    assert "SECRET" not in "".join(traceback.format_exception(raised.value))
+
+
 CANONICAL_REQUEST = (
     "The request signature we calculated does not match the signature you provided. Check your AWS "
     "Secret Access Key and signing method.\n\nThe Canonical String for this request should have "

@@ -56,9 +56,21 @@ def show_text(text: str) -> str:
 def has_secret(error: BaseException) -> bool:
     """Whether a traceback of ``error`` might show what ``show_error`` leaves out."""
     try:
-        return show_text(str(error)) != str(error)
+        urls = _urls_of(error)
+        return show_text(str(error)) != str(error) or any(map(_may_have_secret, urls))
     except Exception:  # noqa: BLE001  (as above)
         return True
+
+
+def _urls_of(error: BaseException) -> list[str]:
+    kwargs = getattr(error, "kwargs", None)
+    items = kwargs.items() if isinstance(kwargs, dict) else ()
+    return [value for name, value in items if str(name).endswith("url") and isinstance(value, str)]
+
+
+def _may_have_secret(url: str) -> bool:
+    """Whether a URL has more than a scheme, a host and a port."""
+    return show_url(url) != url.rstrip("/")
 
 
 def _show(error: BaseException) -> str:

@@ -160,6 +160,8 @@ def describe_os_error(error: Exception) -> str:
 
 def _describe_error(error: Exception) -> str:
     shown = describe_os_error(error) if isinstance(error, OSError) else show_error(error)
+    if shown.startswith("Invalid endpoint"):  # botocore shows the URL, which may have a password
+        shown = "the endpoint URL is malformed"
     text = to_printable(shown).strip().rstrip(".")
     return f"{type(error).__name__}: {text}"
 

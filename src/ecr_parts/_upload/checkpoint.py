@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from ecr_parts._base.files import NotRegularError, open_regular
@@ -84,9 +85,12 @@ class Checkpoint:
                 f"{error}. Pass an absolute path"
             ) from error
 
-    @property
+    @cached_property
     def _target(self) -> Path:
-        """The file itself, if the path is that of a symbolic link."""
+        """The file itself, if the path is that of a symbolic link when it is first used.
+
+        A link that is put in its place later is replaced, not followed: it may lead to any file.
+        """
         return Path(os.path.realpath(self.path))  # ``Path.resolve`` may raise RuntimeError
 
     @property
@@ -103,7 +107,7 @@ class Checkpoint:
         ``save`` could not write it, so that this is known before anything is sent.
         """
         try:
-            text = self._read()
+            text = self._read(self._target)
         except OSError as error:
             raise_or_report(self._given, self._error("cannot be read", error), error)
             return None
@@ -128,9 +132,9 @@ class Checkpoint:
                 advice = "Pass another file, or delete this one to start over"
             raise self._error("cannot be used", f"{error}. {advice}") from error
 
-    def _read(self) -> bytes | None:
+    def _read(self, path: Path) -> bytes | None:
         try:
-            with open_regular(self.path) as file:
+            with open_regular(path) as file:
                 return file.read(_MAX_FILE_SIZE)
         except FileNotFoundError:
             return None
@@ -142,7 +146,7 @@ class Checkpoint:
     def _remove_left_over(self) -> None:
         """Delete temporary files of processes that were killed while they saved this checkpoint."""
         target = self._target
-        name = re.compile(re.escape(_prefix(target)) + r"(\d+)\.[^.]+\.tmp")
+        name = re.compile(re.escape(_prefix(target)) + r"(\d{1,9})\.[^.]+\.tmp")
         with suppress(FileNotFoundError), os.scandir(target.parent) as entries:
             for entry in entries:
                 found = name.fullmatch(entry.name)

@@ -158,7 +158,9 @@ def raise_error(
 
 
 def _event_of(failed: CallFailed) -> Event:
-    if failed.code == "UploadNotFoundException":
+    # ECR refuses an upload ID that cannot be its own, such as that of a damaged checkpoint.
+    malformed_id = failed.code == "InvalidParameterException" and "uploadId" in failed.description
+    if failed.code == "UploadNotFoundException" or malformed_id:
         return Event.UPLOAD_NOT_FOUND
     if failed.operation != "CompleteLayerUpload":
         return Event.CALL_FAILED
