@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 
 import tenacity
@@ -371,10 +372,10 @@ class LayerUploader:
         check_session(session)  # its fields may have been changed
         target = self._repository.target
         if not target.has(session):
-            raise ValueError(
-                f"session must be for {_location(target.repository_name, target.registry_id)}, not "
-                f"for {_location(session.repository_name, session.registry_id)}"
+            other = replace(
+                target, repository_name=session.repository_name, registry_id=session.registry_id
             )
+            raise ValueError(f"session must be for {target}, not for {other}")
 
     def _check_part(self, session: UploadSession, blob: Blob) -> Part:
         if not isinstance(blob, bytes | bytearray | memoryview):
@@ -396,8 +397,3 @@ class LayerUploader:
                 f"parts of session.part_size, {session.part_size:,} bytes"
             )
         return part
-
-
-def _location(repository_name: str, registry_id: str | None) -> str:
-    registry = "the default registry" if registry_id is None else f"registry {registry_id!r}"
-    return f"repository {repository_name!r} in {registry}"

@@ -101,3 +101,27 @@ def test_late_thread_is_waited_for(ends: bool, monkeypatch: pytest.MonkeyPatch) 
     waiter.wait(task, 0.01)
     assert task.timed_out != ends
     assert task.unclaimed.locked()
+
+
+def test_interruption_before_a_thread_has_the_task_is_not_delayed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody waits for a thread that may still begin the task, and nobody runs it."""
+    monkeypatch.setattr("ecr_parts._base.threads._START_TIMEOUT", 10**6)
+    monkeypatch.setattr("ecr_parts._base.threads._WAKE_INTERVAL", 0.01)
+    outcomes: list[str] = []
+
+    def run_interrupted() -> None:
+        sys.settrace(raise_before("self.give(name, task)"))
+        try:
+            with Waiter() as waiter:
+                waiter.run("disk", lambda: outcomes.append("run"))
+        except InterruptError:
+            outcomes.append("interrupted")
+        finally:
+            sys.settrace(None)
+
+    thread = threading.Thread(target=run_interrupted, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert outcomes == ["interrupted"]

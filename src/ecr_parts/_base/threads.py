@@ -304,7 +304,7 @@ class Waiter:
         try:
             start = min(seconds, max(0.0, task.overdue_at - time.monotonic()))
             ended = self.acquire(task.ended, start)
-            if not ended and not task.unclaimed.locked():
+            if not (ended or task.abandoned or task.unclaimed.locked()):
                 ended = self._run_if_overdue(task)
             if not ended:
                 ended = self.acquire(task.ended, seconds - start)

@@ -81,10 +81,10 @@ class Workers:
 
     def _wait_until(self, condition: Callable[[], bool]) -> None:
         while True:
+            self._stop.check()
             self._start_workers()
-            finished = condition()
-            self._stop.check()  # afterwards: the last call may have failed meanwhile
-            if finished:
+            if condition():
+                self._stop.check()  # again: the last call may have failed meanwhile
                 return
             self._waiter.acquire(self._changed, _POLL_INTERVAL)
 

@@ -242,16 +242,14 @@ def _open_path(
     if must_be_regular or stat.S_ISREG(os.stat(path).st_mode):
         file = _open_regular(path)
         if os.fstat(file.fileno()).st_size or not file.read(1):
-            opened: Source = _RegularFile(file, path)
-        else:  # as in /proc, whose files have content but no size
-            file.close()
-            file = open(path, "rb", buffering=0)  # noqa: SIM115  (closed with the source)
-            opened = _stream(file, size, between_reads)
-    else:
-        file = open(path, "rb", buffering=0)  # noqa: SIM115  (closed with the source)
-        opened = _stream(file, size, between_reads)
-    opened.opened_file = file
-    return opened
+            regular = _RegularFile(file, path)
+            regular.opened_file = file
+            return regular
+        file.close()  # as in /proc, whose files have content but no size
+    file = open(path, "rb", buffering=0)  # noqa: SIM115  (closed with the source)
+    stream = _stream(file, size, between_reads)
+    stream.opened_file = file
+    return stream
 
 
 def _open_regular(path: str | os.PathLike[str]) -> io.FileIO:

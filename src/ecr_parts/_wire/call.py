@@ -45,6 +45,10 @@ class Target:
         registry = {} if self.registry_id is None else {"registryId": self.registry_id}
         return {"repositoryName": self.repository_name, **registry}
 
+    def __str__(self) -> str:
+        registry = f"registry {self.registry_id!r}" if self.registry_id else "the default registry"
+        return f"repository {self.repository_name!r} in {registry}"
+
     @property
     def description(self) -> str:
         """Where the repository is: the endpoint, the registry and the name."""
@@ -189,10 +193,10 @@ class Call(Generic[_T]):
 
     def _new_attempt(self, gate: Gate | None) -> Attempt[_T | CallFailed]:
         """A task that makes the call, ahead of its turn if there is a ``gate``."""
+        # Looked up for each attempt, because a client may switch to another one in between.
+        method = getattr(self.target.client, METHODS[self.operation])
         # An abandoned attempt may live on. So the task must not refer to ``self``, which refers to
         # the part and to the caller's objects.
-        # The method is looked up for each attempt: a client may switch to another one in between.
-        method = getattr(self.target.client, METHODS[self.operation])
         confirmation, next_gate = self.confirmation, Gate()
         parse, parse_refusal = self.parse, self.parse_refusal
         check = partial(_check_turn, gate, self.options.overlap, str(self))
