@@ -8,6 +8,7 @@ import io
 import os
 import pty
 import random
+import resource
 import struct
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -240,3 +242,14 @@ STREAMS: dict[str, SourceMaker] = {
 }
 """The kinds of sources that can be read once."""
 SOURCES = REPLAYABLE | STREAMS
+
+
+@contextmanager
+def limited_file_size(size: int) -> Iterator[None]:
+    """No file of this process can become larger: a full disk, as far as a program sees it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

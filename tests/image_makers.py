@@ -6,7 +6,7 @@ import gzip
 import io
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,12 @@ MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
+PLAIN_TYPE = "application/vnd.oci.image.layer.v1.tar"
+EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
+DOCKER_MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 REF_NAME = "org.opencontainers.image.ref.name"
+FULL_NAME = "io.containerd.image.name"
+"""The annotation that docker and buildx write beside the tag."""
 
 Descriptor = dict[str, Any]
 
@@ -56,6 +61,35 @@ class Layout:
         }
         return self.add_json(document, MANIFEST_TYPE, platform=platform)
 
+    def add_plain_image(
+        self, architecture: str, layers: Sequence[bytes], **fields: object
+    ) -> Descriptor:
+        """Write an image whose layers are not compressed, as ``docker save`` does since 25."""
+        platform = {"architecture": architecture, "os": "linux"}
+        rootfs = {"type": "layers", "diff_ids": [digest_of(layer) for layer in layers]}
+        document = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "config": self.add_json({**platform, "config": {}, "rootfs": rootfs}, CONFIG_TYPE),
+            "layers": [self.add(layer, PLAIN_TYPE) for layer in layers],
+            **fields,
+        }
+        return self.add_json(document, MANIFEST_TYPE, platform=platform)
+
+    def add_artifact(self, subject: Descriptor | None = None, **fields: object) -> Descriptor:
+        """Write what is no image, such as a signature that refers to ``subject``."""
+        empty = self.add(b"{}", EMPTY_TYPE)
+        document = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "artifactType": "application/vnd.example.signature",
+            "config": empty,
+            "layers": [self.add(b"signature", "application/octet-stream")],
+            **({} if subject is None else {"subject": referred(subject)}),
+            **fields,
+        }
+        return self.add_json(document, MANIFEST_TYPE)
+
     def add_index(self, *manifests: Descriptor) -> Descriptor:
         return self.add_json(
             {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": manifests}, INDEX_TYPE
@@ -70,6 +104,27 @@ class Layout:
     def content(self) -> dict[str, bytes]:
         """The blobs by digest."""
         return {f"sha256:{path.name}": path.read_bytes() for path in self.blobs.iterdir()}
+
+
+def referred(descriptor: Descriptor) -> Descriptor:
+    """What a subject says about a manifest."""
+    return {name: descriptor[name] for name in ("mediaType", "digest", "size")}
+
+
+def saved(image: Descriptor, full_name: str) -> Descriptor:
+    """``image`` in the ``index.json`` of ``docker save`` and buildx: with its name and its tag."""
+    tag = full_name.rpartition(":")[2]
+    return {**image, "annotations": {FULL_NAME: full_name, REF_NAME: tag}}
+
+
+def attested(image: Descriptor, attestation: Descriptor) -> Descriptor:
+    """An attestation of buildkit in the index of the image that it describes."""
+    annotations = {
+        "vnd.docker.reference.digest": image["digest"],
+        "vnd.docker.reference.type": "attestation-manifest",
+    }
+    platform = {"architecture": "unknown", "os": "unknown"}
+    return {**attestation, "annotations": annotations, "platform": platform}
 
 
 def named(image: Descriptor, *names: str) -> list[Descriptor]:
@@ -95,6 +150,56 @@ def archive(directory: Path, path: Path) -> Path:
     """A tar archive of ``directory``, with names that start with ``./``."""
     with tarfile.open(path, "w") as tar:
         tar.add(directory, "./")
+    return path
+
+
+def directory_format(layout: Layout, root: Descriptor, path: Path) -> Path:
+    """What ``skopeo copy --all … dir:PATH`` writes of an image, and buildah and podman do."""
+    path.mkdir()
+    (path / "version").write_text("Directory Transport Version: 1.1\n")
+    (path / "manifest.json").write_bytes(layout.blob_path(root).read_bytes())
+    for file in layout.blobs.iterdir():
+        is_manifest = b'"schemaVersion"' in file.read_bytes()
+        suffix = ".manifest.json" if is_manifest else ""
+        (path / f"{file.name}{suffix}").write_bytes(file.read_bytes())
+    return path
+
+
+def several_in_docker_archive(
+    path: Path, images: Mapping[tuple[str, ...], Sequence[bytes]]
+) -> Path:
+    """What docker 20.10 writes of several images: the layers of each, by its names.
+
+    Each layer is in a directory, with files that older versions need; a layer that was written
+    already is a link.
+    """
+    written: dict[str, str] = {}
+    manifest = []
+    with tarfile.open(path, "w") as tar:
+
+        def add(name: str, content: bytes, kind: bytes = tarfile.REGTYPE, target: str = "") -> None:
+            member = tarfile.TarInfo(name)
+            member.size, member.type, member.linkname = len(content), kind, target
+            tar.addfile(member, io.BytesIO(content))
+
+        for names, layers in images.items():
+            files = []
+            for number, layer in enumerate(layers):
+                directory = digest_of(f"{names} {number}".encode())[7:]
+                add(directory, b"", tarfile.DIRTYPE)
+                add(f"{directory}/VERSION", b"1.0")
+                files.append(f"{directory}/layer.tar")
+                if (first := written.setdefault(digest_of(layer), directory)) == directory:
+                    add(files[-1], layer)
+                else:
+                    add(files[-1], b"", tarfile.SYMTYPE, f"../{first}/layer.tar")
+            rootfs = {"type": "layers", "diff_ids": [digest_of(layer) for layer in layers]}
+            config = json.dumps({"architecture": "amd64", "os": "linux", "rootfs": rootfs}).encode()
+            config_name = f"{digest_of(config)[7:]}.json"
+            add(config_name, config)
+            manifest.append({"Config": config_name, "RepoTags": [*names], "Layers": files})
+        add("manifest.json", json.dumps(manifest).encode())
+        add("repositories", b"{}")
     return path
 
 

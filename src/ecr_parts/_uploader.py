@@ -239,8 +239,10 @@ class LayerUploader:
         self,
         image: str | os.PathLike[str],
         *,
+        name: str | None = None,
         tags: Iterable[str] | None = None,
         platforms: Iterable[str] | None = None,
+        preserve_digests: bool = False,
         max_workers: int = 4,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         progress: Callable[[int], object] | None = None,
@@ -262,10 +264,10 @@ class LayerUploader:
         no ``put_image``; ``TypeError`` and ``ValueError`` for bad arguments; and what opening
         ``image`` raises. The error's ``manifests`` are the digests that were put before it.
         """
-        options = PushOptions(tags, platforms, max_workers, checkpoint_dir, progress)
-        push = ImagePush(self._repository, self._planner, image, options)
-        with ClearOwnFrames():
-            return push.run()
+        options = PushOptions(
+            name, tags, platforms, preserve_digests, max_workers, checkpoint_dir, progress
+        )
+        return push_observed(self, image, options)
 
     def initiate(
         self, *, layer_size: int | None = None, layer_digest: str | None = None
@@ -397,3 +399,12 @@ class LayerUploader:
                 f"parts of session.part_size, {session.part_size:,} bytes"
             )
         return part
+
+
+def push_observed(
+    uploader: LayerUploader, image: str | os.PathLike[str], options: PushOptions
+) -> PushedImage:
+    """``uploader.push_image``, with an observer."""
+    push = ImagePush(uploader._repository, uploader._planner, image, options)
+    with ClearOwnFrames():
+        return push.run()

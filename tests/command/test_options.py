@@ -200,6 +200,7 @@ ODD_VALUES = [
 ACCEPTED = {
     "--checkpoint": set(ODD_VALUES) - {""},
     "--checkpoint-dir": set(ODD_VALUES) - {""},
+    "--image": {"nan", "inf", "1e400", "-1", "1" * 400, " "},
     "--profile": {"nan", "inf", "1e400", "-1", "1" * 400, " "},
     "--region": {"nan", "inf", "1e400"},
     "--repository": {"nan", "inf", "1e400"},

@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import NO_WAIT, SMALL_LIMITS, digest_of, operations, random_bytes
+from helpers import (
+    NO_WAIT,
+    SMALL_LIMITS,
+    digest_of,
+    limited_file_size,
+    operations,
+    random_bytes,
+)
 from image_makers import (
     INDEX_TYPE,
     LAYER_TYPE,
@@ -174,7 +181,8 @@ def test_leaves_out_layer_that_is_downloaded_from_elsewhere(
 
 def test_config_may_be_larger_than_a_manifest(small: Layout, local_ecr: LocalECR) -> None:
     config = small.add(bytes(4_194_305), "application/octet-stream")
-    manifest = {"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": config, "layers": []}
+    layers = [small.add(LAYERS[0], LAYER_TYPE)]
+    manifest = {"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": config, "layers": layers}
     small.finish(small.add_json(manifest, MANIFEST_TYPE))
     LayerUploader(local_ecr.client(), "demo").push_image(small.path)
     assert stored(local_ecr) == small.content()
@@ -227,7 +235,7 @@ def test_platform_of_an_image_without_index_is_that_of_its_config(
         uploader.push_image(small.path, platforms=["linux/amd64", "linux/arm64"])
 
 
-@pytest.mark.parametrize("platform", ["linux/s390x", "linux/arm64/v8", "windows/amd64"])
+@pytest.mark.parametrize("platform", ["linux/s390x", "linux/arm64/v9", "windows/amd64"])
 def test_reports_which_platforms_there_are(
     platform: str, layout: Layout, ecr: LocalECR, uploader: LayerUploader
 ) -> None:
@@ -334,23 +342,12 @@ def test_compressed_layer_may_have_several_gzip_members(
     assert pushed.layers[1].digest == digest_of(layer)
 
 
-def test_unpacked_docker_archive_is_refused(
-    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
-) -> None:
-    with tarfile.open(docker_archive(tmp_path / "image.tar", LAYERS)) as tar:
-        tar.extractall(tmp_path / "unpacked")
-    with pytest.raises(InvalidImageError, match="is not an image"):
-        uploader.push_image(tmp_path / "unpacked")
-
-
-def test_temporary_file_that_cannot_be_written(
-    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path, mocker: MockerFixture
-) -> None:
-    file = mocker.patch("tempfile.TemporaryFile").return_value.__enter__.return_value
-    file.write.side_effect = OSError(28, "No space left on device")
-    path = docker_archive(tmp_path / "image.tar", LAYERS)
-    with pytest.raises(OSError, match="No space left on device: set TMPDIR"):
+def test_temporary_file_that_cannot_be_written(local_ecr: LocalECR, tmp_path: Path) -> None:
+    path = docker_archive(tmp_path / "image.tar", [random_bytes(2_000_000)])
+    uploader = LayerUploader(local_ecr.client(), "demo")
+    with limited_file_size(1_000_000), pytest.raises(OSError, match=r"large\. Set TMPDIR"):
         uploader.push_image(path)
+    assert local_ecr.calls == []
 
 
 def test_unusable_checkpoint_dir(
@@ -377,8 +374,8 @@ def test_docker_archive_without_tags(uploader: LayerUploader, tmp_path: Path) ->
 def test_layers_that_fill_the_disk_are_not_compressed(
     ecr: LocalECR, uploader: LayerUploader, tmp_path: Path, mocker: MockerFixture
 ) -> None:
-    mocker.patch("shutil.disk_usage").return_value.free = 300
-    with pytest.raises(OSError, match=r"may need 365 bytes, and .* has 300: set TMPDIR"):
+    mocker.patch("shutil.disk_usage", return_value=(1_000, 700, 300))
+    with pytest.raises(OSError, match=r"may need 365 bytes more, and .* has 300: set TMPDIR"):
         uploader.push_image(docker_archive(tmp_path / "image.tar", LAYERS))
     assert ecr.calls_of("InitiateLayerUpload") == []
 
@@ -407,12 +404,11 @@ def test_archive_that_changes_while_it_is_compressed(
 ) -> None:
     path = docker_archive(tmp_path / "image.tar", LAYERS[:1])
 
-    class Compressor:
-        def compress(self, _blob: object) -> bytes:
-            os.truncate(path, 600)
-            return b""
+    def truncate(*_: object) -> int:
+        os.truncate(path, 600)
+        return 0
 
-    mocker.patch("zlib.compressobj", return_value=Compressor())
+    mocker.patch("zlib.crc32", truncate)
     with pytest.raises(SourceChangedError, match=r"image\.tar' changed its size .* to 600 bytes"):
         uploader.push_image(path)
     assert ecr.calls == []
@@ -438,9 +434,10 @@ def test_progress_can_end_the_compression(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"manifest": []}, "has 0 images"),
-        ({"manifest": {}}, "has 0 images"),
-        ({"manifest": [{}, {}]}, "has 2 images"),
+        ({"manifest": []}, "has no image"),
+        ({"manifest": 1}, "is not an image"),
+        ({"manifest": [{}, {}]}, "has several images: pass name to choose one"),
+        ({"manifest": [[]]}, "Config is None"),
         ({"manifest": [{}]}, "Config is None"),
         ({"manifest": [{"Config": "none", "Layers": []}]}, "has no none"),
         ({"manifest": [{"Config": "../x", "Layers": []}]}, r"has no \.\./x"),
@@ -518,7 +515,7 @@ def delete_config(layout: Layout, image: Descriptor) -> None:
 
 def make_too_much_manifest(layout: Layout, image: Descriptor) -> None:
     manifest = json.loads(layout.blob_path(image).read_text())
-    padded = [{**manifest, "annotations": {"n": str(n), "x": "x" * 4_000_000}} for n in range(17)]
+    padded = [{**manifest, "annotations": {"n": str(n), "x": "x" * 4_000_000}} for n in range(13)]
     layout.finish(layout.add_index(*(layout.add_json(one, MANIFEST_TYPE) for one in padded)))
 
 
@@ -553,15 +550,6 @@ def make_deep(layout: Layout, image: Descriptor) -> None:
     layout.finish(image)
 
 
-def make_too_many_manifests(layout: Layout, image: Descriptor) -> None:
-    manifest = json.loads(layout.blob_path(image).read_text())
-    manifests = [
-        layout.add_json({**manifest, "annotations": {"n": str(n)}}, MANIFEST_TYPE)
-        for n in range(2_001)
-    ]
-    layout.finish(layout.add_index(*manifests))
-
-
 def make_bomb(layout: Layout, image: Descriptor) -> None:
     layout.finish(layout.add(b"[" * 100_000, MANIFEST_TYPE))
 
@@ -571,7 +559,7 @@ def make_huge(layout: Layout, image: Descriptor) -> None:
 
 
 def make_huge_index_json(layout: Layout, image: Descriptor) -> None:
-    (layout.path / "index.json").write_bytes(bytes(5_000_000))
+    (layout.path / "index.json").write_bytes(bytes(9_000_000))
 
 
 def write_index_json(text: str) -> Callable[[Layout, Descriptor], None]:
@@ -608,18 +596,18 @@ def add_second_image(layout: Layout, image: Descriptor) -> None:
         (with_descriptor(digest=digest_of(b""), urls=["https://example.com"]), "has no blob"),
         (empty_blob, "is empty, and ECR rejects empty layers"),
         (delete_config, "has no blob"),
-        (make_too_much_manifest, "has manifests of more than 67,108,864 bytes"),
+        (make_too_much_manifest, "manifests take more than 50,331,648 bytes"),
         (with_descriptor(mediaType="text/plain"), "has the media type 'text/plain'"),
         (with_descriptor(mediaType=""), "mediaType is None"),
-        (make_deep, "too deep a tree"),
-        (make_too_many_manifests, "more than 2,000 manifests"),
+        (make_deep, "indexes in indexes, more than 5 deep"),
         (make_bomb, "is not JSON"),
         (make_huge, "has 5,000,000 bytes, more than 4,194,304"),
-        (make_huge_index_json, "has 5,000,000 bytes, more than 4,194,304"),
+        (make_huge_index_json, "has 9,000,000 bytes, more than 8,388,608"),
         (write_index_json("{"), "is not JSON"),
-        (write_index_json("[]"), "manifests is None"),
-        (write_index_json('{"manifests": []}'), "has 0 images: .* none"),
-        (add_second_image, r"has 2 images: .*\(app:v1\), sha256:.* \(linux/arm64\)"),
+        (write_index_json("[]"), "index.json is not a JSON object"),
+        (write_index_json('{"manifests": []}'), "has no image"),
+        (write_index_json('{"manifests": {}}'), r"manifests is \{\}"),
+        (add_second_image, r"They are app:v1 \(sha256:.*\); linux/arm64 \(sha256:.*\)"),
     ],
 )
 def test_checks_image_before_the_first_call(
@@ -638,7 +626,7 @@ def test_checks_image_before_the_first_call(
     with pytest.raises(InvalidImageError, match=message) as raised:
         uploader.push_image(path)
     assert repr(str(path)) in str(raised.value)
-    assert ecr.calls == []
+    assert set(operations(ecr)) <= {"BatchCheckLayerAvailability"}  # about blobs that are absent
 
 
 def write_tar(path: Path, *members: tuple[str, bytes, str | bytes]) -> Path:
@@ -673,19 +661,6 @@ def test_names_in_an_archive_never_leave_it(
     with pytest.raises(InvalidImageError, match=r"is not an image|leads nowhere"):
         uploader.push_image(path)
     assert ecr.calls == []
-
-
-@pytest.mark.parametrize(
-    ("start", "command"),
-    [(b"\x1f\x8b", "gzip"), (b"BZh9", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"(\xb5/\xfd", "zstd")],
-)
-def test_refuses_compressed_archive(
-    start: bytes, command: str, uploader: LayerUploader, tmp_path: Path
-) -> None:
-    path = tmp_path / "image.tar.gz"
-    path.write_bytes(start + bytes(1_000))
-    with pytest.raises(InvalidImageError, match=f"decompress it first, .* with {command} -d$"):
-        uploader.push_image(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"text", bytes(100), b"text" * 200])
@@ -1132,7 +1107,7 @@ def test_rewritten_index_keeps_numbers(
     layout.finish(layout.add(text.encode(), INDEX_TYPE))
     pushed = uploader.push_image(layout.path, platforms=["linux/amd64", "linux/arm64"])
     content = ecr.registry.repositories["demo"].images[pushed.digest].manifest
-    assert f'"annotations": {{"numbers": {numbers}}}' in content
+    assert f'"annotations":{{"numbers":{numbers.replace(" ", "")}}}' in content
     assert "s390x" not in content
 
 
@@ -1149,9 +1124,9 @@ def test_refuses_constants_that_are_not_json(
 
 def test_link_that_leads_to_itself_is_an_error(uploader: LayerUploader, tmp_path: Path) -> None:
     layout = two_platforms(tmp_path / "image")
-    blob = next(layout.blobs.iterdir())
-    blob.unlink()
-    blob.symlink_to(blob)
+    for blob in layout.blobs.iterdir():
+        blob.unlink()
+        blob.symlink_to(blob)
     with pytest.raises(InvalidImageError, match="symbolic links"):
         uploader.push_image(layout.path)
 

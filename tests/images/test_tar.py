@@ -32,7 +32,9 @@ def expected_entries(content: bytes) -> list[TarEntry]:
                 found.append(TarEntry(member.name, posixpath.join(directory, member.linkname)))
             elif member.islnk():
                 found.append(TarEntry(member.name, member.linkname))
-            elif member.isreg() and not member.issparse():
+            elif member.issparse():
+                found.append(TarEntry(member.name, None, 0, member.size, ()))
+            elif member.isreg():
                 found.append(TarEntry(member.name, None, member.offset_data, member.size))
     return found
 
@@ -148,9 +150,9 @@ def with_field(start: int, value: bytes) -> bytes:
         (entry("x", tarfile.XHDTYPE, b"1" * 60_000), "not a number"),
         (entry("x", tarfile.XHDTYPE, b"1" * 65_537), "a header of 65,537 bytes"),
         (entry("x", tarfile.GNUTYPE_LONGNAME, b"1" * 65_537), "a header of 65,537 bytes"),
-        (header("x") * 100_001, "more than 100,000 entries"),
-        (header("x", tarfile.DIRTYPE) * 100_001, "more than 100,000 entries"),
-        (entry("x", tarfile.GNUTYPE_LONGNAME, b"a\0") * 100_001, "more than 100,000 entries"),
+        (header("x") * 150_001, "more than 150,000 entries"),
+        (header("x", tarfile.DIRTYPE) * 150_001, "more than 150,000 entries"),
+        (entry("x", tarfile.GNUTYPE_LONGNAME, b"a\0") * 150_001, "more than 150,000 entries"),
         ((extended("path", b"a" * 60_000) + header("x")) * 600, "names of more than"),
         ((extended("linkpath", b"a" * 60_000) + header("x")) * 600, "names of more than"),
         (with_field(156, b"S" + bytes(325) + b"\1") + b"x" * 512, "a number that is not octal"),
@@ -188,10 +190,62 @@ def test_global_header_does_not_apply_to_names() -> None:
     assert [one.name for one in entries_of(content)] == ["x", "x"]
 
 
-def test_sparse_files_are_left_out() -> None:
-    sparse = extended("GNU.sparse.major", b"1") + header("x")
-    old = with_field(156, b"S")
-    assert entries_of(sparse + old + header("y") + END)[0].name == "y"
+@pytest.mark.skipif(shutil.which("tar") is None, reason="requires GNU tar")
+@pytest.mark.parametrize("version", ["", "0.0", "0.1", "1.0"])
+@pytest.mark.parametrize("pieces", [0, 1, 3, 60])
+def test_finds_what_is_stored_of_a_sparse_file(version: str, pieces: int, tmp_path: Path) -> None:
+    content = bytearray(8_000_000)
+    with (tmp_path / "a file with a name").open("wb") as file:
+        for i in range(pieces):
+            file.seek(i * 131_072)
+            file.write(b"%3d" % i * 100)
+            content[i * 131_072 : i * 131_072 + 300] = b"%3d" % i * 100
+        file.truncate(len(content))
+    options = ["--format=pax", f"--sparse-version={version}"] if version else ["--format=gnu"]
+    names = ["a file with a name", "another"]
+    (tmp_path / names[1]).write_bytes(b"text")
+    command = ["tar", "-C", str(tmp_path), "--sparse", *options, "-cf", "-", *names]
+    archive = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+    if len(archive) > len(content):
+        pytest.skip("the file system has no holes")
+    sparse, another = entries_of(archive)
+    found = bytearray(sparse.size)
+    for one in sparse.segments or ():
+        found[one.position : one.position + one.size] = archive[one.offset : one.offset + one.size]
+    assert (sparse.name, found == content) == (names[0], True)
+    assert archive[another.offset : another.offset + another.size] == b"text"
+
+
+def sparse_records(**records: object) -> bytes:
+    each = [record(f"GNU.sparse.{key}", str(value).encode()) for key, value in records.items()]
+    return entry("x", tarfile.XHDTYPE, b"".join(each))
+
+
+@pytest.mark.parametrize(
+    "archive",
+    [
+        sparse_records(size=900, map="0,600") + entry("x", b"0", bytes(512)),
+        sparse_records(size=900, map="0,100,50,100") + entry("x", b"0", bytes(512)),
+        sparse_records(size=200, map="0,100,150,100") + entry("x", b"0", bytes(512)),
+        sparse_records(size=900, map="0,x") + entry("x", b"0", bytes(512)),
+        sparse_records(map="0,100") + entry("x", b"0", bytes(512)),
+        sparse_records(major=1, realsize=900) + entry("x", b"0", b"2\n0\n10\n"),
+        sparse_records(major=1, realsize=900) + header("x"),
+        sparse_records(major=1, realsize=900) + entry("x", b"0", b"99999999\n" + b"0\n" * 99_999),
+        sparse_records(size=900, offset=0, numbytes=600) + entry("x", b"0", bytes(512)),
+        with_field(156, b"S" + bytes(325) + b"\1"),
+    ],
+)
+def test_refuses_malformed_sparse_file(archive: bytes) -> None:
+    with pytest.raises(TarError, match=r"sparse|a size that is not"):
+        entries_of(archive)
+
+
+def test_number_of_pieces_is_bounded() -> None:
+    pieces = ",".join(f"{i},0" for i in range(5_000))
+    archive = (sparse_records(size=10**6, map=pieces) + header("x")) * 21
+    with pytest.raises(TarError, match="sparse files with more than 100,000 pieces"):
+        entries_of(archive + END)
 
 
 @given(content=st.binary(max_size=600))

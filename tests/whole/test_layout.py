@@ -21,15 +21,20 @@ PACKAGE = Path(ecr_parts.__file__).parent
 # kit is apart: it must not need the code that it tests.
 PACKAGES = {
     "": ["_version"],
-    "_base": ["validation", "redaction", "files", "threads", "frames", "workers", "notebook"],
+    "_base": [
+        "validation", "redaction", "files", "temporary", "threads", "frames", "workers", "notebook",
+    ],
     "_model": ["parts", "layers", "limits", "session", "machine"],
     "errors": [],
-    "_sources": ["chunks", "base", "stream", "kinds", "digest"],
+    "_sources": ["chunks", "base", "stream", "kinds", "digest", "compression"],
     "_wire": [
         "gate", "bandwidth", "retry", "failures", "answers", "api", "request", "call", "repository",
     ],
     "_upload": ["checkpoint", "plan", "pipeline", "steps", "layer", "batch"],
-    "_images": ["tar", "files", "layout", "docker", "push"],
+    "_images": [
+        "tar", "files", "documents", "contents", "choice", "rewrite", "layout", "docker",
+        "selection", "plain", "plan", "push",
+    ],
     "_uploader": [],
     "__init__": [],
     "testing": [

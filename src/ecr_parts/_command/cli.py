@@ -16,6 +16,7 @@ from ecr_parts._model.layers import is_path
 from ecr_parts._wire.failures import ACCESS_DENIED, CREDENTIAL_ERRORS
 from ecr_parts.errors import (
     EcrPartsError,
+    InvalidImageError,
     LayerTooLargeError,
     ServiceError,
     UnexpectedResponseError,
@@ -34,6 +35,13 @@ _OPTIONS = {
     "UnsupportedCommandException": "--registry-id, --endpoint-url",
 }
 """By error code: the options that set what an error tells the user to check."""
+
+_ARGUMENTS = {
+    "pass name ": "--image",
+    "pass platforms": "--platform",
+    "preserve_digests": "--preserve-digests",
+}
+"""By a part of an error's message about an argument of ``push_image``: the option for it."""
 
 _PERMANENT = frozenset({"ImageTagAlreadyExistsException"})
 """Codes of errors after which the same command fails again."""
@@ -105,5 +113,7 @@ def _options_to_check(error: Exception) -> str:
         return _OPTIONS.get(error.code, not_answered)
     if isinstance(error, UnexpectedResponseError):
         return "--endpoint-url"
+    if isinstance(error, InvalidImageError):
+        return ", ".join(option for text, option in _ARGUMENTS.items() if text in str(error))
     needs_larger_parts = isinstance(error, LayerTooLargeError) and "use parts of" in str(error)
     return "--part-size" if needs_larger_parts else ""

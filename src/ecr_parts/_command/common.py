@@ -153,9 +153,11 @@ class Command(ABC):
 
 def describe_os_error(error: Exception) -> str:
     """What an error says, without its number."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    return str(error)
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    if error.filename is None:
+        return error.strerror
+    return f"{os.fsdecode(error.filename)}: {error.strerror}"
 
 
 def _describe_error(error: Exception) -> str:

@@ -55,9 +55,9 @@ def parse_options() -> argparse.Namespace:
         "push",
         help="push an image",
         usage="ecr-parts push [OPTION]... IMAGE REPOSITORY[:TAG]",
-        description="Push an image from an OCI image layout, an archive of one, or a docker "
-        "archive (docker save, podman save). Prints its digest to standard output, and everything "
-        "else to standard error.",
+        description="Push an image from an OCI image layout, a docker archive (docker save, podman "
+        "save) or dir:, each as a directory or an archive, which may be compressed. Prints its "
+        "digest to standard output, and everything else to standard error.",
         epilog=_PUSH_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -87,6 +87,18 @@ def parse_options() -> argparse.Namespace:
         metavar="OS/ARCH",
         dest="platforms",
         help="push only the image for this platform, such as linux/arm64; may be repeated",
+    )
+    push.add_argument(
+        "--image",
+        type=values.name,
+        metavar="NAME",
+        dest="image_name",
+        help="which image to push, if IMAGE has several: its name, tag or digest",
+    )
+    push.add_argument(
+        "--preserve-digests",
+        action="store_true",
+        help="fail rather than change the image's digest; otherwise, plain layers are compressed",
     )
     _add_common_options(push, "blobs")
     push.add_argument(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from ecr_parts._base.validation import is_digest, is_name, short_repr
-from ecr_parts._images.layout import TAG
+from ecr_parts._images.choice import TAG
 from ecr_parts._images.push import PLATFORM
 
 _SIZE_UNITS = {

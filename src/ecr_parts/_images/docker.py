@@ -1,222 +1,110 @@
-"""Docker archives: ``docker save`` before version 25, ``podman save``, kaniko, jib, Bazel.
+"""Docker archives: ``docker save`` before version 25, ``podman save``, kaniko, jib, Bazel, Nix.
 
-Their layers are mostly not compressed. A registry gets them with gzip, as docker pushes them.
+They have no manifest, so one is made, whose layers are those of the archive. They are mostly not
+compressed, and are when the image is pushed. Reference: "Combined Image JSON + Filesystem Changeset
+Format" in https://github.com/moby/moby/blob/v27.0.0/image/spec/v1.2.md
 """
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import io
 import re
-import tempfile
-import zlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from typing_extensions import override
-
 from ecr_parts._base.validation import is_digest, short_repr
-from ecr_parts._images.files import ImageFiles, image_error, read_file
-from ecr_parts._images.layout import (
+from ecr_parts._images.contents import (
+    DOCKER_CONFIG,
     DOCKER_MANIFEST,
-    Image,
-    check_layer_count,
-    check_platform,
-    create_manifest,
-    find_json,
-    member,
-    parse_json,
-    read_json,
-    tag_of,
+    Contents,
+    Descriptor,
+    Manifest,
+    digest_of,
+    parse_manifest,
+    platform_name,
 )
-from ecr_parts._model.layers import FileRegion, Layer, UnnamedFile
-from ecr_parts._sources.base import Source
-from ecr_parts._sources.digest import RunningDigest
-from ecr_parts._sources.kinds import open_source
+from ecr_parts._images.documents import find_json, member, parse_json, write_json
+from ecr_parts._images.files import ImageFiles, image_error, read_file
+from ecr_parts._images.rewrite import DOCKER_LAYER
+from ecr_parts._model.layers import FileRegion
 from ecr_parts.errors import InvalidImageError
 
-_CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
-_LAYER_TYPE = "application/vnd.docker.image.rootfs.diff.tar.gzip"
-_GZIP = b"\x1f\x8b"
-_CHUNK_SIZE = 1024 * 1024  # bytes
+
+def read_docker_archive(files: ImageFiles, images: list[Any]) -> Contents:
+    """The contents of a docker archive, whose ``manifest.json`` is ``images``."""
+    reader = _DockerReader(files)
+    listed: list[Descriptor] = []
+    for number, image in enumerate(images):
+        listed += reader.read(number, image)
+    return Contents(files.path, tuple(listed), reader.manifests, reader.problems, reader.blobs.get)
 
 
-@dataclass(frozen=True)
-class StoredLayer:
-    """A layer as it is in the archive."""
+class _DockerReader:
+    def __init__(self, files: ImageFiles) -> None:
+        self._files = files
+        self._error_of = partial(image_error, files.path)
+        self.manifests: dict[str, Manifest] = {}
+        self.problems: dict[str, InvalidImageError] = {}
+        self.blobs: dict[str, FileRegion] = {}
+        """By digest: configs, and layers by their diff IDs."""
 
-    region: FileRegion
-    diff_id: str
-    """The digest of the layer before compression."""
-    is_compressed: bool
+    def read(self, number: int, image: object) -> Iterable[Descriptor]:
+        """Read an image; its descriptors, one for each name."""
+        names = image.get("RepoTags") if isinstance(image, dict) else None
+        names = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+        platform = ""
+        try:
+            manifest, platform = self._read(image)
+            digest, size = manifest.digest, len(manifest.content)
+            self.manifests[digest] = manifest
+        except InvalidImageError as error:  # matters only if this image is pushed
+            digest, size = digest_of(b"%d" % number), 0
+            self.problems[digest] = error
+        each: list[tuple[str, ...]] = [(name,) for name in names] or [()]
+        return [Descriptor(DOCKER_MANIFEST, digest, size, platform, one) for one in each]
 
-
-@dataclass(frozen=True)
-class DockerArchive:
-    """An image whose files are all there, but whose layers are yet to be compressed."""
-
-    config: Layer
-    layers: tuple[StoredLayer, ...]
-    tags: tuple[str, ...]
-
-    def image(self, blobs: Mapping[str, Layer]) -> Image:
-        """The image whose layers are ``blobs``, by diff ID."""
-        layers = [blobs[layer.diff_id] for layer in self.layers]
+    def _read(self, image: object) -> tuple[Manifest, str]:
+        """The manifest that is made for an image, and its platform."""
+        error_of, blobs = self._error_of, self.blobs
+        name = member(image, "Config", str, error_of, "manifest.json")
+        region = find_json(self._files, name, error_of)
+        content = read_file(region)
+        config = parse_json(content, error_of, name)
+        digest = digest_of(content)
+        named = re.search(r"([0-9a-f]{64})(\.json)?$", name)
+        if named is not None and f"sha256:{named[1]}" != digest:
+            raise error_of(f"{name} has other content than its name says. Save it again")
+        blobs[digest] = region
+        names = member(image, "Layers", list, error_of, "manifest.json")
+        rootfs = member(config, "rootfs", dict, error_of, name)
+        diff_ids = rootfs.get("diff_ids") or []
+        if not isinstance(diff_ids, list) or len(names) != len(diff_ids):
+            count = len(diff_ids) if isinstance(diff_ids, list) else 0
+            raise error_of(f"{name} has {count} layers, and manifest.json {len(names)}")
+        layers = []
+        for file, diff_id in zip(names, diff_ids, strict=True):
+            blobs[diff_id] = layer = self._find_layer(file, diff_id)
+            layers.append(_descriptor(DOCKER_LAYER, diff_id, layer))
         document = {
             "schemaVersion": 2,
             "mediaType": DOCKER_MANIFEST,
-            "config": _descriptor(_CONFIG_TYPE, self.config),
-            "layers": [_descriptor(_LAYER_TYPE, layer) for layer in layers],
+            "config": _descriptor(DOCKER_CONFIG, digest, region),
+            "layers": layers,
         }
-        manifest = create_manifest(document, DOCKER_MANIFEST, (self.config, *layers))
-        return Image((manifest,), self.tags)
+        made = write_json(document)
+        manifest = parse_manifest(made, digest_of(made), DOCKER_MANIFEST, error_of, is_made=True)
+        return manifest, platform_name(config)
+
+    def _find_layer(self, name: object, diff_id: object) -> FileRegion:
+        region = self._files.find(name) if isinstance(name, str) else None
+        if region is None:
+            raise self._error_of(f"it has no layer {short_repr(name)}. Save the image again, whole")
+        if not isinstance(diff_id, str) or not is_digest(diff_id):
+            raise self._error_of(
+                f"the config names the layer {short_repr(diff_id)}. Save the image again"
+            )
+        return region
 
 
-def _descriptor(media_type: str, layer: Layer) -> dict[str, object]:
-    return {"mediaType": media_type, "size": layer.size, "digest": layer.digest}
-
-
-def read_docker_archive(files: ImageFiles, platforms: Sequence[str] | None) -> DockerArchive:
-    """The image of a docker archive. Raises ``InvalidImageError``."""
-
-    error_of = partial(image_error, files.path)
-    images = read_json(files, "manifest.json", error_of)
-    if not isinstance(images, list) or len(images) != 1:
-        count = len(images) if isinstance(images, list) else 0
-        raise error_of(f"it has {count} images: save one image to one archive")
-    (image,) = images
-    config_name = member(image, "Config", str, error_of, "manifest.json")
-    region = find_json(files, config_name, error_of)
-    content = read_file(region)
-    config = parse_json(content, error_of, config_name)
-    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
-    named = re.search(r"([0-9a-f]{64})(\.json)?$", config_name)
-    if named is not None and f"sha256:{named[1]}" != digest:
-        raise error_of(f"{config_name} has other content than its name says. Save it again")
-    names = member(image, "Layers", list, error_of, "manifest.json")
-    file_system = member(config, "rootfs", dict, error_of, config_name)
-    diff_ids = member(file_system, "diff_ids", list, error_of, config_name)
-    check_layer_count(len(names), error_of, "the image")
-    if len(names) != len(diff_ids):
-        raise error_of(f"{config_name} has {len(diff_ids)} layers, and manifest.json {len(names)}")
-    if platforms is not None:
-        check_platform(config, platforms, error_of)
-    tags = image.get("RepoTags")
-    found = (tag_of(name) for name in (tags if isinstance(tags, list) else []))
-    return DockerArchive(
-        config=Layer(region, digest=digest, size=region.size),
-        layers=tuple(
-            _stored_layer(files, name, diff_id, error_of)
-            for name, diff_id in zip(names, diff_ids, strict=True)
-        ),
-        tags=tuple(dict.fromkeys(tag for tag in found if tag is not None)),
-    )
-
-
-def _stored_layer(
-    files: ImageFiles, name: object, diff_id: object, error_of: Callable[[str], InvalidImageError]
-) -> StoredLayer:
-    region = files.find(name) if isinstance(name, str) else None
-    if region is None or not region.size:
-        raise error_of(f"it has no layer {short_repr(name)}. Save the image again, whole")
-    if not isinstance(diff_id, str) or not is_digest(diff_id):
-        raise error_of(f"the config names the layer {short_repr(diff_id)}. Save the image again")
-    start = read_file(FileRegion(region.path, region.offset, min(2, region.size)))
-    return StoredLayer(region, diff_id, start == _GZIP)
-
-
-def _check_compressed_layer(layer: StoredLayer, heartbeat: Callable[[], object]) -> Layer:
-    content = hashlib.sha256()
-    with open_source(layer.region) as source:
-        reader = _HashingReader(source, heartbeat)
-        try:
-            with gzip.GzipFile(fileobj=io.BufferedReader(reader, _CHUNK_SIZE)) as file:
-                while blob := file.read(_CHUNK_SIZE):
-                    heartbeat()
-                    content.update(blob)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise InvalidImageError(
-                f"{layer.region.path!r}: the compressed layer at byte {layer.region.offset:,} is "
-                f"damaged: {error}. Save the image again"
-            ) from error
-    _check_diff_id(layer, content.hexdigest())
-    return Layer(layer.region, digest=reader.digest.digest(), size=layer.region.size)
-
-
-class _HashingReader(io.RawIOBase):
-    """Reads a source from its start to its end, and computes its digest."""
-
-    def __init__(self, source: Source, heartbeat: Callable[[], object]) -> None:
-        self._source = source
-        self._heartbeat = heartbeat
-        self._next_byte = 0
-        self.digest = RunningDigest()
-
-    @override
-    def readable(self) -> bool:
-        return True
-
-    @override
-    def readinto(self, buffer: Any) -> int:
-        self._heartbeat()
-        blob = self._source.read(self._next_byte, len(buffer))
-        self.digest.feed(self._next_byte, blob)
-        self._next_byte += len(blob)
-        buffer[: len(blob)] = blob
-        return len(blob)
-
-
-def _check_diff_id(layer: StoredLayer, digest: str) -> None:
-    if f"sha256:{digest}" != layer.diff_id:
-        raise InvalidImageError(
-            f"{layer.region.path!r}: the layer at byte {layer.region.offset:,} does not match "
-            f"{layer.diff_id}, the config's diff ID. Save the image again"
-        )
-
-
-def compress_layer(layer: StoredLayer, files: ExitStack, heartbeat: Callable[[], object]) -> Layer:
-    """Compress a layer into a temporary file without a name, which ``files`` will close.
-
-    The same content gives the same digest, as long as the version of zlib is the same. A layer that
-    is compressed already is only verified. Raises ``InvalidImageError`` if the content does not
-    match the diff ID.
-    """
-    if layer.is_compressed:
-        return _check_compressed_layer(layer, heartbeat)
-    opened = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  (``files`` closes it)
-    file = files.enter_context(opened)
-    compressor = zlib.compressobj(wbits=31)  # gzip, without a name and a time
-    content, compressed = hashlib.sha256(), hashlib.sha256()
-
-    def write(data: bytes) -> None:
-        compressed.update(data)
-        view = memoryview(data)
-        try:
-            while view:
-                view = view[file.write(view) :]
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"compressing a layer into a temporary file failed: {error.strerror}: set TMPDIR "
-                "to another directory",
-            ) from error
-
-    with open_source(layer.region) as source:
-        first_byte = 0
-        while blob := source.read(first_byte, _CHUNK_SIZE):
-            heartbeat()
-            content.update(blob)
-            write(compressor.compress(blob))
-            first_byte += len(blob)
-        error = source.error_at_end(first_byte) or source.error_if_changed()
-    if error is not None:
-        raise error
-    write(compressor.flush())
-    _check_diff_id(layer, content.hexdigest())
-    size = file.tell()
-    compressed_layer = UnnamedFile(file, size, f"the compressed layer {layer.diff_id}")
-    return Layer(compressed_layer, digest=f"sha256:{compressed.hexdigest()}", size=size)
+def _descriptor(media_type: str, digest: str, region: FileRegion) -> dict[str, object]:
+    return {"mediaType": media_type, "size": region.size, "digest": digest}

@@ -6,22 +6,29 @@ import errno
 import os
 import posixpath
 import stat
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ecr_parts._base.files import NotRegularError, open_regular
+from ecr_parts._base.temporary import TemporaryFile
 from ecr_parts._base.validation import short_repr
-from ecr_parts._images.tar import TarError, read_entries
+from ecr_parts._images.tar import TarEntry, TarError, is_tar, read_entries
 from ecr_parts._model.layers import FileRegion
+from ecr_parts._sources.compression import (
+    DamagedError,
+    NoDecompressorError,
+    compression_of,
+    decompress,
+)
 from ecr_parts.errors import InvalidImageError
 
 _MAX_LINKS = 10  # that lead from one name to the next
-_COMPRESSIONS = {
-    b"\x1f\x8b": "gzip -d",
-    b"BZh": "bzip2 -d",
-    b"\xfd7zXZ": "xz -d",
-    b"\x28\xb5\x2f\xfd": "zstd -d",
-}
+_HEADER_SIZE = 512  # bytes of the header of a tar entry
+_COPY_SIZE = 1024 * 1024  # bytes
+_ROOTS = ("index.json", "manifest.json", "repositories")
+"""Files that images have in their top directory."""
 
 
 class ImageFiles(Protocol):
@@ -29,23 +36,41 @@ class ImageFiles(Protocol):
 
     @property
     def path(self) -> str:
-        """The directory or the archive."""
+        """The directory or the archive, for messages."""
+
+    @property
+    def heartbeat(self) -> Callable[[], object]:
+        """To be called while much is read."""
 
     def find(self, name: str) -> FileRegion | None:
         """Where a file is; ``None`` if there is none with this name."""
 
+    def is_linked(self, region: FileRegion, /) -> bool:
+        """Whether a link leads from the image to this file elsewhere, as Bazel writes them."""
 
-def open_image_files(path: str | os.PathLike[str]) -> ImageFiles:
-    """Find out what is at ``path``. Raises ``InvalidImageError``, and what opening it raises."""
-    name = os.fspath(path)
-    mode = os.stat(name).st_mode
+
+def open_image_files(
+    path: str, temporary_files: ExitStack, heartbeat: Callable[[], object]
+) -> ImageFiles:
+    """Find out what is at ``path``. Raises ``InvalidImageError``, and what opening it raises.
+
+    A compressed archive is decompressed into a temporary file, which ``temporary_files`` removes.
+    """
+    mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
-        return _Directory(name)
+        return _Directory(path, heartbeat)
     if not stat.S_ISREG(mode):
         raise InvalidImageError(
-            f"{short_repr(name)} is neither a directory nor a file: save the image to a file first"
+            f"{short_repr(path)} is neither a directory nor a file: save the image to a file first"
         )
-    return _Archive(name, _read_entries(name))
+    with open_regular(path) as file:
+        start = file.read(_HEADER_SIZE)
+    compression = "" if is_tar(start) else compression_of(start)
+    readable = path
+    if compression:
+        readable = _decompress(path, compression, temporary_files, heartbeat)
+    entries = _read_entries(path, readable, heartbeat)
+    return _Archive(path, readable, _without_top_directory(entries), temporary_files, heartbeat)
 
 
 def image_error(path: str, problem: str) -> InvalidImageError:
@@ -66,9 +91,13 @@ def read_file(region: FileRegion) -> bytes:
 @dataclass(frozen=True)
 class _Directory:
     path: str
+    heartbeat: Callable[[], object]
 
     def find(self, name: str) -> FileRegion | None:
-        path = os.path.join(self.path, *name.split("/"))
+        normal = posixpath.normpath(name)
+        if normal.startswith(("/", "..")):
+            return None
+        path = os.path.join(self.path, *normal.split("/"))
         try:
             status = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -77,46 +106,118 @@ class _Directory:
             if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG):
                 raise
             raise image_error(self.path, f"{short_repr(name)}: {error.strerror}") from error
-        if not stat.S_ISREG(status.st_mode):
+        if stat.S_ISDIR(status.st_mode):
             return None
+        if not stat.S_ISREG(status.st_mode):
+            raise image_error(self.path, f"{short_repr(name)} is not a regular file")
         return FileRegion(path, 0, status.st_size)
+
+    def is_linked(self, region: FileRegion) -> bool:
+        root = os.path.realpath(self.path)
+        return os.path.commonpath([root, os.path.realpath(region.path)]) != root
 
 
 @dataclass(frozen=True)
 class _Archive:
     path: str
-    entries: dict[str, FileRegion | str]
+    readable: str
+    """The path at which it is read: that of a temporary file if it was compressed."""
+    entries: dict[str, TarEntry | str]
     """By name: a file, or for a link, the name that it leads to."""
+    temporary_files: ExitStack
+    heartbeat: Callable[[], object]
+    copies: dict[str, FileRegion] = field(default_factory=dict)
+    """By name: copies of sparse files."""
 
     def find(self, name: str) -> FileRegion | None:
-        entry: FileRegion | str | None = posixpath.normpath(name)
+        entry: TarEntry | str | None = posixpath.normpath(name)
         for _ in range(_MAX_LINKS):
             if not isinstance(entry, str):
-                return entry
-            entry = self.entries.get(entry)
-        raise InvalidImageError(
-            f"{self.path!r}: {short_repr(name)} is a link that leads nowhere. Save the image again"
+                break
+            name, entry = entry, self.entries.get(entry)
+        else:
+            raise image_error(
+                self.path, f"{short_repr(name)} is a link that leads nowhere. Save the image again"
+            )
+        if entry is None:
+            return None
+        if entry.segments is None:
+            return FileRegion(self.readable, entry.offset, entry.size)
+        if name not in self.copies:
+            self.copies[name] = self._without_holes(entry)
+        return self.copies[name]
+
+    def is_linked(self, _region: FileRegion) -> bool:
+        return False  # a link that leaves the archive has a target that no entry has
+
+    def _without_holes(self, entry: TarEntry) -> FileRegion:
+        """A copy of a sparse file that has its holes again."""
+        copy = TemporaryFile(self.temporary_files, "copying a sparse file of the image")
+        with open_regular(self.readable) as file:
+            for segment in entry.segments or ():
+                for offset in range(0, segment.size, _COPY_SIZE):
+                    self.heartbeat()
+                    file.seek(segment.offset + offset)
+                    content = file.read(min(_COPY_SIZE, segment.size - offset))
+                    copy.write_at(segment.position + offset, content)
+        copy.end_at(entry.size)
+        return FileRegion(copy.path, 0, entry.size)
+
+
+def _decompress(
+    path: str, compression: str, temporary_files: ExitStack, heartbeat: Callable[[], object]
+) -> str:
+    """The path of a temporary file with the content of a compressed archive."""
+    copy = TemporaryFile(temporary_files, "decompressing the image")
+    start = b""
+    try:
+        with open_regular(path) as file:
+            for piece in decompress(file.read, compression, may_be_followed=True):
+                heartbeat()
+                copy.write(piece)
+                if len(start) < _HEADER_SIZE:
+                    start += piece
+                    if len(start) >= _HEADER_SIZE:
+                        _check_is_tar(path, compression, start)
+            if len(start) < _HEADER_SIZE:
+                _check_is_tar(path, compression, start)
+    except DamagedError as error:
+        raise image_error(
+            path, f"it is compressed with {compression}, and damaged: {error}. Save it again"
+        ) from error
+    except NoDecompressorError as error:
+        advice = {"lz4": "lz4 -d", "lzip": "lzip -d", "zstd": "zstd -d"}.get(compression, "xz -d")
+        more = ", or install backports.zstd" if compression == "zstd" else ""
+        raise image_error(
+            path,
+            f"it is compressed with {compression}, which cannot be read here: decompress it with "
+            f"{advice}{more}",
+        ) from error
+    return copy.path
+
+
+def _check_is_tar(path: str, compression: str, start: bytes) -> None:
+    if not is_tar(start):
+        inner = compression_of(start)
+        content = f"compressed with {inner} again" if inner else "no tar archive"
+        raise image_error(
+            path, f"it is compressed with {compression}, and its content is {content}"
         )
 
 
-def _read_entries(path: str) -> dict[str, FileRegion | str]:
-    """The files and links of the archive at ``path``, by name."""
-    entries: dict[str, FileRegion | str] = {}
-    with open_regular(path) as file:
-        start = file.read(8)
-        for magic, command in _COMPRESSIONS.items():
-            if start.startswith(magic):
-                raise InvalidImageError(
-                    f"{path!r} is a compressed archive, whose blobs cannot be read in place: "
-                    f"decompress it first, for example with {command}"
-                )
-        file.seek(0)
+def _read_entries(
+    path: str, readable: str, heartbeat: Callable[[], object]
+) -> dict[str, TarEntry | str]:
+    """The files and links of an archive, by name."""
+    entries: dict[str, TarEntry | str] = {}
+    with open_regular(readable) as file:
         try:
             for entry in read_entries(file):
+                heartbeat()
                 name = posixpath.normpath(entry.name)
                 if entry.target is None:
-                    entries[name] = FileRegion(path, entry.offset, entry.size)
-                else:  # a link that leaves the archive has a target that no entry has
+                    entries[name] = entry
+                else:
                     entries[name] = posixpath.normpath(entry.target)
         except TarError as error:
             raise InvalidImageError(
@@ -124,3 +225,19 @@ def _read_entries(path: str) -> dict[str, FileRegion | str]:
                 "archive of one, or what docker save or podman save wrote"
             ) from error
     return entries
+
+
+def _without_top_directory(entries: dict[str, TarEntry | str]) -> dict[str, TarEntry | str]:
+    """``entries`` without the directory that has all of them: "tar -cf image.tar layout"."""
+    tops = {name.partition("/")[0] for name in entries}
+    top = f"{tops.pop()}/" if len(tops) == 1 else ""
+    if top in ("", "/", "../") or not any(f"{top}{name}" in entries for name in _ROOTS):
+        return entries
+
+    def below(name: str) -> str:
+        return name.removeprefix(top)
+
+    return {
+        below(name): below(entry) if isinstance(entry, str) else replace(entry, name=below(name))
+        for name, entry in entries.items()
+    }

@@ -2,70 +2,84 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
+from ecr_parts._base.temporary import check_free_space
 from ecr_parts._base.threads import Abandoned, Waiter
-from ecr_parts._base.validation import check_callback, check_int, short_repr
+from ecr_parts._base.validation import check_callback, check_int, check_name, short_repr
 from ecr_parts._base.workers import Stop, Workers
-from ecr_parts._images.docker import (
-    DockerArchive,
-    StoredLayer,
-    compress_layer,
-    read_docker_archive,
-)
-from ecr_parts._images.files import open_image_files
-from ecr_parts._images.layout import TAG, Image, read_layout
+from ecr_parts._images.choice import TAG, Chosen, Wanted, choose, find_attached
+from ecr_parts._images.contents import MANIFEST_TYPES, Contents, Descriptor, Manifest
+from ecr_parts._images.docker import read_docker_archive
+from ecr_parts._images.documents import read_json
+from ecr_parts._images.files import image_error, open_image_files
+from ecr_parts._images.layout import read_directory, read_layout, unknown_format
+from ecr_parts._images.plain import PlainLayer, prepare_layer
+from ecr_parts._images.plan import Plan, make_plan
+from ecr_parts._images.rewrite import CompressedLayer
+from ecr_parts._images.selection import choose_leaves, leaves_of, select
 from ecr_parts._model.layers import Layer, PushedImage, UploadedLayer, is_path
 from ecr_parts._upload.batch import BatchOptions, BatchUpload
-from ecr_parts._upload.checkpoint import (
-    BestEffortPath,
-    checkpoint_name,
-    raise_or_report,
-)
+from ecr_parts._upload.checkpoint import BestEffortPath, checkpoint_name, raise_or_report
 from ecr_parts._upload.plan import Planner
 from ecr_parts._wire.api import check_image_client
-from ecr_parts._wire.call import outcome_of
+from ecr_parts._wire.call import answer_of, outcome_of
 from ecr_parts._wire.repository import Repository
-from ecr_parts.errors import CheckpointError, EcrPartsError, InvalidImageError
+from ecr_parts.errors import CheckpointError, EcrPartsError
 
 _log = logging.getLogger("ecr_parts")
-PLATFORM = re.compile(r"[a-z0-9]+(/[a-z0-9_.]+){1,2}")
+_T = TypeVar("_T")
+PLATFORM = re.compile(r"[a-z0-9]+(/[a-z0-9_.-]+){1,2}")
 
 
-def read_image(
-    path: str | os.PathLike[str], platforms: tuple[str, ...] | None
-) -> Image | DockerArchive:
-    """The image at ``path``, checked. Raises ``InvalidImageError``, and what opening it raises."""
-    files = open_image_files(path)
-    if files.find("index.json") is not None:
-        return read_layout(files, platforms)
-    if os.path.isfile(path) and files.find("manifest.json") is not None:
-        return read_docker_archive(files, platforms)
-    raise InvalidImageError(
-        f"{files.path!r} is not an image: it has neither index.json, as an OCI image layout has, "
-        "nor manifest.json, as a docker archive has"
-    )
+class PushObserver:
+    """Is told how a push goes on. The command shows it."""
+
+    def begin(self, activity: str) -> None:
+        """Called when something begins that takes time and sends nothing; empty if it has ended."""
+
+    def plan(self, size: int) -> None:
+        """Called when it is known how many bytes the image's blobs have."""
+
+    def notice(self, text: str) -> None:
+        """Called with what is not as a user may expect."""
+        _log.warning("%s", text)
 
 
 @dataclass(frozen=True)
 class PushOptions:
     """How an image is pushed. The fields are the arguments of ``LayerUploader.push_image``."""
 
-    tags: Iterable[str] | None
-    platforms: Iterable[str] | None
-    max_workers: int
-    checkpoint_dir: str | os.PathLike[str] | None
-    progress: Callable[[int], object] | None
+    name: str | None = None
+    tags: Iterable[str] | None = None
+    platforms: Iterable[str] | None = None
+    preserve_digests: bool = False
+    max_workers: int = 4
+    checkpoint_dir: str | os.PathLike[str] | None = None
+    progress: Callable[[int], object] | None = None
+    observer: PushObserver = field(default_factory=PushObserver)
+
+
+def read_image(path: str, temporary_files: ExitStack, heartbeat: Callable[[], object]) -> Contents:
+    """What an image file has. Raises ``InvalidImageError``, and what opening it raises."""
+    files = open_image_files(path, temporary_files, heartbeat)
+    if files.find("index.json") is not None:
+        return read_layout(files)
+    if files.find("manifest.json") is not None:
+        document = read_json(files, "manifest.json", partial(image_error, path))
+        if isinstance(document, list):
+            return read_docker_archive(files, document)
+        if isinstance(document, dict):
+            return read_directory(files, document)
+    raise unknown_format(files)
 
 
 class ImagePush:
@@ -84,13 +98,23 @@ class ImagePush:
             raise TypeError(f"image must be a path, not {short_repr(image)}")
         if checkpoint_dir is not None and not is_path(checkpoint_dir):
             raise TypeError(f"checkpoint_dir must be a path, not {short_repr(checkpoint_dir)}")
+        if options.name is not None:
+            check_name("name", options.name)
+        preserve = options.preserve_digests
+        if not isinstance(preserve, bool):
+            raise TypeError(f"preserve_digests must be True or False, not {short_repr(preserve)}")
         check_int("max_workers", options.max_workers)
         check_callback("progress", options.progress)
         self._path = os.path.abspath(image)  # the working directory may change
-        self._tags = _check_names("tags", options.tags, TAG)
-        self._platforms = _check_names("platforms", options.platforms, PLATFORM)
-        if self._platforms == ():
+        self._wanted = Wanted(
+            repository.target.repository_name,
+            options.name,
+            _check_names("tags", options.tags, TAG),
+            _check_names("platforms", options.platforms, PLATFORM),
+        )
+        if self._wanted.platforms == ():
             raise ValueError("platforms must not be empty: pass None for all of them")
+        self._preserve_digests = options.preserve_digests
         self._checkpoint_dir: Path | BestEffortPath | None = None
         if isinstance(checkpoint_dir, BestEffortPath):
             self._checkpoint_dir = checkpoint_dir
@@ -98,12 +122,13 @@ class ImagePush:
             self._checkpoint_dir = Path(checkpoint_dir).absolute()
         self._batch_options = BatchOptions(options.max_workers, progress=options.progress)
         self._progress = options.progress
+        self._observer = options.observer
+        self._stop = Stop()
+        """Of what reads the image and writes temporary files."""
         self._waiter = Waiter(lambda: self._notify(0))
         self._planner = planner
         self._batch_repository = repository
         self._repository = repository.with_waiter(self._waiter)
-        self._compressed: dict[str, Layer] = {}
-        """By diff ID."""
         self._put: list[str] = []
         """The digests of the manifests that were put."""
 
@@ -111,26 +136,79 @@ class ImagePush:
         """Push the image."""
         try:
             with self._waiter, ExitStack() as temporary_files:
-                return self._run(temporary_files)
+                try:
+                    return self._run(temporary_files)
+                finally:
+                    self._stop.requested = True
         except EcrPartsError as error:
             if self._put and not error.manifests:  # ``progress`` may raise one of another push
                 error.manifests = tuple(self._put)
             raise
 
     def _run(self, temporary_files: ExitStack) -> PushedImage:
-        found = self._waiter.run("disk", partial(read_image, self._path, self._platforms))
-        tags = found.tags if self._tags is None else self._tags
-        image, layers = self._send_blobs(found, temporary_files)
-        failed = outcome_of(partial(self._put_manifests, image, tags))
+        self._observer.begin("reading the image")
+        contents, chosen, absent = self._on_disk(partial(self._read, temporary_files))
+        present = self._ask_for(absent)
+        plan = self._on_disk(partial(self._make_plan, contents, chosen.root, present))
+        if self._checkpoint_dir is not None:
+            self._waiter.run("disk", partial(_make_directory, self._checkpoint_dir))
+        plan = self._compress(plan, temporary_files)
+        for name in chosen.dropped:
+            self._observer.notice(
+                f"{short_repr(name)} is not a tag, so the image gets none from it"
+            )
+        for notice in plan.notices:
+            self._observer.notice(notice)
+        self._observer.plan(sum(layer.size or 0 for layer in plan.blobs.values()))
+        self._observer.begin("")
+        sent = self._send_blobs(plan)
+        failed = outcome_of(partial(self._put_manifests, plan, chosen.tags))
         if failed is not None and failed.code == "LayersNotFoundException":
             # ECR may delete layers that no image refers to, so upload them again.
-            self._notify(-sum(layer.size for layer in layers))
-            image, layers = self._send_blobs(found, temporary_files)
-            failed = outcome_of(partial(self._put_manifests, image, tags))
+            self._notify(-sum(layer.size for layer in sent))
+            sent = self._send_blobs(plan)
+            failed = outcome_of(partial(self._put_manifests, plan, chosen.tags))
         if failed is not None:
             raise failed.error
-        root = image.manifests[-1]
-        return PushedImage(root.digest, root.media_type, tags, layers)
+        root = plan.manifests[-1]
+        existing = tuple(
+            UploadedLayer(digest, size, existed=True) for digest, size in present.items() if size
+        )
+        return PushedImage(root.digest, root.media_type, chosen.tags, (*sent, *existing))
+
+    # Reading
+
+    def _on_disk(self, function: Callable[[], _T]) -> _T:
+        return self._waiter.run("disk", function)
+
+    def _read(self, temporary_files: ExitStack) -> tuple[Contents, Chosen, list[Descriptor]]:
+        """What the file has, the image that is chosen, and what the file lacks of it."""
+        contents = read_image(self._path, temporary_files, self._stop.check)
+        chosen = choose(contents, find_attached(contents), self._wanted)
+        if contents.index is not None and chosen.root.digest == contents.index.digest:
+            index = contents.index
+            contents = replace(contents, manifests={**contents.manifests, index.digest: index})
+        leaves = leaves_of(contents, chosen.root)
+        found = choose_leaves(contents, leaves, self._wanted.platforms)
+        return contents, chosen, [blob for leaf in found for blob in leaf.absent]
+
+    def _ask_for(self, absent: list[Descriptor]) -> dict[str, int]:
+        """What the repository has of what the file lacks: sizes by digest, 0 for manifests.
+
+        An image can be pushed without blobs that were never pulled, if they are there already.
+        """
+        manifests = [one.digest for one in absent if one.media_type in MANIFEST_TYPES]
+        blobs = {one.digest: one.size for one in absent if one.media_type not in MANIFEST_TYPES}
+        present: dict[str, int] = {}
+        if blobs:
+            present |= answer_of(partial(self._repository.existing_sizes, blobs))
+        if manifests and self._repository.has_images(manifests):
+            present |= dict.fromkeys(manifests, 0)
+        return present
+
+    def _make_plan(self, contents: Contents, root: Descriptor, present: Mapping[str, int]) -> Plan:
+        selection = select(contents, root, self._wanted.platforms, present)
+        return make_plan(contents, selection, present, preserve_digests=self._preserve_digests)
 
     def _notify(self, newly_confirmed: int) -> None:
         if self._progress is not None:
@@ -138,19 +216,11 @@ class ImagePush:
 
     # Blobs
 
-    def _send_blobs(
-        self, found: Image | DockerArchive, temporary_files: ExitStack
-    ) -> tuple[Image, tuple[UploadedLayer, ...]]:
+    def _send_blobs(self, plan: Plan) -> tuple[UploadedLayer, ...]:
         """Upload the blobs that ECR lacks."""
-        if self._checkpoint_dir is not None:
-            self._waiter.run("disk", partial(_make_directory, self._checkpoint_dir))
-        if isinstance(found, DockerArchive):
-            image = self._compress(found, temporary_files)
-        else:
-            image = found
-        blobs = [self._with_checkpoint(blob) for blob in image.blobs]
+        blobs = [self._with_checkpoint(blob) for blob in plan.blobs.values()]
         batch = BatchUpload(self._batch_repository, self._planner, self._batch_options)
-        return image, tuple(batch.run(blobs))
+        return tuple(batch.run(blobs))
 
     def _with_checkpoint(self, blob: Layer) -> Layer:
         if self._checkpoint_dir is None:
@@ -158,46 +228,27 @@ class ImagePush:
         name = checkpoint_name(str(blob.digest), self._repository.target.description)
         return replace(blob, checkpoint=self._checkpoint_dir / name)
 
-    def _compress(self, archive: DockerArchive, temporary_files: ExitStack) -> Image:
+    def _compress(self, plan: Plan, temporary_files: ExitStack) -> Plan:
         """Compress the layers. What is on the disk tells nothing about their content."""
-        diff_ids = {layer.diff_id: layer for layer in archive.layers}
-        missing = [layer for name, layer in diff_ids.items() if name not in self._compressed]
-        self._check_disk_space(missing)
-        self._compressed |= self._compress_all(missing, temporary_files)
-        return archive.image(self._compressed)
-
-    def _check_disk_space(self, layers: list[StoredLayer]) -> None:
-        directory = tempfile.gettempdir()
-        needed = sum(layer.region.size for layer in layers if not layer.is_compressed)
-        free = shutil.disk_usage(directory).free
-        if needed > free:
-            raise OSError(
-                errno.ENOSPC,
-                f"compressing the image's layers may need {needed:,} bytes, and {directory} has "
-                f"{free:,}: set TMPDIR to a directory with more",
-            )
-
-    def _compress_all(
-        self, layers: list[StoredLayer], temporary_files: ExitStack
-    ) -> dict[str, Layer]:
-        """Compress layers in parallel; by diff ID."""
-        uncompressed = [layer.region.size for layer in layers if not layer.is_compressed]
-        if uncompressed:
-            _log.info(
-                "compressing %d layers, %s bytes", len(uncompressed), f"{sum(uncompressed):,}"
-            )
-        stop = Stop()
-        compressed: dict[str, Layer] = {}
+        if not plan.plain:
+            return plan.with_layers({})
+        sizes = [layer.region.size for layer in plan.plain.values() if not layer.compression]
+        if sizes:
+            check_free_space(sum(sizes), "compressing the image's layers")
+            _log.info("compressing %d layers, %s bytes", len(sizes), f"{sum(sizes):,}")
+            self._observer.begin("compressing")
+        prepared: dict[str, tuple[CompressedLayer, Layer]] = {}
         errors: list[BaseException] = []
+        stop = self._stop
 
         def heartbeat() -> None:
             stop.check()
             self._notify(0)
 
-        def compress(layer: StoredLayer) -> None:
+        def prepare(layer: PlainLayer) -> None:
             try:
-                blob = compress_layer(layer, temporary_files, stop.check)
-                compressed[layer.diff_id] = blob
+                done = prepare_layer(layer, self._path, temporary_files, stop.check)
+                prepared[layer.diff_id] = done
             except BaseException as error:
                 if not stop.requested:
                     errors.append(error)
@@ -207,8 +258,8 @@ class ImagePush:
         with Waiter(heartbeat, stop.is_requested) as waiter:
             workers = Workers(self._batch_options.max_workers, waiter, stop)
             try:
-                for layer in layers:
-                    workers.submit(partial(compress, layer), max_waiting=len(layers))
+                for layer in plan.plain.values():
+                    workers.submit(partial(prepare, layer), max_waiting=len(plan.plain))
                 workers.finish()
             except Abandoned:
                 pass  # because of an error, which is raised below
@@ -216,14 +267,21 @@ class ImagePush:
                 workers.stop()
         if errors:
             raise errors[0]
-        return compressed
+        return plan.with_layers(prepared)
 
     # Manifests
 
-    def _put_manifests(self, image: Image, tags: tuple[str, ...]) -> None:
-        """Put all manifests, that of the image under each tag."""
-        *others, root = image.manifests
-        puts = [(manifest, None) for manifest in others] + [(root, tag) for tag in tags or (None,)]
+    def _put_manifests(self, plan: Plan, tags: tuple[str, ...]) -> None:
+        """Put all manifests: the image, what is attached to it, and last the image's tags."""
+        *below, root = plan.manifests
+        puts: list[tuple[Manifest, str | None]] = [(manifest, None) for manifest in below]
+        if plan.attached:
+            puts.append((root, None))
+        for one in plan.attached:
+            *others, artifact = one.manifests
+            puts += [(manifest, None) for manifest in others] + [(artifact, one.tag)]
+        if tags or not plan.attached:
+            puts += [(root, tag) for tag in tags or (None,)]
         for manifest, tag in puts:
             self._repository.put_image(
                 manifest.digest, manifest.media_type, manifest.content.decode(), tag

@@ -96,6 +96,11 @@ def check_complete_refusal(digest: str, error: ClientError) -> None:
         raise WrongDigestError(f"{digest}: {describe_error(error)}") from error
 
 
+def parse_images(answer: Answer) -> set[str]:
+    """The digests of the images in an answer to DescribeImages."""
+    return {_member(image, "imageDigest", str) for image in _member(answer, "imageDetails", list)}
+
+
 def check_put_image(digest: str, answer: Answer) -> bool:
     """Raise ``BadAnswerError`` unless ECR stored the manifest with ``digest``."""
     stored = _member(_member(_member(answer, "image", dict), "imageId", dict), "imageDigest", str)

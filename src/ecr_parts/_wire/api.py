@@ -17,6 +17,7 @@ METHODS = {
     "UploadLayerPart": "upload_layer_part",
     "CompleteLayerUpload": "complete_layer_upload",
     "PutImage": "put_image",
+    "DescribeImages": "describe_images",
 }
 
 
@@ -78,13 +79,18 @@ ImageClient: TypeAlias = ImageApi | botocore.client.BaseClient
 def check_client(client: EcrClient) -> None:
     """Raise ``TypeError`` if a method that uploads layers is missing."""
     for operation in METHODS:
-        if operation != "PutImage":
+        if operation not in ("PutImage", "DescribeImages"):
             _check_method(client, operation)
 
 
 def check_image_client(client: EcrClient) -> None:
     """Raise ``TypeError`` if the method that puts images is missing."""
     _check_method(client, "PutImage")
+
+
+def can_describe_images(client: EcrClient) -> bool:
+    """Whether the client has the method that finds images, which is optional."""
+    return callable(getattr(client, METHODS["DescribeImages"], None))
 
 
 def _check_method(client: EcrClient, operation: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
@@ -23,11 +23,13 @@ from ecr_parts._wire.answers import (
     check_completed,
     check_put_image,
     parse_availability,
+    parse_images,
     parse_part_refusal,
     parse_put_image_refusal,
     parse_received,
     parse_upload,
 )
+from ecr_parts._wire.api import can_describe_images
 from ecr_parts._wire.call import Call, CallOptions, PartCall, Target, outcome_of
 from ecr_parts._wire.failures import CallFailed
 from ecr_parts._wire.request import encode_blob
@@ -153,6 +155,24 @@ class Repository:
             backoff.wait()
 
     # Manifests
+
+    def has_images(self, digests: Collection[str]) -> bool:
+        """Whether ECR has all of these manifests; ``False`` also if it cannot be asked."""
+        if not can_describe_images(self.target.client):
+            return False
+        wanted = list(digests)
+        for i in range(0, len(wanted), MAX_DIGESTS):
+            block = wanted[i : i + MAX_DIGESTS]
+            parameters = {"imageIds": [{"imageDigest": digest} for digest in block]}
+            call = partial(self._call, "DescribeImages", parameters, parse_images)
+            found = outcome_of(call)
+            if isinstance(found, CallFailed):
+                if found.code != "ImageNotFoundException":
+                    _log.info("cannot ask for images: %s", found.error)
+                return False
+            if not found.issuperset(block):
+                return False
+        return True
 
     def put_image(self, digest: str, media_type: str, manifest: str, tag: str | None) -> None:
         """Put a manifest, unless ECR has it.

@@ -1,0 +1,157 @@
+"""Which manifests of the chosen image are pushed: its platforms, as far as they are complete."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from ecr_parts._base.validation import short_repr
+from ecr_parts._images.choice import fitting
+from ecr_parts._images.contents import Contents, Descriptor, Manifest, platform_name
+from ecr_parts._images.documents import parse_json
+from ecr_parts._images.files import read_file
+from ecr_parts._images.rewrite import rewrite_indexes
+from ecr_parts._model.limits import MAX_MANIFEST
+from ecr_parts.errors import InvalidImageError
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A manifest of an image that is no index: that of a platform, or an attestation."""
+
+    descriptor: Descriptor
+    absent: tuple[Descriptor, ...]
+    """What the file lacks of it: itself, or some of its blobs."""
+
+    def is_complete(self, present: Collection[str]) -> bool:
+        """Whether the file, or else the repository, has all of it."""
+        return all(blob.digest in present for blob in self.absent)
+
+    @property
+    def is_attestation(self) -> bool:
+        one = self.descriptor
+        return bool(one.attested) or one.platform.startswith("unknown/")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is pushed of an image."""
+
+    manifests: tuple[Manifest, ...]
+    """All that the file has, children before their index. The last one is that of the image."""
+    notice: str = ""
+
+
+def leaves_of(contents: Contents, root: Descriptor) -> list[Leaf]:
+    """The leaves of an image, each of them once. Raises ``InvalidImageError``."""
+    found: dict[str, Descriptor] = {}
+
+    def visit(one: Descriptor) -> None:
+        manifest = contents.manifests.get(one.digest)
+        if manifest is None or not manifest.is_index:
+            found.setdefault(one.digest, one)
+            return
+        for child in manifest.children:
+            visit(child)
+
+    contents.manifest(root.digest)  # raises if it is absent, or cannot be pushed
+    visit(root)
+    return [Leaf(one, tuple(_absent(contents, one))) for one in found.values()]
+
+
+def _absent(contents: Contents, one: Descriptor) -> Iterator[Descriptor]:
+    if one.digest in contents.problems:
+        return
+    manifest = contents.manifests.get(one.digest)
+    if manifest is None:
+        yield one
+        return
+    for blob in manifest.blobs:
+        if not blob.has_urls and contents.find(blob.digest) is None:
+            yield blob
+
+
+def choose_leaves(
+    contents: Contents, leaves: Sequence[Leaf], platforms: Sequence[str] | None
+) -> list[Leaf]:
+    """The leaves for ``platforms``, with their attestations; all of them without ``platforms``."""
+    if platforms is None:
+        return list(leaves)
+    names = {one.descriptor.digest: _platform(contents, one.descriptor) for one in leaves}
+    chosen: set[str] = set()
+    for platform in platforms:
+        fits = fitting(platform, names.values())
+        if not fits:
+            raise contents.error(
+                f"it has no image for the platform {short_repr(platform)}. Available: "
+                f"{', '.join(sorted({name or 'none' for name in names.values()}))}"
+            )
+        chosen |= {digest for digest, name in names.items() if name in fits}
+    return [
+        one
+        for one in leaves
+        if one.descriptor.digest in chosen or one.descriptor.attested in chosen
+    ]
+
+
+def _platform(contents: Contents, one: Descriptor) -> str:
+    """The platform in the descriptor, or else in the image's config."""
+    manifest = contents.manifests.get(one.digest)
+    config = None if manifest is None else manifest.config
+    if one.platform or config is None:
+        return one.platform
+    region = contents.find(config.digest)
+    if region is None or region.size > MAX_MANIFEST:
+        return ""
+    where = f"config {config.digest}"
+    return platform_name(parse_json(read_file(region), contents.error, where))
+
+
+def select(
+    contents: Contents,
+    root: Descriptor,
+    platforms: Sequence[str] | None,
+    present: Collection[str],
+) -> Selection:
+    """Select what is pushed. Raises ``InvalidImageError``.
+
+    ``present`` has the digests of what the file lacks and the repository has. An image that was
+    saved without some of its platforms, as docker and containerd do, is pushed as one platform if
+    only one is complete.
+    """
+    leaves = leaves_of(contents, root)
+    chosen = choose_leaves(contents, leaves, platforms)
+    complete = [one for one in chosen if one.is_complete(present)]
+    images = [one for one in chosen if not one.is_attestation] or chosen
+    there = [one for one in images if one in complete]
+    if not there or (platforms is not None and len(there) < len(images)):
+        raise _incomplete(contents, images, present)
+    if len(complete) == len(leaves) and (platforms is None or len(images) > 1):
+        return Selection(tuple(contents.tree(root.digest)))
+    if len(there) == 1:
+        one = there[0].descriptor
+        notice = ""
+        if platforms is None:
+            notice = (
+                f"the file lacks some of the platforms of {root.digest}: only the image for "
+                f"{one.platform or 'one of them'}, {one.digest}, is pushed"
+            )
+        return Selection(tuple(contents.tree(one.digest)), notice)
+    if platforms is None:
+        names = ", ".join(sorted(one.descriptor.platform for one in there))
+        raise contents.error(
+            f"the file lacks some of its platforms: pass platforms to push some of {names}"
+        )
+    kept = {one.descriptor.digest for one in complete}
+    left_out = {one.descriptor.digest for one in leaves} - kept
+    tree = tuple(contents.tree(root.digest))
+    return Selection(rewrite_indexes(tree, dict.fromkeys(left_out), contents.error))
+
+
+def _incomplete(
+    contents: Contents, images: Sequence[Leaf], present: Collection[str]
+) -> InvalidImageError:
+    one = next(one for one in images if not one.is_complete(present))
+    lacking = next(blob for blob in one.absent if blob.digest not in present)
+    platform = f" of the image for {one.descriptor.platform}" if one.descriptor.platform else ""
+    return contents.error(f"it has no blob {lacking.digest}{platform}. Save the image again, whole")
