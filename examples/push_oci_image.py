@@ -2,7 +2,7 @@
 
     python examples/push_oci_image.py [IMAGE REPOSITORY] [--tag TAG] [--public]
 
-IMAGE is an OCI image layout, an archive of one, or a docker archive. Without IMAGE, the script
+IMAGE is what docker save, buildx, podman, skopeo and others write. Without IMAGE, the script
 creates a small image, and pushes it to a local ECR twice. The second push sends no blob.
 """
 

@@ -249,16 +249,20 @@ class LayerUploader:
     ) -> PushedImage:
         """Push an image: its blobs that ECR lacks, then its manifests, its tags last.
 
-        ``image`` is the path of an OCI image layout, of a tar archive of one, or of a docker
-        archive; archives are read in place. Manifests are pushed byte for byte. A docker archive
-        has none, so one is made, and its layers are compressed into temporary files if necessary.
+        ``image`` is the path of an OCI image layout, a docker archive or ``dir:``: a directory or a
+        tar archive, which may be compressed. Of several images, ``name`` chooses one by its name,
+        tag or digest; otherwise that whose repository or tag is that of the target. ``tags`` are
+        the image's tags at ECR; without them, those that it has in the file. ``platforms``
+        (``"linux/arm64"``) selects from an image for several platforms: one gives its image alone,
+        several give an index. What the file lacks may be in the repository. If the file has one
+        platform of several, that is pushed alone.
 
-        ``tags`` are the image's tags at ECR; without them, those that it has in its archive.
-        ``platforms`` (``"linux/arm64"``) selects from an image for several platforms: one gives its
-        image alone, several give an index. ``checkpoint_dir`` is a directory, created if necessary,
-        that makes the push resumable: a push that was killed continues each blob at the byte that
-        ECR has. ``max_workers`` and ``progress`` are those of ``upload_many``. The files, sizes and
-        manifests are checked before the first call.
+        Plain layers are compressed into temporary files, unless a signature that is in the file
+        refers to them, and manifests are changed accordingly; everything else goes byte for byte.
+        With ``preserve_digests``, nothing is changed. ``checkpoint_dir`` is a directory, created if
+        necessary, that makes the push resumable: a push that was killed continues each blob at the
+        byte that ECR has. ``max_workers`` and ``progress`` are those of ``upload_many``. What is
+        not as expected is logged as a warning. Nothing is sent of an image that is refused.
 
         Raises ``InvalidImageError``; what ``upload_many`` raises; ``TypeError`` if the client has
         no ``put_image``; ``TypeError`` and ``ValueError`` for bad arguments; and what opening
@@ -303,7 +307,7 @@ class LayerUploader:
         start a new one; ``ServiceError`` and ``UnexpectedResponseError``.
         """
         self._check_session(session)
-        part = self._check_part(session, blob)
+        part = self._planner.check_part(session, blob)
         with ClearOwnFrames():
             self._send_part(session, part, blob)
 
@@ -378,27 +382,6 @@ class LayerUploader:
                 target, repository_name=session.repository_name, registry_id=session.registry_id
             )
             raise ValueError(f"session must be for {target}, not for {other}")
-
-    def _check_part(self, session: UploadSession, blob: Blob) -> Part:
-        if not isinstance(blob, bytes | bytearray | memoryview):
-            raise TypeError(f"blob must be bytes, bytearray or memoryview, not {short_repr(blob)}")
-        size, limits = memoryview(blob).nbytes, self._planner.limits
-        if not 1 <= size <= limits.max_part:
-            raise ValueError(f"blob must be 1 to {limits.max_part:,} bytes long, not {size:,}")
-        part = Part(session.next_byte, session.next_byte + size - 1)
-        if session.layer_size is not None and part.last_byte >= session.layer_size:
-            raise ValueError(
-                f"{part} ends past the layer's {session.layer_size:,} bytes: pass fewer bytes"
-            )
-        machine = Machine(session, limits.min_part)
-        if machine.ends_with_small_part:
-            raise ValueError(
-                f"the part before byte {part.first_byte} is below the minimum of "
-                f"{machine.min_part:,} bytes, so it must be the last: start "
-                "a new upload, and send "
-                f"parts of session.part_size, {session.part_size:,} bytes"
-            )
-        return part
 
 
 def push_observed(

@@ -209,7 +209,9 @@ def find_attached(contents: Contents) -> dict[str, frozenset[str]]:
             targets |= {other.digest for other in listed if _is_signed_by(other, one)}
         if one.digest in manifests:
             targets.add(manifests[one.digest].subject)
-    attached = {digest: frozenset(targets & known - {digest}) for digest, targets in found.items()}
+    attached = {
+        digest: frozenset((targets & known) - {digest}) for digest, targets in found.items()
+    }
     return {digest: targets for digest, targets in attached.items() if targets}
 
 

@@ -58,7 +58,7 @@ def open_image_files(
     """
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
-        return _Directory(path, heartbeat)
+        return _Directory(path, os.path.realpath(path), heartbeat)
     if not stat.S_ISREG(mode):
         raise InvalidImageError(
             f"{short_repr(path)} is neither a directory nor a file: save the image to a file first"
@@ -91,6 +91,7 @@ def read_file(region: FileRegion) -> bytes:
 @dataclass(frozen=True)
 class _Directory:
     path: str
+    real_path: str
     heartbeat: Callable[[], object]
 
     def find(self, name: str) -> FileRegion | None:
@@ -113,8 +114,8 @@ class _Directory:
         return FileRegion(path, 0, status.st_size)
 
     def is_linked(self, region: FileRegion) -> bool:
-        root = os.path.realpath(self.path)
-        return os.path.commonpath([root, os.path.realpath(region.path)]) != root
+        inside = os.path.join(self.real_path, "")
+        return not os.path.realpath(region.path).startswith(inside)
 
 
 @dataclass(frozen=True)

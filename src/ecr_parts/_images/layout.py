@@ -7,7 +7,7 @@ in the manual page ``containers-transports(5)``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from ecr_parts._images.contents import (
@@ -97,22 +97,18 @@ def _blob_finder(files: ImageFiles, names: tuple[str, ...]) -> Callable[[str], F
     A link may lead to a file that is not in the image's directory, as Bazel's rules write them.
     Such a file is the blob only if it has its digest.
     """
-    verified: set[str] = set()
 
+    @cache
     def find(digest: str) -> FileRegion | None:
-        for name in names:
-            region = files.find(name.format(digest.removeprefix("sha256:")))
-            if region is None:
-                continue
-            if digest not in verified and files.is_linked(region):
-                with open_source(region) as source:
-                    found, _ = hash_source(source, files.heartbeat)
-                if found != digest:
-                    raise image_error(
-                        files.path, f"blob {digest} is a link to a file with other content"
-                    )
-            verified.add(digest)
-            return region
-        return None
+        found = (files.find(name.format(digest.removeprefix("sha256:"))) for name in names)
+        region = next(filter(None, found), None)
+        if region is not None and files.is_linked(region):
+            with open_source(region) as source:
+                content, _ = hash_source(source, files.heartbeat)
+            if content != digest:
+                raise image_error(
+                    files.path, f"blob {digest} is a link to a file with other content"
+                )
+        return region
 
     return find

@@ -133,8 +133,8 @@ def select(
         notice = ""
         if platforms is None:
             notice = (
-                f"the file lacks some of the platforms of {root.digest}: only the image for "
-                f"{one.platform or 'one of them'}, {one.digest}, is pushed"
+                f"the file lacks a part of {root.digest}: only the image for "
+                f"{one.platform or 'one platform'}, {one.digest}, is pushed"
             )
         return Selection(tuple(contents.tree(one.digest)), notice)
     if platforms is None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ecr_parts._base.validation import check_int
+from ecr_parts._base.validation import check_int, short_repr
+from ecr_parts._model.layers import Blob
 from ecr_parts._model.limits import Limits
+from ecr_parts._model.machine import Machine
 from ecr_parts._model.parts import Chunker, Part
+from ecr_parts._model.session import UploadSession
 from ecr_parts.errors import EmptyLayerError, LayerTooLargeError
 
 
@@ -53,6 +56,27 @@ class Planner:
                 f"the layer's {layer_size:,} bytes do not fit in {limits.max_parts:,} parts of "
                 f"{self.part_size:,} bytes: use parts of {needed:,} bytes or more"
             )
+
+    def check_part(self, session: UploadSession, blob: Blob) -> Part:
+        """The part that ``blob`` is. Raises ``TypeError`` and ``ValueError`` if it is not one."""
+        if not isinstance(blob, bytes | bytearray | memoryview):
+            raise TypeError(f"blob must be bytes, bytearray or memoryview, not {short_repr(blob)}")
+        size, limits = memoryview(blob).nbytes, self.limits
+        if not 1 <= size <= limits.max_part:
+            raise ValueError(f"blob must be 1 to {limits.max_part:,} bytes long, not {size:,}")
+        part = Part(session.next_byte, session.next_byte + size - 1)
+        if session.layer_size is not None and part.last_byte >= session.layer_size:
+            raise ValueError(
+                f"{part} ends past the layer's {session.layer_size:,} bytes: pass fewer bytes"
+            )
+        machine = Machine(session, limits.min_part)
+        if machine.ends_with_small_part:
+            raise ValueError(
+                f"the part before byte {part.first_byte} is below the minimum of "
+                f"{machine.min_part:,} bytes, so it must be the last: start "
+                f"a new upload, and send parts of session.part_size, {session.part_size:,} bytes"
+            )
+        return part
 
     def choose_part_size(self, suggested_size: int, layer_size: int | None) -> int:
         """The size of a layer's parts, given the size that InitiateLayerUpload suggests.
