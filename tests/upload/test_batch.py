@@ -689,7 +689,7 @@ def test_progress_is_called_while_all_workers_wait(
         go_on.wait(10)
         raise OSError("the disk hung")
 
-    monkeypatch.setattr("ecr_parts._wire.request._base64", hang)
+    monkeypatch.setattr("ecr_parts._base.fast_base64.encode", hang)
     calls_while_hanging = 0
 
     def progress(_newly_confirmed: int) -> None:

@@ -22,7 +22,8 @@ PACKAGE = Path(ecr_parts.__file__).parent
 PACKAGES = {
     "": ["_version"],
     "_base": [
-        "validation", "redaction", "files", "temporary", "threads", "frames", "workers", "notebook",
+        "validation", "redaction", "fast_base64", "files", "temporary", "threads", "frames",
+        "workers", "notebook",
     ],
     "_model": ["parts", "layers", "limits", "session", "machine"],
     "errors": [],

@@ -329,7 +329,7 @@ def test_begins_nothing_after_upload_has_ended(mocker: MockerFixture) -> None:
             ended.wait(10)
         return base64.b64encode(blob)
 
-    mocker.patch("ecr_parts._wire.request._base64", encode)
+    mocker.patch("ecr_parts._base.fast_base64.encode", encode)
     begun: list[str] = []
     with watched(processing_time=0) as (_, _, client):
         client.meta.events.register(

@@ -24,7 +24,7 @@ from botocore.stub import Stubber
 from helpers import NO_WAIT, SMALL_LIMITS, digest_of, random_bytes, wait_until
 
 from ecr_parts import CLIENT_CONFIG, LayerUploader
-from ecr_parts._wire import request as encoding
+from ecr_parts._base import fast_base64
 from ecr_parts._wire.request import EncodedBlob, accept_encoded_blobs, encode_blob
 from ecr_parts.testing import Fault, LocalECR
 
@@ -401,17 +401,17 @@ def test_uses_pybase64_if_installed(ecr: LocalECR, monkeypatch: pytest.MonkeyPat
         return base64.b64encode(blob)
 
     fake_pybase64: Any = types.ModuleType("pybase64")
-    fake_pybase64.b64encode = b64encode
+    fake_pybase64.b64encode, fake_pybase64.b64decode = b64encode, base64.b64decode
     monkeypatch.setitem(sys.modules, "pybase64", fake_pybase64)
-    monkeypatch.setattr(encoding, "_base64", encoding._fastest_base64())
+    monkeypatch.setattr(fast_base64, "_module", fast_base64._fastest())
     LayerUploader(ecr.client(), "demo", limits=SMALL_LIMITS).upload(BLOB)
     assert encoded_sizes == [8, 8, 8, 8, 8, 5]
 
 
 def test_works_without_pybase64(ecr: LocalECR, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pybase64", None)
-    monkeypatch.setattr(encoding, "_base64", encoding._fastest_base64())
-    assert encoding._base64 is base64.b64encode
+    monkeypatch.setattr(fast_base64, "_module", fast_base64._fastest())
+    assert fast_base64._module is base64
     LayerUploader(ecr.client(), "demo", limits=SMALL_LIMITS).upload(BLOB)
     assert ecr.layer("demo", DIGEST) == BLOB
 

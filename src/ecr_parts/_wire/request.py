@@ -9,9 +9,7 @@ the calls of this library: other calls of the same client are unchanged.
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import importlib
 import io
 import json
 import time
@@ -24,6 +22,7 @@ import botocore.client
 from botocore.awsrequest import AWSPreparedRequest, AWSRequest
 from typing_extensions import override
 
+from ecr_parts._base import fast_base64
 from ecr_parts._base.threads import Task, current_task
 from ecr_parts._model.layers import Blob
 from ecr_parts._wire.bandwidth import TURN, Bandwidth
@@ -32,16 +31,6 @@ from ecr_parts._wire.gate import Gate
 _T = TypeVar("_T")
 
 
-def _fastest_base64() -> Callable[[Blob], bytes]:
-    try:
-        pybase64 = importlib.import_module("pybase64")  # the extra "speed": SIMD, without the GIL
-    except ImportError:
-        return base64.b64encode
-    encode: Callable[[Blob], bytes] = pybase64.b64encode
-    return encode
-
-
-_base64 = _fastest_base64()
 _KEY = "ecr_parts.encoded_blob"  # in the context that botocore passes from event to event
 _PIECE_SIZE = 256 * 1024  # bytes
 _MAX_SLEEP = 0.5  # seconds between checks whether the call was abandoned
@@ -72,7 +61,7 @@ class EncodedBlob(Sequence[int]):
         return memoryview(self.body)[len(self.envelope) - len(_END) : -len(_END)]
 
     def __bytes__(self) -> bytes:
-        return base64.b64decode(self.base64())
+        return fast_base64.decode(self.base64())
 
     def __buffer__(self, _flags: int, /) -> memoryview:  # called by Python 3.12 and later
         return memoryview(bytes(self))
@@ -133,7 +122,7 @@ def encode_blob(
     file.write(start)
     sha256 = hashlib.sha256(start)
     for piece in slices:
-        text = _base64(piece)
+        text = fast_base64.encode(piece)
         file.write(text)
         sha256.update(text)  # while it is in the processor's cache
     file.write(_END)
