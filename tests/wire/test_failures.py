@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import logging
+import textwrap
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import pytest
 from botocore.config import Config
+from botocore.credentials import DeferredRefreshableCredentials
 from botocore.exceptions import EndpointConnectionError
-from helpers import NO_WAIT, SMALL_LIMITS, random_bytes
+from helpers import NO_WAIT, SMALL_LIMITS, digest_of, random_bytes
 
 from ecr_parts import (
     CLIENT_CONFIG,
+    DigestMismatchError,
+    EcrPartsError,
     LayerUploader,
     ServiceError,
     UnexpectedResponseError,
@@ -252,6 +260,148 @@ def test_passes_on_no_part_of_the_request_that_ecr_repeats(
     shown += "".join(record.getMessage() for record in caplog.records if record.name == "ecr_parts")
     for secret in ("SECRETTOKEN", "Canonical", "x-amz-security-token"):
         assert secret not in shown
+
+
+SECRET_KEY = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYzzzzzzzzzz"
+TOKEN = "IQoJb3JpZ2luX2VjE" + "P/zzzz//aTk+vGx3" * 60
+CREDENTIALS = {
+    "aws_access_key_id": "AKIDEXAMPLE",
+    "aws_secret_access_key": SECRET_KEY,
+    "aws_session_token": TOKEN,
+}
+
+
+def assert_shows_no_credential(
+    uploader: LayerUploader, caplog: pytest.LogCaptureFixture, secrets: Sequence[str]
+) -> EcrPartsError:
+    """An upload fails, and neither its error nor a log repeats any 12 characters of ``secrets``."""
+    caplog.set_level(logging.DEBUG, "ecr_parts")
+    with pytest.raises(EcrPartsError) as raised:
+        uploader.upload(BLOB)
+    shown = "".join(traceback.format_exception(raised.value))
+    shown += "".join(record.getMessage() for record in caplog.records if record.name == "ecr_parts")
+    for secret in secrets:
+        assert not [i for i in range(len(secret) - 11) if secret[i : i + 12] in shown]
+    return raised.value
+
+
+@pytest.mark.parametrize("secret", [SECRET_KEY, TOKEN], ids=["secret key", "token"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda secret: EcrError("AccessDeniedException", f"the key {secret} is not allowed"),
+        lambda secret: EcrError("ServerException", f"try again with {secret}"),
+        lambda secret: EcrError(secret, "unknown"),
+        lambda secret: EcrError("KmsException", "no key", kmsError=secret),
+        lambda secret: EcrError("AccessDeniedException", f"denied: {quote(secret, safe='')}"),
+        lambda secret: EcrError("AccessDeniedException", "\n".join(textwrap.wrap(secret, 30))),
+        lambda secret: EcrError("AccessDeniedException", "." * 1_980 + secret),
+        lambda secret: {"uploadId": "id", "partSize": secret},
+        lambda secret: f"<html>Blocked: {html.escape(secret)}</html>".encode(),
+    ],
+    ids=[
+        "message", "transient", "code", "kmsError", "quoted", "wrapped", "cut", "answer", "page",
+    ],
+)  # fmt: skip
+def test_shows_no_credential_of_the_client_that_the_service_repeats(
+    answer: Callable[[str], Any], secret: str, ecr: LocalECR, caplog: pytest.LogCaptureFixture
+) -> None:
+    uploader = LayerUploader(
+        ecr.client(**CREDENTIALS), "demo", limits=SMALL_LIMITS, retrying=NO_WAIT
+    )
+    status = 403 if isinstance(answer(secret), bytes) else 200
+    ecr.respond("InitiateLayerUpload", answer(secret), status=status, times=10)
+    assert_shows_no_credential(uploader, caplog, [secret])
+
+
+@pytest.mark.parametrize("kind", ["refusal", "answer"])
+def test_shows_no_credential_that_the_answer_to_the_completion_repeats(
+    kind: str, ecr: LocalECR, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = ecr.client(**CREDENTIALS)
+    uploader = LayerUploader(client, "demo", limits=SMALL_LIMITS, retrying=NO_WAIT)
+    refusal = EcrError("InvalidLayerException", f"wrong, {TOKEN}")
+    ecr.respond("CompleteLayerUpload", refusal if kind == "refusal" else {"layerDigest": TOKEN})
+    error = assert_shows_no_credential(uploader, caplog, [TOKEN])
+    assert isinstance(error, DigestMismatchError)
+    assert digest_of(BLOB) in str(error)
+
+
+def test_completion_refused_with_a_canonical_request_does_not_show_it(
+    uploader: LayerUploader, ecr: LocalECR, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The refusal is the cause of the cause."""
+    ecr.respond("CompleteLayerUpload", EcrError("InvalidLayerException", CANONICAL_REQUEST))
+    assert_shows_no_credential(uploader, caplog, ["x-amz-security-token:SECRETTOKEN"])
+
+
+def test_shows_no_signature_that_the_service_repeats(
+    ecr: LocalECR, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = ecr.client(**CREDENTIALS)
+    signatures: list[str] = []
+
+    def repeat(request: Any, **_event: object) -> None:
+        signatures.append(request.headers["Authorization"].decode().rpartition("=")[2])
+        ecr.respond("InitiateLayerUpload", EcrError("AccessDenied", f"bad hash {signatures[-1]}"))
+
+    client.meta.events.register("before-send.ecr.InitiateLayerUpload", repeat)
+    uploader = LayerUploader(client, "demo", limits=SMALL_LIMITS, retrying=NO_WAIT)
+    assert "AccessDenied: " in str(assert_shows_no_credential(uploader, caplog, signatures))
+    assert signatures
+
+
+@pytest.mark.parametrize("password", ["hunter2secret", "hunter2%2F", "p%40ssw%3Ard"])
+@pytest.mark.parametrize("shown", ["header", "password"])
+def test_shows_no_password_that_the_proxy_repeats(
+    shown: str, password: str, ecr: LocalECR, caplog: pytest.LogCaptureFixture
+) -> None:
+    """LocalECR is the proxy."""
+    config = CLIENT_CONFIG.merge(
+        Config(proxies={"http": ecr.endpoint_url.replace("//", f"//user:{password}@")})
+    )
+    client = ecr.client(endpoint_url="http://localhost:9", config=config)
+    uploader = LayerUploader(client, "demo", limits=SMALL_LIMITS, retrying=NO_WAIT)
+    header = base64.b64encode(b"user:" + unquote(password).encode()).decode()
+    repeated = header if shown == "header" else unquote(password)
+    ecr.respond("BatchCheckLayerAvailability", EcrError("Forbidden", f"no access for {repeated}"))
+    error = assert_shows_no_credential(uploader, caplog, [header, unquote(password)])
+    assert "Forbidden" in str(error)
+    assert repeated not in str(error)
+
+
+def test_does_not_refresh_credentials_to_compare_with_them(
+    ecr: LocalECR, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those that expire are compared as they were when they were loaded last."""
+    refreshed: list[dict[str, str]] = []
+
+    def refresh() -> dict[str, str]:
+        refreshed.append({"access_key": "AKIDEXAMPLE", "secret_key": SECRET_KEY, "token": TOKEN})
+        return {**refreshed[-1], "expiry_time": "2970-01-01T00:00:00Z"}
+
+    client: Any = ecr.client()
+    client._request_signer._credentials = DeferredRefreshableCredentials(refresh, "test")
+    uploader = LayerUploader(client, "demo", limits=SMALL_LIMITS, retrying=NO_WAIT)
+    ecr.respond("InitiateLayerUpload", EcrError("AccessDenied", f"{SECRET_KEY} {TOKEN}"))
+    assert_shows_no_credential(uploader, caplog, [SECRET_KEY, TOKEN])
+    assert len(refreshed) == 1
+
+
+def test_does_not_load_credentials_to_compare_with_them(
+    ecr: LocalECR, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded: list[str] = []
+
+    def refresh() -> dict[str, str]:
+        loaded.append("again" if loaded else "first")
+        raise RuntimeError("cannot be loaded")
+
+    client: Any = ecr.client()
+    client._request_signer._credentials = DeferredRefreshableCredentials(refresh, "test")
+    with pytest.raises(ServiceError, match="cannot be loaded"):
+        LayerUploader(client, "demo", limits=SMALL_LIMITS, retrying=NO_WAIT).initiate()
+    assert loaded == ["first"]
 
 
 def test_retry_policy_that_is_used_for_other_calls_logs_no_password(

@@ -1,14 +1,21 @@
 """What may be shown of URLs and of exceptions: no password, no credential, no signature.
 
 Nothing is masked by a pattern: a password can look like anything. A URL is taken apart, and only
-what is known to be harmless is shown.
+what is known to be harmless is shown. What repeats a known secret is not shown at all.
 """
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+import base64
+from collections.abc import Iterable, Iterator
+from urllib.parse import unquote, urlsplit
 
 _MAX_LENGTH = 2_000  # characters
+# Characters. A secret that is cut, wrapped or escaped still has so many in a row, and two unrelated
+# texts do not. AWS's secret keys have 40, its tokens hundreds.
+_PIECE_LENGTH = 12
+_MIN_LENGTH = 8  # characters; a shorter one, as in tests, may be any word
+_MAX_COMPARED = 100_000  # characters
 # In messages of AWS that repeat a request: its headers, or what its signature was made of.
 _REQUEST_MARKS = ("canonical", "x-amz-", "authorization=", "credential=", "signature=")
 HIDDEN_URL = "<a URL that is not shown>"
@@ -28,6 +35,14 @@ def show_url(url: str) -> str:
         return HIDDEN_URL
     shown = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{shown}" + ("" if port is None else f":{port}")
+
+
+def secrets_of(url: str) -> list[str]:
+    """The password of ``url``, and what an HTTP header has in its place."""
+    user_info = url.partition("://")[2].rpartition("@")[0]
+    _, _, password = user_info.partition(":")
+    basic = base64.b64encode(unquote(user_info).encode()).decode()
+    return [password, unquote(password), basic] if password else []
 
 
 def show_error(error: BaseException) -> str:
@@ -53,13 +68,44 @@ def show_text(text: str) -> str:
     return ""
 
 
-def has_secret(error: BaseException) -> bool:
-    """Whether a traceback of ``error`` might show what ``show_error`` leaves out."""
+def repeats(text: str, secrets: Iterable[str]) -> bool:
+    """Whether ``text`` has one of ``secrets``, or 12 or more of its characters in a row."""
+    for secret in secrets:
+        length = min(len(secret), _PIECE_LENGTH)
+        if length >= _MIN_LENGTH and not _pieces(text, length).isdisjoint(_pieces(secret, length)):
+            return True
+    return False
+
+
+def _pieces(text: str, length: int) -> set[str]:
+    return {text[start : start + length] for start in range(len(text) - length + 1)}
+
+
+def has_secret(error: BaseException, secrets: Iterable[str] = ()) -> bool:
+    """Whether a traceback of ``error`` might show what ``show_error`` leaves out, or a secret."""
     try:
-        urls = _urls_of(error)
-        return show_text(str(error)) != str(error) or any(map(_may_have_secret, urls))
+        return any(_has_secret(link, secrets) for link in _chain(error))
     except Exception:  # noqa: BLE001  (as above)
         return True
+
+
+def _has_secret(error: BaseException, secrets: Iterable[str]) -> bool:
+    text = str(error)
+    if show_text(text) != text or any(map(_may_have_secret, _urls_of(error))):
+        return True
+    return len(text) > _MAX_COMPARED or repeats(text, secrets)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """``error``, and those that a traceback shows with it."""
+    seen: set[int] = set()
+    linked: list[BaseException | None] = [error]
+    while linked:
+        link = linked.pop()
+        if link is not None and id(link) not in seen:
+            seen.add(id(link))
+            yield link
+            linked += (link.__cause__, link.__context__)
 
 
 def _urls_of(error: BaseException) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from botocore.exceptions import ClientError
@@ -87,13 +87,13 @@ def check_completed(digest: str, answer: Answer) -> None:
     """Raise ``WrongDigestError`` if ECR completed a layer with another digest."""
     answered = _member(answer, "layerDigest", str)
     if answered != digest:
-        raise WrongDigestError(f"{digest}: ECR answered {short_repr(answered)}")
+        raise WrongDigestError(digest, f"ECR answered {short_repr(answered)}")
 
 
 def check_complete_refusal(digest: str, error: ClientError) -> None:
     """Raise ``WrongDigestError`` if the bytes that ECR received do not match ``digest``."""
     if error_code(error) == "InvalidLayerException":
-        raise WrongDigestError(f"{digest}: {describe_error(error)}") from error
+        raise WrongDigestError(digest, describe_error(error)) from error
 
 
 def parse_images(answer: Answer) -> set[str]:
@@ -115,17 +115,22 @@ def parse_put_image_refusal(error: ClientError) -> bool | None:
 
 
 def parse_error(
-    error: Exception, parse_refusal: Callable[[ClientError], _T | None]
+    error: Exception,
+    parse_refusal: Callable[[ClientError], _T | None],
+    secrets: Collection[str],
 ) -> _T | CallFailed:
-    """What ECR answered if ``error`` is an answer, or why the attempt failed."""
+    """What ECR answered if ``error`` is an answer, or why the attempt failed.
+
+    ``secrets`` are those of ``CallFailed.of``.
+    """
     if isinstance(error, ClientError):
         try:
             answered = parse_refusal(error)
         except Exception as parse_error:  # noqa: BLE001  (of an answer that can be anything)
-            return CallFailed.of(parse_error)
+            return CallFailed.of(parse_error, secrets)
         if answered is not None:
             return answered
-    return CallFailed.of(error)
+    return CallFailed.of(error, secrets)
 
 
 def check_answer(answer: object) -> Answer:

@@ -7,7 +7,7 @@ from typing import Protocol, TypeAlias
 
 import botocore.client
 
-from ecr_parts._base.redaction import HIDDEN_URL, show_url
+from ecr_parts._base.redaction import HIDDEN_URL, secrets_of, show_url
 from ecr_parts._base.validation import short_repr
 from ecr_parts._wire.answers import Answer
 
@@ -113,6 +113,28 @@ def endpoint_url(client: EcrClient) -> str:
     """The URL that a botocore client calls; empty for other clients."""
     url = getattr(getattr(client, "meta", None), "endpoint_url", None)
     return url if isinstance(url, str) else ""
+
+
+def loaded_secrets(client: EcrClient) -> list[str]:
+    """The secret key, the session token and the proxies' passwords that a botocore client has.
+
+    Only attributes are looked at: the properties of credentials that expire would refresh them. No
+    public attribute has the credentials, or proxies from environment variables.
+    """
+    if not isinstance(client, botocore.client.BaseClient):
+        return []
+    values = getattr(_member(client, "_request_signer", "_credentials"), "__dict__", {})
+    secrets = [values.get(name) for name in ("secret_key", "_secret_key", "token", "_token")]
+    proxies = _member(client, "_endpoint", "http_session", "_proxy_config", "_proxies")
+    for url in proxies.values() if isinstance(proxies, dict) else ():
+        secrets += secrets_of(str(url))
+    return [secret for secret in secrets if isinstance(secret, str)]
+
+
+def _member(value: object, *names: str) -> object:
+    for name in names:
+        value = getattr(value, name, None)
+    return value
 
 
 def check_endpoint(client: EcrClient) -> None:

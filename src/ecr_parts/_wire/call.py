@@ -19,7 +19,7 @@ from ecr_parts._base.threads import Abandoned, Task, Waiter
 from ecr_parts._model.parts import Part
 from ecr_parts._model.session import UploadSession
 from ecr_parts._wire.answers import Answer, PartAnswer, check_answer, parse_error
-from ecr_parts._wire.api import METHODS, EcrClient, endpoint_url, service_name
+from ecr_parts._wire.api import METHODS, EcrClient, endpoint_url, loaded_secrets, service_name
 from ecr_parts._wire.bandwidth import Bandwidth
 from ecr_parts._wire.failures import CallFailed
 from ecr_parts._wire.gate import Gate, Overlap
@@ -197,7 +197,8 @@ class Call(Generic[_T]):
         method = getattr(self.target.client, METHODS[self.operation])
         # An abandoned attempt may live on. So the task must not refer to ``self``, which refers to
         # the part and to the caller's objects.
-        confirmation, next_gate = self.confirmation, Gate()
+        client, confirmation, next_gate = self.target.client, self.confirmation, Gate()
+        sent_secrets: list[str] = []
         parse, parse_refusal = self.parse, self.parse_refusal
         check = partial(_check_turn, gate, self.options.overlap, str(self))
         parameters = {**self.target.location, **self.parameters}
@@ -215,12 +216,14 @@ class Call(Generic[_T]):
                 raise
             except Exception as error:  # noqa: BLE001  (a client may raise anything)
                 clear_client_frames(error, handled)
-                return check(parse_error(error, parse_refusal))
+                secrets = sent_secrets + loaded_secrets(client)
+                return check(parse_error(error, parse_refusal, secrets))
             if answer == confirmation:
                 next_gate.open()
             return check(answer)
 
         attempt = Attempt(run, self.waiter.cancelled, gate, next_gate, self.options.bandwidth)
+        attempt.sent_secrets = sent_secrets
         if isinstance(blob, EncodedBlob):
             parameters["layerPartBlob"] = own = copy.copy(blob)
             attempt.when_over(partial(setattr, own, "body", b""))

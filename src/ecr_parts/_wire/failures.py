@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from botocore.exceptions import BotoCoreError, ClientError
 from typing_extensions import Self
 
 from ecr_parts._base.frames import Carrier
+from ecr_parts._base.redaction import repeats
 from ecr_parts._wire.retry import (
     AttemptTimeoutError,
     BadAnswerError,
@@ -26,6 +27,10 @@ from ecr_parts.errors import (
 
 class WrongDigestError(Exception):
     """The bytes that ECR received do not have the digest of the layer."""
+
+    def __init__(self, digest: str, answer: str) -> None:
+        super().__init__(f"{digest}: {answer}")
+        self.digest = digest
 
 
 class CallFailed(Carrier):
@@ -75,21 +80,33 @@ class CallFailed(Carrier):
         return cls(cause, name, f"{name}: {message}", transient=transient)
 
     @classmethod
-    def of(cls, cause: Exception) -> Self:
-        """Classify an exception that a client raised. To be called in the attempt's thread."""
+    def of(cls, cause: Exception, secrets: Collection[str] = ()) -> Self:
+        """Classify an exception that a client raised. To be called in the attempt's thread.
+
+        ``secrets`` are the credentials of the call: nothing that repeats them is shown.
+        """
         code, request_id = type(cause).__name__, None
         if isinstance(cause, ClientError):
             code = error_code(cause)
             metadata = cause.response.get("ResponseMetadata")
             request_id = metadata.get("RequestId") if isinstance(metadata, Mapping) else None
+        if repeats(code, secrets):
+            code = type(cause).__name__
+        description, hides = describe_error(cause), may_contain_secret(cause, secrets)
+        if repeats(description, secrets):
+            description = f"{code}: {_NOT_SHOWN}"
+            if isinstance(cause, BadAnswerError):
+                cause = BadAnswerError(_NOT_SHOWN, transient=cause.transient)
+            elif isinstance(cause, WrongDigestError):
+                cause = WrongDigestError(cause.digest, _NOT_SHOWN)
         return cls(
             cause,
             code,
-            describe_error(cause),
+            description,
             transient=is_transient(cause),
             refused=isinstance(cause, ClientError | WrongDigestError),
             request_id=request_id,
-            may_contain_secret=may_contain_secret(cause),
+            may_contain_secret=hides,
         )
 
     @property
@@ -172,6 +189,7 @@ CREDENTIAL_ERRORS = frozenset(
     }
 )  # fmt: skip
 """Codes of errors that are due to the credentials."""
+_NOT_SHOWN = "its message is not shown, because it repeats a credential"
 _NOT_ECR = "Check that the endpoint is ECR and that no proxy answers in its place"
 _NAME_RULES = "lower case, without a registry prefix or a tag"
 REMEDIES = {

@@ -143,6 +143,8 @@ class Attempt(Task[_T]):
         bandwidth: Bandwidth | None,
     ) -> None:
         super().__init__(function, cancelled)
+        self.sent_secrets: list[str] = []
+        """The signature and the token of each request that was sent, for ``CallFailed.of``."""
         self.bandwidth = bandwidth
         self._paused = 0.0
         """Seconds that ``reserve`` took and that are not part of the time for the attempt."""
@@ -288,10 +290,15 @@ def _add_hash(request: AWSRequest, signature_version: object, **_event: object) 
         request.headers["X-Amz-Content-SHA256"] = blob.sha256
 
 
-def _check_task(**_event: object) -> None:
+def _check_task(request: AWSPreparedRequest, **_event: object) -> None:
     task = current_task()
     if task is not None:
         task.check()
+    if isinstance(task, Attempt):
+        for name in ("Authorization", "X-Amz-Security-Token"):
+            value: object = request.headers.get(name, "")  # usually bytes
+            text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+            task.sent_secrets.append(text.rpartition("Signature=")[2])
 
 
 def _send_in_pieces(request: AWSPreparedRequest, **_event: object) -> None:

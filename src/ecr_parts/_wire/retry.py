@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from http.client import HTTPException
 from typing import Any, cast
 
@@ -234,9 +234,9 @@ def describe_error(error: BaseException) -> str:
     return " ".join(to_printable(line, _MAX_TEXT_LENGTH).split()).rstrip(".")
 
 
-def may_contain_secret(error: BaseException) -> bool:
-    """Whether the text of ``error`` may contain a password or a credential."""
-    return _is_invalid_request(error) or has_secret(error)
+def may_contain_secret(error: BaseException, secrets: Iterable[str]) -> bool:
+    """Whether the text of ``error`` may contain a password or a credential, or has ``secrets``."""
+    return _is_invalid_request(error) or has_secret(error, secrets)
 
 
 def _log_retry(state: tenacity.RetryCallState) -> None:
