@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import random
+import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from helpers import (
 
 from ecr_parts import (
     EmptyLayerError,
+    Layer,
     LayerTooLargeError,
     LayerUploader,
     Part,
@@ -429,6 +433,46 @@ def test_error_for_missing_registry_names_it(service: str, code: str, ecr: Local
 def test_wraps_error_for_parameter_that_botocore_rejects(ecr: LocalECR) -> None:
     with pytest.raises(ServiceError, match="Invalid length for parameter registryId"):
         LayerUploader(ecr.client("ecr-public"), "demo", registry_id="x").upload(BLOB)
+
+
+@pytest.mark.parametrize(
+    ("argument", "upload"),
+    [
+        ("source", lambda uploader, bad: uploader.upload(bad)),
+        ("source", lambda uploader, bad: uploader.upload(Path(bad))),
+        ("checkpoint", lambda uploader, bad: uploader.upload(BLOB, checkpoint=bad)),
+        (r"layers\[1\].source", lambda uploader, bad: uploader.upload_many([BLOB, bad])),
+        (
+            "checkpoint",
+            lambda uploader, bad: uploader.upload_many([BLOB, Layer(BLOB, checkpoint=bad)]),
+        ),
+        ("image", lambda uploader, bad: uploader.push_image(bad)),
+        ("checkpoint_dir", lambda uploader, bad: uploader.push_image(".", checkpoint_dir=bad)),
+    ],
+)
+@pytest.mark.parametrize("bad", ["a\0b", "a\ud800b"])
+def test_rejects_path_that_no_file_can_have(
+    bad: str,
+    argument: str,
+    upload: Callable[[LayerUploader, str], object],
+    ecr: LocalECR,
+    uploader: LayerUploader,
+) -> None:
+    with pytest.raises(ValueError, match=f"{argument} must be a path without NUL") as raised:
+        upload(uploader, bad)
+    assert bad not in str(raised.value)
+    assert ecr.calls == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names must be UTF-8")
+def test_accepts_name_that_cannot_be_decoded(
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    """Python has surrogates for bytes that are not UTF-8."""
+    path = os.fsencode(tmp_path) + b"/\xff"
+    with open(path, "wb") as file:
+        file.write(BLOB)
+    assert uploader.upload(os.fsdecode(path)).digest == DIGEST
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import reprlib
 
@@ -68,6 +69,19 @@ def check_seconds(name: str, value: object) -> None:
     if not 0 <= value <= _MAX_SECONDS:
         raise ValueError(
             f"{name} must be between 0 and {_MAX_SECONDS:,} seconds, not {short_repr(value)}"
+        )
+
+
+def check_path(name: str, path: str | os.PathLike[str]) -> None:
+    """Raise ``ValueError`` if no file can have this path."""
+    try:
+        valid = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        valid = False
+    if not valid:
+        raise ValueError(
+            f"{name} must be a path without NUL characters and lone surrogates, not "
+            f"{short_repr(path)}"
         )
 
 

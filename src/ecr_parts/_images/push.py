@@ -14,7 +14,13 @@ from typing import TypeVar
 
 from ecr_parts._base.temporary import check_free_space
 from ecr_parts._base.threads import Abandoned, Waiter
-from ecr_parts._base.validation import check_callback, check_int, check_name, short_repr
+from ecr_parts._base.validation import (
+    check_callback,
+    check_int,
+    check_name,
+    check_path,
+    short_repr,
+)
 from ecr_parts._base.workers import Stop, Workers
 from ecr_parts._images.choice import TAG, Chosen, Wanted, choose, find_attached
 from ecr_parts._images.contents import MANIFEST_TYPES, Contents, Descriptor, Manifest
@@ -96,8 +102,11 @@ class ImagePush:
         checkpoint_dir = options.checkpoint_dir
         if not is_path(image):
             raise TypeError(f"image must be a path, not {short_repr(image)}")
+        check_path("image", image)
         if checkpoint_dir is not None and not is_path(checkpoint_dir):
             raise TypeError(f"checkpoint_dir must be a path, not {short_repr(checkpoint_dir)}")
+        if checkpoint_dir is not None:
+            check_path("checkpoint_dir", checkpoint_dir)
         if options.name is not None:
             check_name("name", options.name)
         preserve = options.preserve_digests

@@ -14,7 +14,7 @@ from typing import Protocol, TypeAlias, cast
 from typing_extensions import override
 
 from ecr_parts._base.files import NotRegularError, open_regular
-from ecr_parts._base.validation import check_int, short_repr
+from ecr_parts._base.validation import check_int, check_path, short_repr
 from ecr_parts._model.layers import Blob, FileRegion, LayerSource, Readable, UnnamedFile, is_path
 from ecr_parts._sources.base import Source
 from ecr_parts._sources.chunks import (
@@ -194,11 +194,13 @@ def is_background_readable(source: LayerSource) -> bool:
 
 
 def check_source(source: LayerSource, name: str = "source") -> None:
-    """Raise ``TypeError`` for an unsupported type, ``ValueError`` for a closed file."""
+    """Raise ``TypeError`` for an unsupported type, ``ValueError`` for a bad path or closed file."""
     if isinstance(source, io.TextIOBase):
         raise TypeError(
             f"{name}, {short_repr(source)}, is open as text: open it in binary mode, 'rb'"
         )
+    if is_path(source):
+        check_path(name, source)
     if isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
         return
     if not hasattr(source, "read") and not isinstance(source, Iterable):

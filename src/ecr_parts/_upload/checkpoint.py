@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ecr_parts._base.files import NotRegularError, open_regular
 from ecr_parts._base.threads import current_task
-from ecr_parts._base.validation import short_repr
+from ecr_parts._base.validation import check_path, short_repr
 from ecr_parts._model.session import NotASessionError, UploadSession
 from ecr_parts.errors import CheckpointError
 
@@ -77,6 +77,7 @@ class Checkpoint:
         name = os.fspath(path)
         if not isinstance(name, str):
             raise TypeError(f"checkpoint must be a path of type str, not {short_repr(name)}")
+        check_path("checkpoint", name)
         try:
             self.path = Path(os.path.abspath(name))  # the working directory may change
         except OSError as error:
