@@ -80,7 +80,9 @@ class LayerUploader:
     exception raised by a signal handler or by ``progress``, propagates unchanged from every method
     within about a second. Nothing is sent afterwards, unless the client is not botocore's: such a
     client cannot be stopped during a call. What was sent before may still take effect, so ECR may
-    have more of the layer than was reported.
+    have more of the layer than was reported. A process that ``progress`` forks has none of these
+    threads: if it returns from ``progress``, the call raises ``RuntimeError`` there, and goes on in
+    its parent. If ``progress`` was called in a thread of this library, the process ends.
     """
 
     __module__ = "ecr_parts"

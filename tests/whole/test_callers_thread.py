@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from helpers import (
     wait_until,
     write_layer,
 )
+from image_makers import Layout
 from interrupts import interrupt_when, joining_new_threads
 from pytest_mock import MockerFixture
 from typing_extensions import Self
@@ -367,6 +369,61 @@ if os.fork() == 0:
 os.wait()
 """)
     assert (done.stdout, done.stderr, done.returncode) == ("uploaded\n", "", 0)
+
+
+FORK_IN_PROGRESS = """
+import os, signal, sys, threading, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads
+path, blob, parent, child = {path!r}, random_bytes(45), os.getpid(), None
+
+def progress(newly_confirmed):
+    global child
+    if child is None and ({condition}):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)  # or else a child that hangs would be left behind
+
+try:
+    uploader.{call}
+except RuntimeError as error:
+    assert os.getpid() != parent
+    print(error, file=sys.stderr)
+    os._exit(1)
+if os.getpid() == parent:
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+UPLOADS = {
+    "path": "upload(path, progress=progress)",
+    "stream": "upload(iter([blob]), progress=progress)",
+    "many": "upload_many([path, iter([blob[:40]])], progress=progress)",
+    "image": "push_image(path, progress=progress)",
+}
+MOMENTS = {
+    "confirmed": "newly_confirmed",
+    "not confirmed": "not newly_confirmed",
+    "other thread": "threading.current_thread() is not threading.main_thread()",
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="requires os.fork")
+@pytest.mark.parametrize(
+    ("kind", "moment"),
+    [
+        *product(["path", "stream"], ["confirmed", "not confirmed"]),
+        *product(["many", "image"], MOMENTS),
+    ],
+)
+def test_process_that_progress_forks_gets_an_error(kind: str, moment: str, tmp_path: Path) -> None:
+    """It has none of the library's threads. The upload of its parent must not be harmed."""
+    path = write_layer(BLOB, tmp_path)
+    if kind == "image":
+        layout = Layout(tmp_path / "layout")
+        path = layout.finish(layout.add_image("amd64", [BLOB]))
+    done = run_program(
+        FORK_IN_PROGRESS.format(path=str(path), condition=MOMENTS[moment], call=UPLOADS[kind])
+    )
+    assert (done.stdout, done.returncode) == ("1\n", 0), done.stderr
+    assert "this process was forked during an upload" in done.stderr
 
 
 @pytest.mark.parametrize("method", ["upload path", "upload stream", "upload_many"])

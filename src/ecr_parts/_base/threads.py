@@ -15,6 +15,9 @@ are two rules:
    into ``RuntimeError: release unlocked lock``. ``Thread.start`` waits for an ``Event``, so each
    thread is started from a bare thread (``_thread.start_new_thread``).
 
+A process that is forked meanwhile, by a callback of the caller, has none of these threads. So the
+caller's thread checks in which process it is, after each callback and before each wait.
+
 A task that nobody waits for any more is *abandoned*. A thread cannot be stopped from outside. So
 before it sends anything, it calls ``Task.check``, which raises ``Abandoned`` for such a task. The
 threads are daemons if the interpreter allows it, so they do not keep the process alive.
@@ -28,6 +31,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
@@ -201,6 +205,8 @@ class _Thread:
             if not task.unclaimed.acquire(blocking=False):  # pragma: no cover  (a race)
                 return  # this thread was so late that the waiting one runs the task
             task.run()
+            if self._process != os.getpid():  # pragma: no cover  (a forked child)
+                _end_forked_child(task.error)
             ended, abandoned = task.ended, task.abandoned
             del task  # and everything it holds
             if not abandoned:
@@ -223,12 +229,20 @@ def _leave_to_waiter(task: Task[Any]) -> None:
         task.ended.release()
 
 
+def _end_forked_child(error: BaseException | None) -> None:  # pragma: no cover  (see above)
+    """End a process that was forked by a thread of this library, and has no other thread."""
+    if error is not None:
+        traceback.print_exception(error)
+    os._exit(1)
+
+
 class Waiter:
     """Runs tasks in threads and waits for them. While it waits, it calls ``heartbeat``.
 
     ``heartbeat`` is called about once a second, and its exceptions end the wait. Once ``cancelled``
     returns ``True``, the tasks of this waiter send nothing any more. No thread is started before
-    the first task. If none can be started, tasks run in the waiting thread.
+    the first task. If none can be started, tasks run in the waiting thread. Once it is entered, it
+    can be used in this process only.
     """
 
     def __init__(
@@ -236,16 +250,32 @@ class Waiter:
         heartbeat: Callable[[], object] = lambda: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.heartbeat = heartbeat
         self.cancelled = cancelled
+        self._heartbeat = heartbeat
+        self._process: int | None = None
         self._threads: dict[str, _Thread] = {}
 
     def __enter__(self) -> Self:
+        self._process = os.getpid()
         return self
 
     def __exit__(self, *_error: object) -> None:
         for thread in list(self._threads.values()):  # an abandoned task may be starting another
             thread.close()
+
+    def heartbeat(self) -> None:
+        """Call the heartbeat, which is the caller's code."""
+        self._heartbeat()
+        self.check_process()
+
+    def check_process(self) -> None:
+        """Raise ``RuntimeError`` in a process that was forked since this was entered."""
+        if self._process not in (None, os.getpid()):
+            raise RuntimeError(
+                "this process was forked during an upload, by progress or another callback: the "
+                "upload goes on in its parent only. End this process in the callback, or fork "
+                "before the upload"
+            )
 
     def start(self, name: str, function: Callable[[], _T]) -> Task[_T]:
         """Start ``function`` in the thread called ``name``."""
@@ -255,6 +285,7 @@ class Waiter:
 
     def give(self, name: str, task: Task[Any]) -> None:
         """Give ``task`` to the thread called ``name``, or to a new one if that is busy."""
+        self.check_process()
         if sys.is_finalizing():  # pragma: no cover  (coverage has ended by then)
             _leave_to_waiter(task)  # a new thread would block for ever
             return
@@ -348,6 +379,7 @@ class Waiter:
 
     def acquire(self, lock: threading.Lock, seconds: float = float("inf")) -> bool:
         """Acquire ``lock``, with the heartbeat; ``False`` if it takes longer than ``seconds``."""
+        self.check_process()
         end = time.monotonic() + seconds
         while not lock.acquire(timeout=min(_WAKE_INTERVAL, max(0.0, end - time.monotonic()))):
             # ``not``, so that a NaN from a retry policy ends the wait.

@@ -320,6 +320,7 @@ class BatchUpload:
             for progress in (self._progress, *(layer.progress for layer in layers)):
                 if progress is not None:
                     progress(newly_confirmed)
+            self._waiter.check_process()
         finally:
             self._progress_lock.release()
 

@@ -63,7 +63,7 @@ def upload_layer(
         open_source(
             layer.source,
             layer.size,
-            between_reads=heartbeat,
+            between_reads=waiter.heartbeat,
             must_be_regular=options.must_be_regular and path is not None,
         ) as source,
     ):
