@@ -723,6 +723,38 @@ def test_command_serves_until_terminated(start_server: ServerStarter) -> None:
     assert LayerUploader(client, "layer-test").upload(BLOB).digest == DIGEST
 
 
+SIGNAL_WHILE_CONDITION_IS_LOCKED = """
+import signal, sys, threading
+from ecr_parts.testing.__main__ import main
+
+wait = threading.Condition.wait
+
+def wait_after_signal(condition, timeout=None):
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    # Not the event that Thread.start waits for.
+    if in_main_thread and sys._getframe(2).f_globals["__name__"] != "threading":
+        signal.raise_signal(signal.SIGTERM)
+    return wait(condition, timeout)
+
+threading.Condition.wait = wait_after_signal
+main()
+"""
+
+
+def test_command_ends_at_whatever_moment_the_signal_arrives() -> None:
+    """A handler that sets the event whose lock is held right now would wait for ever."""
+    command = [sys.executable, "-c", SIGNAL_WHILE_CONDITION_IS_LOCKED]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.terminate()
+        try:
+            process.communicate(timeout=10)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+
+
 @pytest.mark.skipif(not shutil.which("aws"), reason="the AWS CLI is not installed")
 def test_answers_aws_cli_as_in_its_manual(start_server: ServerStarter, tmp_path: Path) -> None:
     _, url = start_server("--repository", "layer-test")

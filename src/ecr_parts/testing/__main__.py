@@ -25,6 +25,7 @@ DESCRIPTION = (
 _MAX_MESSAGE_LENGTH = 4_000  # characters
 _MAX_PORT = 65_535
 _MAX_SECONDS = 86_400
+_WAKE_INTERVAL = 1.0  # seconds; on Windows, no handler runs while a lock is waited for
 
 
 def check_standard_output() -> None:
@@ -145,9 +146,16 @@ def _serve(options: argparse.Namespace) -> None:
     from ecr_parts.testing._local_ecr import LocalECR
     from ecr_parts.testing._registry import Registry
 
-    done = threading.Event()
+    # Not an Event: a handler that sets it while this thread holds its inner lock waits for ever.
+    serving = threading.Lock()
+    serving.acquire()
+
+    def stop(*_signal: object) -> None:
+        with suppress(RuntimeError):  # it was released by an earlier signal
+            serving.release()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: done.set())
+        signal.signal(number, stop)
     ecr = LocalECR(port=options.port, slow=options.slow)
     # Otherwise, a checkpoint of an earlier server could continue another upload of this one.
     ecr.registry = Registry(options.repository or ["demo"], random_upload_ids=True)
@@ -162,7 +170,8 @@ def _serve(options: argparse.Namespace) -> None:
     exports = [f"export {name}={shlex.quote(value)}" for name, value in ecr.environ().items()]
     try:
         print_whole("\n".join([ecr.endpoint_url, *exports, ""]))
-        done.wait()
+        while not serving.acquire(timeout=_WAKE_INTERVAL):
+            pass  # pragma: no cover  (only after that time)
     finally:
         ecr.stop()
 
