@@ -103,8 +103,9 @@ def test_late_thread_is_waited_for(ends: bool, monkeypatch: pytest.MonkeyPatch) 
     assert task.unclaimed.locked()
 
 
+@pytest.mark.parametrize("line", ["self.give_and_wait(name, task)", "self.give(name, task)"])
 def test_interruption_before_a_thread_has_the_task_is_not_delayed(
-    monkeypatch: pytest.MonkeyPatch,
+    line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody waits for a thread that may still begin the task, and nobody runs it."""
     monkeypatch.setattr("ecr_parts._base.threads._START_TIMEOUT", 10**6)
@@ -112,7 +113,7 @@ def test_interruption_before_a_thread_has_the_task_is_not_delayed(
     outcomes: list[str] = []
 
     def run_interrupted() -> None:
-        sys.settrace(raise_before("self.give(name, task)"))
+        sys.settrace(raise_before(line))
         try:
             with Waiter() as waiter:
                 waiter.run("disk", lambda: outcomes.append("run"))

@@ -312,6 +312,7 @@ class Waiter:
             self.give_and_wait(name, task)
         finally:
             if task.running:
+                task.abandoned = True  # perhaps no thread was given it
                 Waiter().wait(task, _WAKE_INTERVAL)
         return task
 
