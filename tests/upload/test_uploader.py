@@ -25,10 +25,12 @@ from helpers import (
     random_bytes,
     write_layer,
 )
+from typing_extensions import override
 
 from ecr_parts import (
     EmptyLayerError,
     Layer,
+    LayerSource,
     LayerTooLargeError,
     LayerUploader,
     Part,
@@ -80,6 +82,30 @@ def test_reads_unseekable_file_from_its_position(uploader: LayerUploader) -> Non
     file.read(2)
 
     assert uploader.upload(file).digest == DIGEST
+
+
+class ShortenedBytes(bytes):
+    """Bytes whose length is not what Python code is told."""
+
+    @override
+    def __len__(self) -> int:
+        return 3
+
+
+class ShortenedReader(BareReader):
+    @override
+    def read(self, size: int, /) -> bytes:
+        return ShortenedBytes(super().read(size))
+
+
+@pytest.mark.parametrize(
+    "source", [lambda: map(ShortenedBytes, (BLOB[:20], BLOB[20:])), lambda: ShortenedReader(BLOB)]
+)
+def test_sends_all_bytes_of_a_subclass_with_another_length(
+    source: Callable[[], LayerSource], ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    assert uploader.upload(source()).digest == DIGEST
+    assert ecr.layer("demo", DIGEST) == BLOB
 
 
 def test_caller_can_resize_buffer_after_upload(uploader: LayerUploader) -> None:
@@ -461,6 +487,33 @@ def test_rejects_path_that_no_file_can_have(
     with pytest.raises(ValueError, match=f"{argument} must be a path without NUL") as raised:
         upload(uploader, bad)
     assert bad not in str(raised.value)
+    assert ecr.calls == []
+
+
+class BytesPath(os.PathLike[Any]):
+    """Like the entries of ``os.scandir(b"…")``."""
+
+    @override
+    def __fspath__(self) -> bytes:
+        return b"a path"
+
+
+@pytest.mark.parametrize(
+    ("argument", "upload"),
+    [
+        ("source", lambda uploader: uploader.upload(BytesPath())),
+        (r"layers\[0\].source", lambda uploader: uploader.upload_many([BytesPath()])),
+        ("checkpoint", lambda uploader: uploader.upload(BLOB, checkpoint=BytesPath())),
+        ("image", lambda uploader: uploader.push_image(BytesPath())),
+        ("checkpoint_dir", lambda uploader: uploader.push_image(".", checkpoint_dir=BytesPath())),
+    ],
+)
+def test_rejects_path_of_type_bytes(
+    argument: str, upload: Callable[[LayerUploader], object], ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    """A path made absolute is bytes, and would be taken for the content of the layer."""
+    with pytest.raises(TypeError, match=f"{argument} must be a path of type str, not b'a path'"):
+        upload(uploader)
     assert ecr.calls == []
 
 

@@ -72,17 +72,21 @@ def check_seconds(name: str, value: object) -> None:
         )
 
 
-def check_path(name: str, path: str | os.PathLike[str]) -> None:
-    """Raise ``ValueError`` if no file can have this path."""
+def check_path(name: str, path: str | os.PathLike[str]) -> str:
+    """Return ``path``. Raise ``TypeError`` or ``ValueError`` if no file can have it as a str."""
+    text: object = os.fspath(path)
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a path of type str, not {short_repr(text)}")
     try:
-        valid = b"\0" not in os.fsencode(path)
+        valid = b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
         valid = False
     if not valid:
         raise ValueError(
             f"{name} must be a path without NUL characters and lone surrogates, not "
-            f"{short_repr(path)}"
+            f"{short_repr(text)}"
         )
+    return text
 
 
 def check_callback(name: str, value: object) -> None:

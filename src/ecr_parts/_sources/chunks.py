@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from http.client import HTTPResponse
+from typing import cast
 
 import urllib3.response
 
@@ -59,9 +60,9 @@ def slices(blob: Blob) -> Iterator[memoryview]:
 
 def check_chunk(chunk: object, advice: Mapping[type, str]) -> Blob:
     """``chunk`` as bytes or a flat view. ``advice`` has the message for each wrong type."""
-    if isinstance(chunk, bytes | bytearray):
-        return chunk
-    if isinstance(chunk, memoryview):
+    if type(chunk) in (bytes, bytearray):
+        return cast("Blob", chunk)
+    if isinstance(chunk, bytes | bytearray | memoryview):  # a subclass may have another ``len``
         return contiguous_view(chunk)
     text = advice.get(type(chunk), advice[object])
     raise TypeError(text.format(type(chunk).__name__))

@@ -74,10 +74,7 @@ class Checkpoint:
         if not isinstance(path, str | os.PathLike):
             raise TypeError(f"checkpoint must be a path, not {short_repr(path)}")
         self._given = path
-        name = os.fspath(path)
-        if not isinstance(name, str):
-            raise TypeError(f"checkpoint must be a path of type str, not {short_repr(name)}")
-        check_path("checkpoint", name)
+        name = check_path("checkpoint", path)
         try:
             self.path = Path(os.path.abspath(name))  # the working directory may change
         except OSError as error:
