@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import json
 import logging
 import textwrap
 import traceback
@@ -260,6 +261,26 @@ def test_passes_on_no_part_of_the_request_that_ecr_repeats(
     shown += "".join(record.getMessage() for record in caplog.records if record.name == "ecr_parts")
     for secret in ("SECRETTOKEN", "Canonical", "x-amz-security-token"):
         assert secret not in shown
+
+
+@pytest.mark.parametrize("code", [["a"], {"a": 1}])
+def test_retries_after_an_error_whose_code_is_no_string(
+    code: object, uploader: LayerUploader, ecr: LocalECR
+) -> None:
+    answer = json.dumps({"__type": code}).encode()
+    ecr.respond("InitiateLayerUpload", answer, status=500)
+    uploader.upload(BLOB)
+    ecr.respond("InitiateLayerUpload", answer, status=400, times=10)
+    with pytest.raises(ServiceError, match="Check that the endpoint is ECR"):
+        uploader.upload(BLOB[:40])
+
+
+def test_says_that_an_error_has_no_code(uploader: LayerUploader, ecr: LocalECR) -> None:
+    ecr.respond("InitiateLayerUpload", b'{"__type": null}', status=403)
+    with pytest.raises(
+        ServiceError, match=r"failed: an error without a code\. Check that the endpoint"
+    ):
+        uploader.upload(BLOB)
 
 
 SECRET_KEY = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYzzzzzzzzzz"

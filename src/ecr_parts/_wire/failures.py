@@ -167,7 +167,7 @@ class CallFailed(Carrier):
             return "Check the endpoint, and the CA certificates, for example in AWS_CA_BUNDLE"
         if self.code == "HTTPClientError":
             return "Check the endpoint and the proxy, and the credentials for a line break"
-        if self.code.isdigit() and not self.transient:
+        if not self.code or (self.code.isdigit() and not self.transient):
             return _NOT_ECR
         if not isinstance(self.cause, (ClientError, BotoCoreError)):
             return _NOT_ECR  # its answer cannot be read

@@ -30,6 +30,7 @@ from ecr_parts._version import __version__
 
 _log = logging.getLogger("ecr_parts")
 _MAX_TEXT_LENGTH = 2_000  # characters; some patterns below take quadratic time
+_LOOKUP_OF_CODE = "_add_modeled_error_fields"  # in botocore
 _CERTIFICATE_ERRORS = ("CERTIFICATE_VERIFY_FAILED", "NO_CERTIFICATE_OR_CRL_FOUND")
 # References: the ECR API reference (ServerException), the retry guide of the AWS SDKs (throttling
 # codes), and answers of ECR in public reports (ThrottlingException).
@@ -196,11 +197,12 @@ def _raised_in_parsing(error: BaseException) -> bool:
         (frame.f_globals.get("__name__"), frame.f_code.co_name)
         for frame, _ in traceback.walk_tb(error.__traceback__)
     ]
+    # A code that is not a string is parsed, and fails when it is looked up.
+    if any(module == "botocore.parsers" or name == _LOOKUP_OF_CODE for module, name in where):
+        return True
     # "null" is parsed, and fails in the function that called the parser. Exceptions of event
     # handlers pass through that function, but are not raised there.
-    return any(module == "botocore.parsers" for module, _ in where) or (
-        where[-1:] == [("botocore.endpoint", "_do_get_response")]
-    )
+    return where[-1:] == [("botocore.endpoint", "_do_get_response")]
 
 
 def _member(mapping: object, name: str) -> object:
@@ -223,7 +225,7 @@ def describe_error(error: BaseException) -> str:
     if isinstance(error, BadAnswerError):
         name = "malformed answer"
     if isinstance(error, ClientError):
-        name = error_code(error)
+        name = error_code(error) or "an error without a code"
         text = show_text(re.sub("<[^>]*>", " ", error_message(error.response)))
         kms = str(error.response.get("kmsError") or "")
     if _is_invalid_request(error):
