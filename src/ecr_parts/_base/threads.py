@@ -204,7 +204,10 @@ class _Thread:
             self._task = None
             if not task.unclaimed.acquire(blocking=False):  # pragma: no cover  (a race)
                 return  # this thread was so late that the waiting one runs the task
-            task.run()
+            try:
+                task.run()
+            except BaseException as error:  # noqa: BLE001  (memory is short, even for storing it)
+                task.error = error
             if self._process != os.getpid():  # pragma: no cover  (a forked child)
                 _end_forked_child(task.error)
             ended, abandoned = task.ended, task.abandoned

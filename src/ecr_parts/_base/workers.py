@@ -48,6 +48,8 @@ class Workers:
         """Those of ``_working`` that have not taken anything from the queue yet."""
         self._tasks: dict[int, Task[None]] = {}
         """By number: the task of the latest worker with that number."""
+        self._errors: list[BaseException] = []
+        """What ended workers. Those that calls raised are reported already."""
         self._changed = threading.Lock()
         """Released when a worker takes something from the queue, or ends."""
         self._changed.acquire()
@@ -78,13 +80,24 @@ class Workers:
                 waiter.wait(worker, max(0.0, end - time.monotonic()))
             worker.error = None  # it was reported, and its frames refer to the caller's objects
         self._tasks = {}
+        self._errors = []
+
+    def _check(self) -> None:
+        """Raise ``Abandoned`` once a stop is requested, or what else a worker has died of.
+
+        For example, memory was short when it had taken a call from the queue, or even before.
+        """
+        errors = self._errors + [task.error for task in self._tasks.values() if task.error]
+        self._stop.check()  # afterwards, because a call that fails requests it first
+        if errors:
+            raise errors[0]
 
     def _wait_until(self, condition: Callable[[], bool]) -> None:
         while True:
-            self._stop.check()
+            self._check()
             self._start_workers()
             if condition():
-                self._stop.check()  # again: the last call may have failed meanwhile
+                self._check()  # again: the last call may have failed meanwhile
                 return
             self._waiter.acquire(self._changed, _POLL_INTERVAL)
 
@@ -110,6 +123,9 @@ class Workers:
                 self._signal_change()
                 with ClearOwnFrames():
                     call()
+        except BaseException as error:
+            self._errors.append(error)
+            raise
         finally:
             self._starting.discard(number)
             self._working.discard(number)
