@@ -69,6 +69,7 @@ def test_thread_that_dies_of_short_memory_is_not_waited_for(
     path, ended = write_layer(BLOB, tmp_path), list[bool]()
 
     def run() -> None:
+        threading.settrace(fail_before(line))  # of threads that are started from now on
         try:
             layers = upload(uploader, path)
         except (MemoryError, EcrPartsError):
@@ -77,7 +78,6 @@ def test_thread_that_dies_of_short_memory_is_not_waited_for(
             ended.append([layer.digest for layer in layers] == [digest_of(BLOB)] * count)
 
     trace_before = threading.gettrace()
-    threading.settrace(fail_before(line))  # of threads that are started from now on
     try:
         thread = threading.Thread(target=run, daemon=True)
         thread.start()

@@ -206,7 +206,8 @@ class _Thread:
                 return  # this thread was so late that the waiting one runs the task
             try:
                 task.run()
-            except BaseException as error:  # noqa: BLE001  (memory is short, even for storing it)
+            except BaseException as error:  # noqa: BLE001  # pragma: no cover  (traced by its test)
+                # Memory was short even for storing what the function raised.
                 task.error = error
             if self._process != os.getpid():  # pragma: no cover  (a forked child)
                 _end_forked_child(task.error)
@@ -273,7 +274,7 @@ class Waiter:
 
     def check_process(self) -> None:
         """Raise ``RuntimeError`` in a process that was forked since this was entered."""
-        if self._process not in (None, os.getpid()):
+        if self._process not in (None, os.getpid()):  # pragma: no cover  (a forked child)
             raise RuntimeError(
                 "this process was forked during an upload, by progress or another callback: the "
                 "upload goes on in its parent only. End this process in the callback, or fork "
