@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 import pytest
 from botocore.config import Config
 from botocore.credentials import DeferredRefreshableCredentials
-from botocore.exceptions import EndpointConnectionError
+from botocore.exceptions import ClientError, EndpointConnectionError
 from helpers import NO_WAIT, SMALL_LIMITS, digest_of, random_bytes
 
 from ecr_parts import (
@@ -439,6 +439,18 @@ def test_retry_policy_that_is_used_for_other_calls_logs_no_password(
     assert default_retrying().copy(sleep=lambda _seconds: None)(call) == "done"
     assert 'Could not connect to the endpoint URL: "http://host"; trying again' in caplog.text
     assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("response", [None, []])
+def test_reports_client_error_of_another_client_without_a_response(
+    response: Any, mocker: Any
+) -> None:
+    error = ClientError({}, "InitiateLayerUpload")
+    error.response = response
+    client = mocker.Mock()
+    client.initiate_layer_upload.side_effect = error
+    with pytest.raises(UnexpectedResponseError, match="its error has no response"):
+        LayerUploader(client, "demo").initiate()
 
 
 def test_says_that_memory_is_short(mocker: Any) -> None:

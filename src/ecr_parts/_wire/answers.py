@@ -125,12 +125,19 @@ def parse_error(
     """
     if isinstance(error, ClientError):
         try:
-            answered = parse_refusal(error)
+            answered = parse_refusal(_check_error(error))
         except Exception as parse_error:  # noqa: BLE001  (of an answer that can be anything)
             return CallFailed.of(parse_error, secrets)
         if answered is not None:
             return answered
     return CallFailed.of(error, secrets)
+
+
+def _check_error(error: ClientError) -> ClientError:
+    """Raise ``BadAnswerError`` unless ``error``, which any client may raise, has a response."""
+    if not isinstance(error.response, Mapping):
+        raise BadAnswerError("its error has no response", transient=False)
+    return error
 
 
 def check_answer(answer: object) -> Answer:
