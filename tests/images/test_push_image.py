@@ -325,7 +325,7 @@ def test_compressed_layer_must_match_its_diff_id(
     with pytest.raises(InvalidImageError, match=r"is damaged|does not match") as raised:
         uploader.push_image(path, checkpoint_dir=tmp_path / "checkpoints")
     assert "image.tar" in str(raised.value)
-    assert ecr.calls == []
+    assert ecr.calls_of("PutImage") == []
     assert layout.exists()
 
 
@@ -347,7 +347,7 @@ def test_temporary_file_that_cannot_be_written(local_ecr: LocalECR, tmp_path: Pa
     uploader = LayerUploader(local_ecr.client(), "demo")
     with limited_file_size(1_000_000), pytest.raises(OSError, match=r"large\. Set TMPDIR"):
         uploader.push_image(path)
-    assert local_ecr.calls == []
+    assert local_ecr.calls_of("PutImage") == []
 
 
 def test_unusable_checkpoint_dir(
@@ -396,7 +396,7 @@ def test_first_error_ends_the_compression(local_ecr: LocalECR, tmp_path: Path) -
     path.write_bytes(path.read_bytes().replace(LAYERS[1], bytes(len(LAYERS[1]))))
     with pytest.raises(InvalidImageError, match=f"does not match {digest_of(LAYERS[1])}"):
         LayerUploader(local_ecr.client(), "demo").push_image(path)
-    assert local_ecr.calls == []
+    assert local_ecr.calls_of("PutImage") == []
 
 
 def test_archive_that_changes_while_it_is_compressed(
@@ -411,7 +411,7 @@ def test_archive_that_changes_while_it_is_compressed(
     mocker.patch("zlib.crc32", truncate)
     with pytest.raises(SourceChangedError, match=r"image\.tar' changed its size .* to 600 bytes"):
         uploader.push_image(path)
-    assert ecr.calls == []
+    assert ecr.calls_of("PutImage") == []
 
 
 def test_progress_can_end_the_compression(
@@ -427,7 +427,7 @@ def test_progress_can_end_the_compression(
 
     with pytest.raises(KeyboardInterrupt):
         LayerUploader(local_ecr.client(), "demo").push_image(path, progress=raise_interrupt)
-    assert local_ecr.calls == []
+    assert local_ecr.calls_of("PutImage") == []
     assert temporary_files.spy_return.closed
 
 

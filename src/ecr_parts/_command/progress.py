@@ -18,11 +18,32 @@ class Progress:
         """Bytes in total, if known."""
         self.confirmed = 0
         """The number of bytes that ECR has."""
+        self._to_compress = 0
+        """Bytes of layers that are compressed before they are sent."""
+        self._compressed = 0
+        """How many of them were read."""
         self.activity = ""
         """What is done before bytes are sent, such as hashing."""
         self._started = now
         self._sent: deque[tuple[float, int]] = deque(maxlen=_MAX_SAMPLES)
         """When a part was sent, and its size; first of all, when the first one was begun."""
+
+    def plan(self, to_send: int, to_compress: int) -> None:
+        """Note how many bytes more will be sent, and how many be compressed before."""
+        self.size = (self.size or 0) + to_send
+        self._to_compress += to_compress
+
+    def read(self, size: int) -> None:
+        """Count bytes that were read to be compressed. Called in one thread at a time."""
+        self._compressed += size
+
+    @property
+    def done(self) -> float | None:
+        """How much is done, if known: 1 is all. To compress a byte and to send it count alike."""
+        if not self.size or self.activity:
+            return None
+        compressed = min(self._compressed, self._to_compress)
+        return min(1, (self.confirmed + compressed) / (self.size + self._to_compress))
 
     def add(self, newly_confirmed: int) -> None:
         """Count confirmed bytes, which are negative if ECR has lost some."""
@@ -58,6 +79,9 @@ class Progress:
         elapsed = f"{now - self._started:.0f} s elapsed"
         if self.activity:
             return [self.activity, elapsed]
+        if self._compressed < self._to_compress:
+            read = f"{self._compressed / _MIB:,.1f} of {self._to_compress / _MIB:,.1f} MiB"
+            return [f"{self.confirmed / _MIB:,.1f} MiB sent", f"compressing {read}", elapsed]
         total = f" of {self.size / _MIB:,.1f}" if self.size else ""
         amount = f"{self.confirmed / _MIB:,.1f}{total} MiB"
         rate = self.rate(now)

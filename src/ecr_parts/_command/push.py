@@ -105,5 +105,9 @@ class _Observer(PushObserver):
         self._terminal.upload.activity = activity
 
     @override
-    def plan(self, size: int) -> None:
-        self._terminal.upload.size = size
+    def plan(self, to_send: int, to_read: int) -> None:
+        self._terminal.upload.plan(to_send, to_read)
+
+    @override
+    def read(self, size: int) -> None:
+        self._terminal.upload.read(size)

@@ -99,17 +99,12 @@ class Terminal(logging.Handler):
         now = time.monotonic()
         if self._has_lines and now >= self._next_line:
             self._next_line = now + _LINE_INTERVAL
-            done = self._done()
+            done = self.upload.done
             texts = [*([] if done is None else [f"{done:.0%}"]), *self.upload.texts(now)]
             print_to_stderr(f"{'  '.join(texts)}\n")
         if self._has_bar:
             self._drawn = now
             self._draw_bar(self.upload.texts(now))
-
-    def _done(self) -> float | None:
-        """How much of the upload is done, if known: 1 is all of it."""
-        size, confirmed = self.upload.size, self.upload.confirmed
-        return min(1, confirmed / size) if size and not self.upload.activity else None
 
     def _draw_bar(self, texts: list[str]) -> None:
         columns = _DEFAULT_COLUMNS
@@ -119,7 +114,7 @@ class Terminal(logging.Handler):
         while len(line) >= columns and len(texts) > 1:
             texts = texts[:-1]
             line = "  ".join(texts)
-        done = self._done()
+        done = self.upload.done
         width = min(columns - len(line) - len("[]  50%   "), _BAR_WIDTH[-1])
         if done is not None and width in _BAR_WIDTH:
             line = f"[{'#' * int(width * done):-<{width}}] {done:4.0%}  {line}"

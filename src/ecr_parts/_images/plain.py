@@ -8,29 +8,36 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+import os
+from collections import deque
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 from ecr_parts._base.temporary import TemporaryFile
+from ecr_parts._base.threads import Task, Waiter
 from ecr_parts._images.files import image_error, read_file
 from ecr_parts._images.rewrite import CompressedLayer
-from ecr_parts._model.layers import Blob, FileRegion, Layer, UnnamedFile
+from ecr_parts._model.layers import FileRegion, Layer, UnnamedFile
 from ecr_parts._sources.base import Source
 from ecr_parts._sources.compression import (
     MAGIC_SIZE,
     PIECE_SIZE,
     DamagedError,
+    GzipWriter,
     NoDecompressorError,
     compression_of,
     decompress,
-    gzip_of,
 )
 from ecr_parts._sources.digest import RunningDigest
 from ecr_parts._sources.kinds import open_source
 
 _log = logging.getLogger("ecr_parts")
+Heartbeat: TypeAlias = Callable[[int], object]
+"""Called with the number of bytes that were read of the layer since the last time."""
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 REGISTRY_COMPRESSIONS = ("gzip", "zstd")
 """Those that clients can decompress when they pull."""
 
@@ -53,12 +60,13 @@ def stored_compression(region: FileRegion) -> str:
 
 
 def prepare_layer(
-    layer: PlainLayer, path: str, files: ExitStack, heartbeat: Callable[[], object]
+    layer: PlainLayer, path: str, files: ExitStack, heartbeat: Heartbeat
 ) -> tuple[CompressedLayer, Layer]:
     """Compress a layer into a temporary file, which ``files`` removes; or check a compressed one.
 
-    ``path`` is that of the image, for messages. Raises ``InvalidImageError`` if the content does
-    not match the diff ID.
+    ``path`` is that of the image, for messages. The pieces of a plain layer are compressed in as
+    many threads as there are cores, and hashed and written in this one. Raises
+    ``InvalidImageError`` if the content does not match the diff ID.
     """
     with open_source(layer.region) as source:
         prepare = _check if layer.compression else partial(_compress, files)
@@ -75,36 +83,45 @@ def _compress(
     layer: PlainLayer,
     path: str,
     source: Source,
-    heartbeat: Callable[[], object],
+    heartbeat: Heartbeat,
 ) -> Layer:
     copy = TemporaryFile(files, "compressing a layer")
     content, compressed = hashlib.sha256(), hashlib.sha256()
+    gzip = GzipWriter()
 
-    def pieces() -> Iterator[Blob]:
-        first_byte = 0
-        while piece := source.read(first_byte, PIECE_SIZE):
-            heartbeat()
-            content.update(piece)
-            yield piece
-            first_byte += len(piece)
-
-    for piece in gzip_of(pieces()):
+    def write(piece: bytes) -> None:
         compressed.update(piece)
         copy.write(piece)
+
+    write(gzip.header)
+    with Waiter(lambda: heartbeat(0)) as waiter:
+        started: deque[Task[bytes]] = deque()
+        first_byte = 0
+        while piece := bytes(source.read(first_byte, PIECE_SIZE)):
+            if len(started) == _CORES:
+                write(waiter.result(started.popleft()))
+            thread = first_byte // PIECE_SIZE % _CORES  # the one that has nothing to do any more
+            started.append(waiter.start(f"gzip {thread}", gzip.add(piece)))
+            content.update(piece)
+            first_byte += len(piece)
+            heartbeat(len(piece))
+        while started:
+            write(waiter.result(started.popleft()))
+    write(gzip.trailer)
     _check_diff_id(layer, path, content.hexdigest())
     file = UnnamedFile(copy.file, copy.size, f"the compressed layer {layer.diff_id}")
     return Layer(file, digest=f"sha256:{compressed.hexdigest()}", size=copy.size)
 
 
-def _check(layer: PlainLayer, path: str, source: Source, heartbeat: Callable[[], object]) -> Layer:
+def _check(layer: PlainLayer, path: str, source: Source, heartbeat: Heartbeat) -> Layer:
     """Compute the digest of a compressed layer, and verify its diff ID where it can be read."""
     running, content = RunningDigest(), hashlib.sha256()
     next_byte = 0
 
     def read(size: int) -> bytes:
         nonlocal next_byte
-        heartbeat()
         blob = bytes(source.read(next_byte, size))
+        heartbeat(len(blob))
         running.feed(next_byte, blob)
         next_byte += len(blob)
         return blob

@@ -46,6 +46,16 @@ class Plan:
     """By digest: what is sent as it is."""
     notices: tuple[str, ...]
 
+    @property
+    def size_to_send(self) -> int:
+        """The bytes of all blobs, as if those to be compressed did not become smaller."""
+        return self.size_to_read + sum(layer.size or 0 for layer in self.blobs.values())
+
+    @property
+    def size_to_read(self) -> int:
+        """The bytes of the layers that are compressed or checked before they are sent."""
+        return sum(layer.region.size for layer in self.plain.values())
+
     def with_layers(self, prepared: Mapping[str, tuple[CompressedLayer, Layer]]) -> Plan:
         """The plan whose ``plain`` layers are ``prepared``; by digest."""
         compressed = {digest: one for digest, (one, _) in prepared.items()}

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from ecr_parts._base.temporary import check_free_space
-from ecr_parts._base.threads import Abandoned, Waiter
+from ecr_parts._base.threads import Waiter, current_task
 from ecr_parts._base.validation import (
     check_callback,
     check_int,
@@ -21,7 +21,7 @@ from ecr_parts._base.validation import (
     check_path,
     short_repr,
 )
-from ecr_parts._base.workers import Stop, Workers
+from ecr_parts._base.workers import Stop
 from ecr_parts._images.choice import TAG, Chosen, Wanted, choose, find_attached
 from ecr_parts._images.contents import MANIFEST_TYPES, Contents, Descriptor, Manifest
 from ecr_parts._images.docker import read_docker_archive
@@ -32,7 +32,7 @@ from ecr_parts._images.plain import PlainLayer, prepare_layer
 from ecr_parts._images.plan import Plan, make_plan
 from ecr_parts._images.rewrite import CompressedLayer
 from ecr_parts._images.selection import choose_leaves, leaves_of, select
-from ecr_parts._model.layers import Layer, PushedImage, UploadedLayer, is_path
+from ecr_parts._model.layers import Layer, PushedImage, UnnamedFile, UploadedLayer, is_path
 from ecr_parts._upload.batch import BatchOptions, BatchUpload
 from ecr_parts._upload.checkpoint import BestEffortPath, checkpoint_name, raise_or_report
 from ecr_parts._upload.plan import Planner
@@ -52,8 +52,14 @@ class PushObserver:
     def begin(self, activity: str) -> None:
         """Called when something begins that takes time and sends nothing; empty if it has ended."""
 
-    def plan(self, size: int) -> None:
-        """Called when it is known how many bytes the image's blobs have."""
+    def plan(self, to_send: int, to_read: int) -> None:
+        """Called with the bytes of blobs that are planned to be sent, and to be compressed before.
+
+        Later with a negative number, when a layer has become smaller.
+        """
+
+    def read(self, size: int) -> None:
+        """Called, in any thread, when bytes were read of a layer that is compressed."""
 
     def notice(self, text: str) -> None:
         """Called with what is not as a user may expect."""
@@ -129,7 +135,9 @@ class ImagePush:
             self._checkpoint_dir = checkpoint_dir
         elif checkpoint_dir is not None:
             self._checkpoint_dir = Path(checkpoint_dir).absolute()
-        self._batch_options = BatchOptions(options.max_workers, progress=options.progress)
+        self._batch_options = BatchOptions(
+            options.max_workers, progress=options.progress, finished=_close_temporary_file
+        )
         self._progress = options.progress
         self._observer = options.observer
         self._stop = Stop()
@@ -161,25 +169,24 @@ class ImagePush:
         plan = self._on_disk(partial(self._make_plan, contents, chosen.root, present))
         if self._checkpoint_dir is not None:
             self._waiter.run("disk", partial(_make_directory, self._checkpoint_dir))
-        plan = self._compress(plan, temporary_files)
         for name in chosen.dropped:
             self._observer.notice(
                 f"{short_repr(name)} is not a tag, so the image gets none from it"
             )
-        for notice in plan.notices:
-            self._observer.notice(notice)
-        self._observer.plan(sum(layer.size or 0 for layer in plan.blobs.values()))
+        self._observer.plan(plan.size_to_send, plan.size_to_read)
         self._observer.begin("")
-        sent = self._send_blobs(plan)
-        failed = outcome_of(partial(self._put_manifests, plan, chosen.tags))
+        done, sent = self._send_blobs(plan, temporary_files)
+        for notice in done.notices:
+            self._observer.notice(notice)
+        failed = outcome_of(partial(self._put_manifests, done, chosen.tags))
         if failed is not None and failed.code == "LayersNotFoundException":
             # ECR may delete layers that no image refers to, so upload them again.
             self._notify(-sum(layer.size for layer in sent))
-            sent = self._send_blobs(plan)
-            failed = outcome_of(partial(self._put_manifests, plan, chosen.tags))
+            done, sent = self._send_blobs(plan, temporary_files)
+            failed = outcome_of(partial(self._put_manifests, done, chosen.tags))
         if failed is not None:
             raise failed.error
-        root = plan.manifests[-1]
+        root = done.manifests[-1]
         existing = tuple(
             UploadedLayer(digest, size, existed=True) for digest, size in present.items() if size
         )
@@ -225,58 +232,55 @@ class ImagePush:
 
     # Blobs
 
-    def _send_blobs(self, plan: Plan) -> tuple[UploadedLayer, ...]:
-        """Upload the blobs that ECR lacks."""
-        blobs = [self._with_checkpoint(blob) for blob in plan.blobs.values()]
+    def _send_blobs(
+        self, plan: Plan, temporary_files: ExitStack
+    ) -> tuple[Plan, tuple[UploadedLayer, ...]]:
+        """Upload the blobs that ECR lacks. The plan, with what the plain layers have become.
+
+        They are compressed one after the other, largest first, while others are sent. No more of
+        them are kept than there are workers, and the one that is being compressed.
+        """
         batch = BatchUpload(self._batch_repository, self._planner, self._batch_options)
-        return tuple(batch.run(blobs))
+        blobs = [self._with_checkpoint(blob) for blob in plan.blobs.values()]
+        if not plan.plain:
+            return plan.with_layers({}), tuple(batch.run(blobs))
+        plain = sorted(plan.plain.values(), key=lambda layer: layer.region.size, reverse=True)
+        most = sum(layer.region.size for layer in plain[: self._batch_options.max_workers + 1])
+        check_free_space(most, "compressing the image's layers")
+        prepared: dict[str, tuple[CompressedLayer, Layer]] = {}
+
+        def layers() -> Generator[Layer, None, None]:
+            yield from blobs
+            with Waiter(batch.heartbeat, batch.is_stopped) as waiter:
+                for layer in plain:
+                    prepare = partial(self._prepare, layer, temporary_files)
+                    prepared[layer.diff_id] = waiter.run("compress", prepare)
+                    yield self._with_checkpoint(prepared[layer.diff_id][1])
+
+        with closing(layers()) as items:
+            sent = tuple(batch.run(items))
+        return plan.with_layers(prepared), sent
+
+    def _prepare(
+        self, layer: PlainLayer, temporary_files: ExitStack
+    ) -> tuple[CompressedLayer, Layer]:
+        """Compress a layer, in a thread of its own."""
+        task = current_task()
+
+        def heartbeat(newly_read: int) -> None:
+            if task is not None:
+                task.check()  # raises once nobody waits for it
+            self._observer.read(newly_read)
+
+        compressed, blob = prepare_layer(layer, self._path, temporary_files, heartbeat)
+        self._observer.plan(compressed.size - layer.region.size, 0)
+        return compressed, blob
 
     def _with_checkpoint(self, blob: Layer) -> Layer:
         if self._checkpoint_dir is None:
             return blob
         name = checkpoint_name(str(blob.digest), self._repository.target.description)
         return replace(blob, checkpoint=self._checkpoint_dir / name)
-
-    def _compress(self, plan: Plan, temporary_files: ExitStack) -> Plan:
-        """Compress the layers. What is on the disk tells nothing about their content."""
-        if not plan.plain:
-            return plan.with_layers({})
-        sizes = [layer.region.size for layer in plan.plain.values() if not layer.compression]
-        if sizes:
-            check_free_space(sum(sizes), "compressing the image's layers")
-            _log.info("compressing %d layers, %s bytes", len(sizes), f"{sum(sizes):,}")
-            self._observer.begin("compressing")
-        prepared: dict[str, tuple[CompressedLayer, Layer]] = {}
-        errors: list[BaseException] = []
-        stop = self._stop
-
-        def heartbeat() -> None:
-            stop.check()
-            self._notify(0)
-
-        def prepare(layer: PlainLayer) -> None:
-            try:
-                done = prepare_layer(layer, self._path, temporary_files, stop.check)
-                prepared[layer.diff_id] = done
-            except BaseException as error:
-                if not stop.requested:
-                    errors.append(error)
-                    stop.requested = True
-                raise
-
-        with Waiter(heartbeat, stop.is_requested) as waiter:
-            workers = Workers(self._batch_options.max_workers, waiter, stop)
-            try:
-                for layer in plan.plain.values():
-                    workers.submit(partial(prepare, layer), max_waiting=len(plan.plain))
-                workers.finish()
-            except Abandoned:
-                pass  # because of an error, which is raised below
-            finally:
-                workers.stop()
-        if errors:
-            raise errors[0]
-        return plan.with_layers(prepared)
 
     # Manifests
 
@@ -297,6 +301,11 @@ class ImagePush:
             )
             if manifest.digest not in self._put:
                 self._put.append(manifest.digest)
+
+
+def _close_temporary_file(layer: Layer) -> None:
+    if isinstance(layer.source, UnnamedFile):
+        layer.source.file.close()  # which frees its bytes on the disk
 
 
 def _make_directory(path: Path | BestEffortPath) -> None:

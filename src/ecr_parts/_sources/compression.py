@@ -7,8 +7,9 @@ and the specifications of the formats of xz, bzip2 and LZ4.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -117,22 +118,37 @@ def _decompressor(compression: str) -> tuple[Callable[[], Any], tuple[type[Excep
     raise NoDecompressorError(compression)
 
 
-def gzip_of(pieces: Iterable[Blob]) -> Iterator[bytes]:
-    """Compress ``pieces``, of ``PIECE_SIZE`` bytes each but the last.
+class GzipWriter:
+    """Compresses pieces of ``PIECE_SIZE`` bytes each, but the last.
 
-    Each piece is compressed by itself, with the bytes before it as its dictionary, as pigz does. So
-    the result does not depend on how many threads there are. It depends on the compressor: isal, if
-    it is installed, or zlib.
+    Each is compressed by itself, with the bytes before it as its dictionary, as pigz does. So the
+    pieces can be compressed in threads, and the result does not depend on how many there are. It
+    depends on the compressor: isal, if it is installed, or zlib.
     """
-    yield _GZIP_HEADER
-    checksum, size, dictionary = 0, 0, b""
-    for piece in pieces:
-        checksum = zlib.crc32(piece, checksum)
-        size += len(piece)
-        yield _deflate(piece, dictionary)
-        dictionary = bytes(memoryview(piece)[-_DICTIONARY_SIZE:])
-    yield _LAST_BLOCK
-    yield checksum.to_bytes(4, "little") + (size % 2**32).to_bytes(4, "little")
+
+    header = _GZIP_HEADER
+    """What comes before the first piece."""
+
+    def __init__(self) -> None:
+        self._checksum = 0
+        self._size = 0
+        self._dictionary = b""
+
+    def add(self, piece: Blob) -> Callable[[], bytes]:
+        """Take the next piece: what compresses it, in any thread."""
+        self._checksum = zlib.crc32(piece, self._checksum)
+        self._size += len(piece)
+        dictionary, self._dictionary = (
+            self._dictionary,
+            bytes(memoryview(piece)[-_DICTIONARY_SIZE:]),
+        )
+        return partial(_deflate, piece, dictionary)
+
+    @property
+    def trailer(self) -> bytes:
+        """What comes after the last piece."""
+        size = self._size % 2**32
+        return _LAST_BLOCK + self._checksum.to_bytes(4, "little") + size.to_bytes(4, "little")
 
 
 def _deflate(piece: Blob, dictionary: bytes) -> bytes:

@@ -35,6 +35,8 @@ class BatchOptions:
     max_workers: int = 4
     check_existing: bool = True
     progress: Callable[[int], object] | None = None
+    finished: Callable[[Layer], object] = lambda _layer: None
+    """Called in any thread when ECR has a layer, and its source is not needed any more."""
 
 
 @dataclass(eq=False)
@@ -78,12 +80,13 @@ class BatchUpload:
         if repository.options.bandwidth is not None:
             repository.options.bandwidth.check_workers(options.max_workers)
         self._stop = Stop()
-        self._waiter = Waiter(self._heartbeat, self._stop.is_requested)
+        self._waiter = Waiter(self.heartbeat, self._stop.is_requested)
         self._workers = Workers(options.max_workers, self._waiter, self._stop)
         self._repository = repository.with_waiter(self._waiter)
         self._planner = planner
         self._check_existing = options.check_existing
         self._progress = options.progress
+        self._finished = options.finished
         self._progress_lock = threading.Lock()
         self._error: BaseException | None = None
         # What is known about the layers. Indexes, because items hold the sources.
@@ -93,6 +96,11 @@ class BatchUpload:
         self._first_with_digest: dict[str, int] = {}
         """By digest: the index of the first layer, which is sent for all with this digest."""
         self._results: dict[int, UploadedLayer] = {}
+
+    @property
+    def is_stopped(self) -> Callable[[], bool]:
+        """Whether there was an error, so that what is done for this call must end."""
+        return self._stop.is_requested
 
     def run(self, layers: Iterable[LayerSource | Layer]) -> list[UploadedLayer]:
         """Upload all layers."""
@@ -264,6 +272,7 @@ class BatchUpload:
             self._delete_checkpoint(item.resolved, digest)
             self._notify(item.layer, size)
             self._results[item.index] = UploadedLayer(digest, size, existed=True)
+        self._finished(item.layer)
 
     def _upload(self, item: _Item) -> None:
         self._notify(item.layer, 0)  # before the source is opened
@@ -300,8 +309,8 @@ class BatchUpload:
 
     # Progress and errors
 
-    def _heartbeat(self) -> None:
-        """Called once a second while the caller's thread waits for workers."""
+    def heartbeat(self) -> None:
+        """Called once a second while the caller's thread waits. Raises after an error."""
         self._stop.check()
         if self._progress is not None and self._progress_lock.acquire(blocking=False):
             try:  # or else a worker is calling it
