@@ -8,6 +8,7 @@ import json
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from helpers import digest_of, random_bytes
@@ -130,6 +131,24 @@ def attested(image: Descriptor, attestation: Descriptor) -> Descriptor:
 def named(image: Descriptor, *names: str) -> list[Descriptor]:
     """``image`` once for each of its names."""
     return [{**image, "annotations": {REF_NAME: name}} for name in names]
+
+
+class Zstd(ModuleType):
+    """Stands for ``compression.zstd``: a frame is b"\\x28\\xb5\\x2f\\xfd", a content and b"."."""
+
+    class ZstdError(Exception):
+        pass
+
+    class ZstdDecompressor:
+        def __init__(self) -> None:
+            self.eof, self.unused_data = False, b""
+
+        def decompress(self, data: bytes, _size: int) -> bytes:
+            content, dot, self.unused_data = data.partition(b".")
+            if b"!" in data:
+                raise Zstd.ZstdError("damaged")
+            self.eof = bool(dot)
+            return content.removeprefix(b"\x28\xb5\x2f\xfd")
 
 
 LAYERS = [random_bytes(size) for size in (300, 45, 20)]

@@ -216,7 +216,7 @@ def test_error_in_a_piped_layer_names_standard_input(ecr: LocalECR, tmp_path: Pa
     assert damaged != archive
     status, _, stderr = run(ecr, "-", "demo", subcommand="push", stdin=damaged)
     assert status == 1
-    assert stderr.startswith("error: standard input: the compressed layer at byte ")
+    assert stderr.startswith("error: standard input: the layer at byte ")
 
 
 def test_error_of_ecr_does_not_name_the_temporary_file(

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from helpers import SMALL_LIMITS, digest_of, operations
 from image_makers import (
+    EMPTY_TYPE,
+    INDEX_TYPE,
     LAYER_TYPE,
     LAYERS,
     MANIFEST_TYPE,
@@ -376,7 +378,7 @@ def test_several_complete_platforms_are_an_error(
     images = three_images(layout)
     layout.finish(layout.add_index(*images))
     without(layout, images[2]["digest"])
-    message = "lacks some of its platforms: pass platforms to push some of linux/amd64, linux/arm64"
+    message = "lacks a part of .*: pass platforms to push some of linux/amd64, linux/arm64"
     with pytest.raises(InvalidImageError, match=message):
         uploader.push_image(layout.path)
     assert ecr.calls_of("PutImage") == []
@@ -398,6 +400,62 @@ def test_attestation_that_is_absent_is_left_out(
     assert index["manifests"] == [*images, attestations[1]]
 
 
+def test_platform_that_only_the_repository_has(
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    """Its manifest is not known, so it cannot be put under a tag."""
+    layout = two_platforms(tmp_path / "layout")
+    uploader.push_image(layout.path)
+    (root,) = json.loads((layout.path / "index.json").read_text())["manifests"]
+    absent = json.loads(layout.blob_path(root).read_text())["manifests"][1]
+    without(layout, absent["digest"])
+    with pytest.raises(InvalidImageError, match=f"has no blob {absent['digest']}"):
+        uploader.push_image(layout.path, platforms=["linux/arm64"])
+
+
+def test_platform_that_is_left_out_may_be_damaged(layout: Layout, uploader: LayerUploader) -> None:
+    images = three_images(layout)
+    layout.blob_path(images[2]).write_bytes(b"damaged")
+    layout.finish(layout.add_index(*images))
+    pushed = uploader.push_image(layout.path, platforms=["linux/amd64", "linux/arm64"])
+    assert len(pushed.layers) == 4
+
+
+def test_one_manifest_for_two_platforms(
+    layout: Layout, ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    image, other, _ = three_images(layout)
+    again = {**image, "platform": {"os": "linux", "architecture": "riscv64"}}
+    index = layout.add_index(image, again, other)
+    layout.finish(index)
+    for platform in ("linux/amd64", "linux/riscv64"):
+        assert uploader.push_image(layout.path, platforms=[platform]).digest == image["digest"]
+    assert uploader.push_image(layout.path).digest == index["digest"]
+
+
+def test_lists_twenty_platforms_at_most(layout: Layout, uploader: LayerUploader) -> None:
+    images = variants(layout, *(f"a{n}" for n in range(24)))
+    layout.finish(layout.add_index(*images))
+    without(layout, images[0]["digest"])
+    with pytest.raises(InvalidImageError, match=r"pass platforms to push some of .*, 3 more$"):
+        uploader.push_image(layout.path)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_index_of_nothing(nested: bool, layout: Layout, uploader: LayerUploader) -> None:
+    index = layout.add_index()
+    layout.finish(layout.add_index(index) if nested else index)
+    for platforms in (None, ["linux/amd64"]):
+        with pytest.raises(InvalidImageError, match=r"an index of none|Available: $"):
+            uploader.push_image(layout.path, platforms=platforms)
+
+
+def test_manifest_that_is_called_an_index(layout: Layout, uploader: LayerUploader) -> None:
+    layout.finish({**three_images(layout)[0], "mediaType": INDEX_TYPE})
+    with pytest.raises(InvalidImageError, match="is no index, as its media type says"):
+        uploader.push_image(layout.path)
+
+
 def test_digest_of_one_platform_alone_is_not_preserved(
     layout: Layout, ecr: LocalECR, uploader: LayerUploader
 ) -> None:
@@ -413,7 +471,7 @@ def test_digest_of_one_platform_alone_is_not_preserved(
 # What is attached
 
 
-@pytest.mark.parametrize("how", ["subject", "cosign tag", "referrers tag"])
+@pytest.mark.parametrize("how", ["subject", "cosign tag", "full cosign tag", "referrers tag"])
 def test_pushes_what_is_attached_with_the_image(
     how: str, layout: Layout, ecr: LocalECR, uploader: LayerUploader
 ) -> None:
@@ -426,11 +484,11 @@ def test_pushes_what_is_attached_with_the_image(
         below = layout.add_artifact(signature, annotations={"n": "of the signature"})
         listed.append(below)
     else:
-        tag = f"sha256-{hexadecimal}" + (".sig" if how == "cosign tag" else "")
+        tag = f"sha256-{hexadecimal}" + (".sig" if "cosign" in how else "")
         signature = layout.add_artifact()
         if how == "referrers tag":
             signature = layout.add_index(layout.add_artifact(image))
-        listed = named(signature, tag)
+        listed = named(signature, f"registry/demo:{tag}" if "full" in how else tag)
         tags[tag] = signature["digest"]
     unrelated = layout.add_artifact(other, annotations={"n": "of another image"})
     layout.finish(*named(image, "app:v1"), *listed, *named(other, "other:v1"), unrelated)
@@ -468,12 +526,66 @@ def test_cosign_save(layout: Layout, ecr: LocalECR, uploader: LayerUploader) -> 
     )
     pushed = uploader.push_image(layout.path)
     assert pushed.digest == image["digest"]
+    assert uploader.push_image(layout.path, name="app:v1").digest == image["digest"]
     start = image["digest"].replace(":", "-")
     assert tags_of(ecr) == {
         "v1": image["digest"],
         f"{start}.sig": parts["sigs"]["digest"],
         f"{start}.att": parts["atts"]["digest"],
     }
+
+
+def test_tag_of_an_attached_artifact_is_not_given_to_the_image(
+    layout: Layout, ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    image = three_images(layout)[0]
+    signature = layout.add_artifact(image)
+    layout.finish(*named(image, "base"), *named(signature, "app"))
+    with pytest.raises(InvalidImageError, match=r"tag 'app' is that of .* pass name to choose"):
+        uploader.push_image(layout.path, tags=["app"])
+    assert ecr.calls == []
+    assert uploader.push_image(layout.path, tags=["app"], name="base").digest == image["digest"]
+    assert tags_of(ecr) == {"app": image["digest"]}
+    assert signature["digest"] in images_of(ecr)
+
+
+def test_image_and_artifact_of_the_same_name(
+    layout: Layout, ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    image = three_images(layout)[0]
+    layout.finish(*named(image, "app:v1"), *named(layout.add_artifact(image), "app:v1"))
+    for options in ({}, {"name": "app:v1"}, {"tags": ["v1"]}):
+        assert uploader.push_image(layout.path, **options).digest == image["digest"]
+        assert tags_of(ecr) == {"v1": image["digest"]}
+    assert len(images_of(ecr)) == 2
+
+
+@pytest.mark.parametrize("where", ["descriptor", "repository"])
+def test_blobs_of_attached_artifacts_may_be_elsewhere(
+    where: str, layout: Layout, ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    """oras writes the content of the empty config into its descriptor."""
+    image = three_images(layout)[0]
+    empty = layout.add(b"{}", EMPTY_TYPE, **({"data": "e30="} if where == "descriptor" else {}))
+    layout.finish(image, layout.add_artifact(image, config=empty))
+    without(layout, empty["digest"])
+    if where == "repository":
+        uploader.upload(b"{}")
+    uploader.push_image(layout.path)
+    assert ecr.layer("demo", empty["digest"]) == b"{}"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"), [("e3k=", "has other content"), ("e3", "is not base64")]
+)
+def test_content_in_a_descriptor_is_verified(
+    data: str, message: str, layout: Layout, uploader: LayerUploader
+) -> None:
+    empty = layout.add(b"{}", EMPTY_TYPE, data=data)
+    layout.finish(layout.add_artifact(config=empty))
+    without(layout, empty["digest"])
+    with pytest.raises(InvalidImageError, match=message):
+        uploader.push_image(layout.path)
 
 
 def test_artifact_can_be_chosen_by_its_name(
@@ -583,16 +695,28 @@ def test_layer_that_is_compressed_already_stays(
     assert uploader.push_image(layout.path).digest == image["digest"]
 
 
-@pytest.mark.parametrize("rootfs", [{}, {"diff_ids": []}, {"diff_ids": [digest_of(b"other")]}])
+@pytest.mark.parametrize(
+    ("diff_ids", "message"),
+    [
+        (None, "has 0 diff IDs, and the manifest 2 layers"),
+        ([digest_of(LAYERS[0])], "has 1 diff IDs, and the manifest 2 layers"),
+        (
+            [digest_of(LAYERS[1]), digest_of(LAYERS[0])],
+            f"for layer 0, which is {digest_of(LAYERS[0])}",
+        ),
+        ([digest_of(LAYERS[0]), 1], f"diff ID 1 for layer 1, which is {digest_of(LAYERS[1])}"),
+    ],
+)
 def test_plain_layer_without_its_diff_id(
-    rootfs: Any, layout: Layout, ecr: LocalECR, uploader: LayerUploader
+    diff_ids: Any, message: str, layout: Layout, ecr: LocalECR, uploader: LayerUploader
 ) -> None:
-    image = layout.add_plain_image("amd64", LAYERS[:1])
+    rootfs = {"diff_ids": diff_ids}
+    image = layout.add_plain_image("amd64", LAYERS[:2])
     manifest = json.loads(layout.blob_path(image).read_text())
     config = {"os": "linux", "architecture": "amd64", "rootfs": rootfs}
     manifest["config"] = layout.add_json(config, manifest["config"]["mediaType"])
     layout.finish(layout.add_json(manifest, MANIFEST_TYPE))
-    with pytest.raises(InvalidImageError, match=f"no diff ID {digest_of(LAYERS[0])}"):
+    with pytest.raises(InvalidImageError, match=message):
         uploader.push_image(layout.path)
     assert ecr.calls == []
 

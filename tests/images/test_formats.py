@@ -8,7 +8,6 @@ import json
 import lzma
 import shutil
 import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from image_makers import (
     LAYERS,
     MANIFEST_TYPE,
     Layout,
+    Zstd,
     archive,
     attested,
     directory_format,
@@ -150,6 +150,15 @@ def test_directory_format(
     assert pushed.media_type == (INDEX_TYPE if with_index else MANIFEST_TYPE)
 
 
+def test_directory_format_with_signatures(
+    layout: Layout, uploader: LayerUploader, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = directory_format(layout, layout.add_image("amd64", LAYERS[:1]), tmp_path / "directory")
+    (path / "signature-1").write_bytes(b"a signature")
+    uploader.push_image(path)
+    assert "signature-1 and others like it are not pushed" in caplog.text
+
+
 @pytest.mark.parametrize("is_index", [True, False])
 def test_directory_format_without_media_type(
     is_index: bool, layout: Layout, ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
@@ -263,7 +272,7 @@ def test_progress_can_end_the_decompression(
     assert local_ecr.calls == []
 
 
-@pytest.mark.parametrize("prefix", ["layout/", "./layout/", "a directory/layout/"])
+@pytest.mark.parametrize("prefix", ["layout/", "./layout/", "a directory/layout/", "mac/"])
 def test_archive_with_a_directory_at_the_top(
     prefix: str, ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
 ) -> None:
@@ -273,11 +282,14 @@ def test_archive_with_a_directory_at_the_top(
         link = tarfile.TarInfo(f"{prefix}link")
         link.type, link.linkname = tarfile.LNKTYPE, f"{prefix}index.json"
         tar.addfile(link)
-    if prefix.startswith("a "):
-        with pytest.raises(InvalidImageError, match="it has neither"):
-            uploader.push_image(path)
-    else:
-        assert uploader.push_image(path).tags == ("v1",)
+        if prefix == "mac/":
+            tar.addfile(tarfile.TarInfo("._mac"))
+            tar.addfile(tarfile.TarInfo("mac/._index.json"))
+    assert uploader.push_image(path).tags == ("v1",)
+    with tarfile.open(path, "a") as tar:
+        tar.addfile(tarfile.TarInfo("another"))  # so that it is no directory of an image
+    with pytest.raises(InvalidImageError, match="it has neither"):
+        uploader.push_image(path)
 
 
 def test_last_entry_of_a_name_counts(
@@ -309,35 +321,51 @@ def test_sparse_layers(local_ecr: LocalECR, layout: Layout, tmp_path: Path) -> N
     assert diff_ids_of(local_ecr, pushed.digest) == [digest_of(layer), digest_of(LAYERS[0])]
 
 
+def test_sparse_layer_that_no_disk_can_have(
+    layout: Layout, uploader: LayerUploader, tmp_path: Path
+) -> None:
+    digest = digest_of(LAYERS[0])
+    layout.finish(layout.add_plain_image("amd64", LAYERS[:1]))
+    layout.blob_path({"digest": digest}).unlink()
+    path = archive(layout.path, tmp_path / "image.tar")
+    with tarfile.open(path, "a", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo(f"./blobs/sha256/{digest[7:]}")
+        member.pax_headers = {"GNU.sparse.size": str(10**17), "GNU.sparse.map": "0,0"}
+        tar.addfile(member)
+    with pytest.raises(OSError, match=r"copying a sparse file .* Set TMPDIR"):
+        uploader.push_image(path)
+
+
 # Layers in docker archives that are compressed otherwise
 
 
-def compressed_docker_archive(path: Path, stored: bytes) -> Path:
-    """A docker archive whose layer is ``LAYERS[0]``, stored in this way."""
-    rootfs = {"type": "layers", "diff_ids": [digest_of(LAYERS[0])]}
+def compressed_docker_archive(path: Path, stored: bytes, layer: bytes = LAYERS[0]) -> Path:
+    """A docker archive whose layer is ``stored`` in this way."""
+    rootfs = {"type": "layers", "diff_ids": [digest_of(layer)]}
     config = {"architecture": "amd64", "os": "linux", "rootfs": rootfs}
     return docker_archive(path, [stored], config=config)
 
 
-@pytest.mark.parametrize("has_zstd", [True, False])
 def test_docker_archive_with_zstd_becomes_oci(
-    has_zstd: bool, ecr: LocalECR, uploader: LayerUploader, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    """Docker's media types have no zstd. Without a module for it, the diff ID is not verified."""
-    zstd: Any = None
-    if has_zstd:
-        name = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
-        zstd = pytest.importorskip(name)
-    monkeypatch.setattr("ecr_parts._sources.compression._zstd", zstd)
-    stored = zstd.compress(LAYERS[0]) if has_zstd else b"\x28\xb5\x2f\xfd anything"
-    pushed = uploader.push_image(compressed_docker_archive(tmp_path / "image.tar", stored))
+    ecr: LocalECR, uploader: LayerUploader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Docker's media types have no zstd. Without a module for it, nothing would be verified."""
+    layer = LAYERS[0].replace(b".", b":").replace(b"!", b":")
+    stored = b"\x28\xb5\x2f\xfd" + layer + b"."
+    monkeypatch.setattr("ecr_parts._sources.compression._zstd", Zstd("zstd"))
+    path = compressed_docker_archive(tmp_path / "image.tar", stored, layer)
+    pushed = uploader.push_image(path)
     manifest = manifest_of(ecr, pushed.digest)
     assert manifest["mediaType"] == pushed.media_type == MANIFEST_TYPE
     assert manifest["config"]["mediaType"] == "application/vnd.oci.image.config.v1+json"
     (layer,) = manifest["layers"]
     assert layer["mediaType"] == "application/vnd.oci.image.layer.v1.tar+zstd"
     assert ecr.layer("demo", layer["digest"]) == stored
+    ecr.calls.clear()
+    monkeypatch.setattr("ecr_parts._sources.compression._zstd", None)
+    with pytest.raises(InvalidImageError, match=r"with zstd, which .* install backports\.zstd"):
+        uploader.push_image(path)
+    assert ecr.calls == []
 
 
 @pytest.mark.parametrize("name", ["bzip2", "xz"])
@@ -437,7 +465,7 @@ def test_index_is_no_link_to_a_file_elsewhere(
     layout.finish(layout.add_image("amd64", LAYERS[:1]))
     (layout.path / "index.json").rename(elsewhere)
     (layout.path / name).symlink_to(elsewhere)
-    with pytest.raises(InvalidImageError, match=f"{name} is a link to a file elsewhere"):
+    with pytest.raises(InvalidImageError, match=f"'{name}' is a link to a file elsewhere"):
         uploader.push_image(layout.path)
 
 
@@ -448,11 +476,12 @@ def test_names_in_a_directory_never_leave_it(
     with tarfile.open(docker_archive(tmp_path / "image.tar", LAYERS[:1])) as tar:
         tar.extractall(tmp_path / "image", filter="data")
     manifest = tmp_path / "image" / "manifest.json"
-    for name in ("../secret", str(tmp_path / "secret"), "x/../../secret"):
+    (tmp_path / "image" / "link").symlink_to(tmp_path / "secret")
+    for name in ("../secret", str(tmp_path / "secret"), "x/../../secret", "link", "\0", "\ud800"):
         document = json.loads(manifest.read_text())
         document[0]["Layers"] = [name]
         manifest.write_text(json.dumps(document))
-        with pytest.raises(InvalidImageError, match="it has no layer"):
+        with pytest.raises(InvalidImageError, match=r"it has no layer|is a link to a file"):
             uploader.push_image(tmp_path / "image")
 
 

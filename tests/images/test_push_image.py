@@ -387,7 +387,11 @@ def test_layer_that_does_not_match_its_diff_id_is_not_sent(
     path.write_bytes(path.read_bytes().replace(LAYERS[1], bytes(len(LAYERS[1]))))
     with pytest.raises(InvalidImageError, match=f"does not match {digest_of(LAYERS[1])}"):
         uploader.push_image(path)
-    assert ecr.calls_of("InitiateLayerUpload") == []
+    contents = [ecr.layer("demo", one) for one in ecr.registry.repositories["demo"].layers]
+    assert bytes(len(LAYERS[1])) not in [
+        gzip.decompress(one) for one in contents if one[:1] != b"{"
+    ]
+    assert ecr.calls_of("PutImage") == []
 
 
 def test_first_error_ends_the_compression(local_ecr: LocalECR, tmp_path: Path) -> None:
@@ -439,8 +443,8 @@ def test_progress_can_end_the_compression(
         ({"manifest": [{}, {}]}, "has several images: pass name to choose one"),
         ({"manifest": [[]]}, "Config is None"),
         ({"manifest": [{}]}, "Config is None"),
-        ({"manifest": [{"Config": "none", "Layers": []}]}, "has no none"),
-        ({"manifest": [{"Config": "../x", "Layers": []}]}, r"has no \.\./x"),
+        ({"manifest": [{"Config": "none", "Layers": []}]}, "has no 'none'"),
+        ({"manifest": [{"Config": "../x", "Layers": []}]}, r"has no '\.\./x'"),
         ({"manifest": [{"Config": "manifest.json"}]}, "Layers is None"),
         ({"config": {}}, "rootfs is None"),
         ({"config": []}, "rootfs is None"),
@@ -607,6 +611,7 @@ def add_second_image(layout: Layout, image: Descriptor) -> None:
         (write_index_json("[]"), "index.json is not a JSON object"),
         (write_index_json('{"manifests": []}'), "has no image"),
         (write_index_json('{"manifests": {}}'), r"manifests is \{\}"),
+        (write_index_json('{"manifests": 1.50}'), r"manifests is 1\.50"),
         (add_second_image, r"They are app:v1 \(sha256:.*\); linux/arm64 \(sha256:.*\)"),
     ],
 )

@@ -11,13 +11,13 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from types import ModuleType
 from typing import Any
 
 import pytest
 from helpers import random_bytes
 from hypothesis import given
 from hypothesis import strategies as st
+from image_makers import Zstd
 
 import ecr_parts._sources.compression
 from ecr_parts._sources.compression import (
@@ -170,7 +170,7 @@ def test_xz_that_needs_much_memory_is_refused() -> None:
     end = 12 + 4 * compressed[12]  # of the header of the first block, before its checksum
     compressed[compressed.index(b"\x21\x01", 12) + 2] = 36  # a dictionary of 1 GiB
     compressed[end : end + 4] = zlib.crc32(compressed[12:end]).to_bytes(4, "little")
-    with pytest.raises(DamagedError, match=r"[Mm]emory"):
+    with pytest.raises(NoDecompressorError):
         list(decompress(reading(bytes(compressed)), "xz"))
 
 
@@ -191,24 +191,6 @@ def test_tells_formats_by_their_first_bytes(start: bytes, name: str) -> None:
 def test_other_formats_have_no_decompressor(name: str) -> None:
     with pytest.raises(NoDecompressorError):
         list(decompress(reading(b"x"), name))
-
-
-class Zstd(ModuleType):
-    """Stands for ``compression.zstd``: a frame is b"\\x28\\xb5\\x2f\\xfd", a content and b"."."""
-
-    class ZstdError(Exception):
-        pass
-
-    class ZstdDecompressor:
-        def __init__(self) -> None:
-            self.eof, self.unused_data = False, b""
-
-        def decompress(self, data: bytes, _size: int) -> bytes:
-            content, dot, self.unused_data = data.partition(b".")
-            if b"!" in data:
-                raise Zstd.ZstdError("damaged")
-            self.eof = bool(dot)
-            return content.removeprefix(b"\x28\xb5\x2f\xfd")
 
 
 def test_zstd_is_read_where_there_is_a_module(monkeypatch: pytest.MonkeyPatch) -> None:

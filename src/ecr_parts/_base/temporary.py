@@ -7,7 +7,8 @@ import io
 import os
 import shutil
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 _CHECK_INTERVAL = 16 * 1024 * 1024  # bytes written between two looks at the free space
 _RESERVE = 64 * 1024 * 1024  # bytes that are left to others, or 5 % of a small file system
@@ -40,28 +41,28 @@ class TemporaryFile:
             self._unchecked = 0
             check_free_space(0, self._purpose)
         view = memoryview(content)
-        try:
+        with self._explained_errors():
             while view:
                 view = view[self.file.write(view) :]
+        self.size += len(content)
+
+    def skip_to(self, size: int) -> None:
+        """Make the file ``size`` bytes long, with a hole at its end."""
+        with self._explained_errors():
+            self.file.truncate(size)
+            self.file.seek(size)
+        self.size = size
+
+    @contextmanager
+    def _explained_errors(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise OSError(
                 error.errno,
                 f"{self._purpose} into a temporary file in {tempfile.gettempdir()} failed: "
                 f"{error.strerror}. Set TMPDIR to a directory with more space",
             ) from error
-        self.size += len(content)
-
-    def write_at(self, offset: int, content: bytes) -> None:
-        """Write ``content`` at ``offset``, and leave a hole before it."""
-        self.file.truncate(max(offset, self.size))
-        self.file.seek(offset)
-        self.size = offset
-        self.write(content)
-
-    def end_at(self, size: int) -> None:
-        """Make the file ``size`` bytes long, with a hole at its end."""
-        self.file.truncate(size)
-        self.size = size
 
 
 def check_free_space(needed: int, purpose: str) -> None:

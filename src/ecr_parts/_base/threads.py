@@ -143,6 +143,12 @@ def current_task() -> Task[Any] | None:
     return getattr(_running, "task", None)
 
 
+def check_current_task() -> None:
+    """Raise ``Abandoned`` in a task for which nobody waits any more."""
+    if (task := current_task()) is not None:
+        task.check()
+
+
 class _Thread:
     """A thread that runs one task after another, and ends after some seconds without one.
 

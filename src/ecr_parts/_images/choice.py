@@ -14,7 +14,7 @@ _COSIGN_TAG = re.compile(r"sha256-([0-9a-f]{64})(\.[a-z]+)?")
 _COSIGN_KINDS = {"sigs": "sig", "atts": "att", "sboms": "sbom"}
 """The end of the annotation ``kind``, and of the tag that cosign looks for."""
 _HUB = ("docker.io/library/", "index.docker.io/library/", "docker.io/", "index.docker.io/")
-_MAX_SHOWN = 20  # images in a message
+_MAX_SHOWN = 20  # items in a message
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ def choose(contents: Contents, attached: Mapping[str, frozenset[str]], wanted: W
     below = [child for one in contents.manifests.values() for child in one.children]
     if wanted.name is not None:
         named = _find_named([*contents.listed, *below], wanted.name, contents)
+        named = [one for one in named if one.digest not in attached] or named
         if not named:
             there = _list_of(contents.listed, contents)
             raise contents.error(f"it has no image {short_repr(wanted.name)}. It has {there}")
@@ -58,6 +59,13 @@ def choose(contents: Contents, attached: Mapping[str, frozenset[str]], wanted: W
         for one in contents.listed
         if one.digest not in attached and (one.names or one.digest not in digests_below)
     ]
+    for one in contents.listed:
+        tags = _tags_of(one, wanted.tags or ()) if one.digest in attached else []
+        if tags and not any(_tags_of(image, tags) for image in images):
+            raise contents.error(
+                f"the tag {tags[0]!r} is that of {one.digest}, which refers to an image: pass "
+                "name to choose one of them"
+            )
     if _are_several(images):
         images = _closest(images, wanted.repository_name)
     if _are_several(images) and wanted.tags:
@@ -186,8 +194,13 @@ def _list_of(images: Iterable[Descriptor], contents: Contents) -> str:
         known = names.setdefault(digest, [])
         known += [*one.names[:1]] or [one.platform] * bool(one.platform)
     shown = [f"{', '.join(known)} ({digest})".strip() for digest, known in names.items()]
-    more = [f"{len(shown) - _MAX_SHOWN:,} more"] if len(shown) > _MAX_SHOWN else []
-    return "; ".join([*shown[:_MAX_SHOWN], *more]) or "none"
+    return joined(shown, "; ") or "none"
+
+
+def joined(items: Sequence[str], separator: str = ", ") -> str:
+    """The first items, for a message, and how many more there are."""
+    more = [f"{len(items) - _MAX_SHOWN:,} more"] if len(items) > _MAX_SHOWN else []
+    return separator.join([*items[:_MAX_SHOWN], *more])
 
 
 # What is attached
@@ -198,15 +211,19 @@ def find_attached(contents: Contents) -> dict[str, frozenset[str]]:
     listed, manifests = contents.listed, contents.manifests
     children = [child for one in manifests.values() for child in one.children]
     known = {one.digest for one in (*listed, *children)}
+    images: dict[str, set[str]] = {}
+    """By name: what "cosign save" may have written a signature for, which has the same name."""
+    for one in listed:
+        if not _cosign_suffix(one):
+            images.setdefault(_first_name(one), set()).add(one.digest)
     found: dict[str, set[str]] = {}
     for one in (*listed, *children):
         targets = found.setdefault(one.digest, set())
         targets.add(one.attested)
-        targets.update(
-            f"sha256:{match[1]}" for name in one.names if (match := _COSIGN_TAG.fullmatch(name))
-        )
+        tags = map(_COSIGN_TAG.fullmatch, _tags_of(one))
+        targets.update(f"sha256:{match[1]}" for match in tags if match)
         if _cosign_suffix(one):
-            targets |= {other.digest for other in listed if _is_signed_by(other, one)}
+            targets |= images.get(_first_name(one), set())
         if one.digest in manifests:
             targets.add(manifests[one.digest].subject)
     attached = {
@@ -227,9 +244,8 @@ def _cosign_suffix(one: Descriptor) -> str:
     return _COSIGN_KINDS.get(one.kind.rpartition("/")[2], "") if "cosign" in one.kind else ""
 
 
-def _is_signed_by(image: Descriptor, artifact: Descriptor) -> bool:
-    """Whether "cosign save" wrote ``artifact`` for ``image``: they have the same name."""
-    return not _cosign_suffix(image) and image.names[:1] == artifact.names[:1]
+def _first_name(one: Descriptor) -> str:
+    return one.names[0] if one.names else ""
 
 
 # Platforms

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -58,6 +58,8 @@ class Descriptor:
     """Of an attestation in an index: the digest of the image that it describes."""
     kind: str = ""
     """What "cosign save" says that this is."""
+    data: str = ""
+    """The content, in base64, if it is in the descriptor."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ class Contents:
     """Where the blob with a digest is; ``None`` if the file lacks it."""
     index: Manifest | None = None
     """The file's ``index.json``, if an image may be that itself."""
+    notice: str = ""
+    """What is not pushed, whatever is chosen."""
 
     def error(self, problem: str) -> InvalidImageError:
         """The error that there is a ``problem`` with this image."""
@@ -120,9 +124,9 @@ class Contents:
             raise self.error(f"it has no blob {digest}. Save the image again, whole")
         return self.manifests[digest]
 
-    def tree(self, root: str) -> Iterator[Manifest]:
+    def tree(self, root: str, left_out: Collection[str] = ()) -> Iterator[Manifest]:
         """The manifest ``root`` and all below it that the file has, children before their index."""
-        seen: set[str] = set()
+        seen = set(left_out)
 
         def visit(digest: str) -> Iterator[Manifest]:
             if digest in seen or (digest not in self.manifests and digest not in self.problems):
@@ -219,6 +223,8 @@ def parse_manifest(
     subject = subject.get("digest") if isinstance(subject, dict) else None
     subject = subject if isinstance(subject, str) else ""
     if media_type in INDEX_TYPES:
+        if "manifests" not in document:
+            raise error_of(f"{where} is no index, as its media type says. Save the image again")
         children = descriptors(document, "manifests", error_of, where)
         return Manifest(digest, media_type, content, children, subject=subject, is_made=is_made)
     config = descriptor_of(member(document, "config", dict, error_of, where), error_of, where)
@@ -248,6 +254,7 @@ def descriptor_of(item: object, error_of: ErrorOf, where: str) -> Descriptor:
     annotations = document.get("annotations")
     annotations = annotations if isinstance(annotations, dict) else {}
     found = [annotations.get(name) for name in (_CONTAINERD_NAME, REF_NAME)]
+    data = document.get("data")
     attested, kind = annotations.get(_ATTESTED), annotations.get(_COSIGN_KIND)
     return Descriptor(
         sys.intern(media_type),
@@ -258,6 +265,7 @@ def descriptor_of(item: object, error_of: ErrorOf, where: str) -> Descriptor:
         bool(document.get("urls")),
         attested if isinstance(attested, str) else "",
         kind if isinstance(kind, str) else "",
+        data if isinstance(data, str) else "",
     )
 
 

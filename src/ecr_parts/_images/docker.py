@@ -99,6 +99,8 @@ class _DockerReader:
         region = self._files.find(name) if isinstance(name, str) else None
         if region is None:
             raise self._error_of(f"it has no layer {short_repr(name)}. Save the image again, whole")
+        if self._files.is_linked(region):
+            raise self._error_of(f"the layer {short_repr(name)} is a link to a file elsewhere")
         if not isinstance(diff_id, str) or not is_digest(diff_id):
             raise self._error_of(
                 f"the config names the layer {short_repr(diff_id)}. Save the image again"

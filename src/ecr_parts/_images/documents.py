@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
+from typing_extensions import override
+
 from ecr_parts._base.validation import short_repr
 from ecr_parts._images.files import ImageFiles, read_file
 from ecr_parts._model.layers import FileRegion
@@ -28,13 +30,13 @@ def read_json(files: ImageFiles, name: str, error_of: ErrorOf) -> Any:
 
 def find_json(files: ImageFiles, name: str, error_of: ErrorOf) -> FileRegion:
     """Where the file called ``name`` is, which must be small enough to be read at once."""
-    region = files.find(name)
+    region, shown = files.find(name), short_repr(name)
     if region is None:
-        raise error_of(f"it has no {name}. Save the image again, whole")
+        raise error_of(f"it has no {shown}. Save the image again, whole")
     if region.size > _MAX_DOCUMENT:
-        raise error_of(f"{name} has {region.size:,} bytes, more than {_MAX_DOCUMENT:,}")
+        raise error_of(f"{shown} has {region.size:,} bytes, more than {_MAX_DOCUMENT:,}")
     if files.is_linked(region):
-        raise error_of(f"{name} is a link to a file elsewhere")
+        raise error_of(f"{shown} is a link to a file elsewhere")
     return region
 
 
@@ -51,6 +53,10 @@ class _Number:
     """A number that is written as it was read: a ``float`` would round it, or be infinite."""
 
     text: str
+
+    @override
+    def __repr__(self) -> str:
+        return self.text
 
 
 def _refuse_constant(name: str) -> NoReturn:

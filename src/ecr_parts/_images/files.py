@@ -8,7 +8,7 @@ import posixpath
 import stat
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ecr_parts._base.files import NotRegularError, open_regular
@@ -101,7 +101,7 @@ class _Directory:
         path = os.path.join(self.path, *normal.split("/"))
         try:
             status = os.stat(path)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no file name
             return None
         except OSError as error:
             if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG):
@@ -127,15 +127,13 @@ class _Archive:
     """By name: a file, or for a link, the name that it leads to."""
     temporary_files: ExitStack
     heartbeat: Callable[[], object]
-    copies: dict[str, FileRegion] = field(default_factory=dict)
-    """By name: copies of sparse files."""
 
     def find(self, name: str) -> FileRegion | None:
         entry: TarEntry | str | None = posixpath.normpath(name)
         for _ in range(_MAX_LINKS):
             if not isinstance(entry, str):
                 break
-            name, entry = entry, self.entries.get(entry)
+            entry = self.entries.get(entry)
         else:
             raise image_error(
                 self.path, f"{short_repr(name)} is a link that leads nowhere. Save the image again"
@@ -144,9 +142,7 @@ class _Archive:
             return None
         if entry.segments is None:
             return FileRegion(self.readable, entry.offset, entry.size)
-        if name not in self.copies:
-            self.copies[name] = self._without_holes(entry)
-        return self.copies[name]
+        return self._without_holes(entry)
 
     def is_linked(self, _region: FileRegion) -> bool:
         return False  # a link that leaves the archive has a target that no entry has
@@ -156,12 +152,12 @@ class _Archive:
         copy = TemporaryFile(self.temporary_files, "copying a sparse file of the image")
         with open_regular(self.readable) as file:
             for segment in entry.segments or ():
+                copy.skip_to(segment.position)
+                file.seek(segment.offset)
                 for offset in range(0, segment.size, _COPY_SIZE):
                     self.heartbeat()
-                    file.seek(segment.offset + offset)
-                    content = file.read(min(_COPY_SIZE, segment.size - offset))
-                    copy.write_at(segment.position + offset, content)
-        copy.end_at(entry.size)
+                    copy.write(file.read(min(_COPY_SIZE, segment.size - offset)))
+        copy.skip_to(entry.size)
         return FileRegion(copy.path, 0, entry.size)
 
 
@@ -230,9 +226,9 @@ def _read_entries(
 
 def _without_top_directory(entries: dict[str, TarEntry | str]) -> dict[str, TarEntry | str]:
     """``entries`` without the directory that has all of them: "tar -cf image.tar layout"."""
-    tops = {name.partition("/")[0] for name in entries}
-    top = f"{tops.pop()}/" if len(tops) == 1 else ""
-    if top in ("", "/", "../") or not any(f"{top}{name}" in entries for name in _ROOTS):
+    names = [name for name in entries if not posixpath.basename(name).startswith("._")]  # macOS
+    top = f"{posixpath.commonpath(names)}/" if len({name[:1] == "/" for name in names}) == 1 else ""
+    if top.startswith(("/", "../")) or not any(f"{top}{name}" in entries for name in _ROOTS):
         return entries
 
     def below(name: str) -> str:

@@ -63,7 +63,10 @@ def read_directory(files: ImageFiles, document: dict[str, Any]) -> Contents:
 
     reader = ManifestReader(files.path, find)
     reader.read_all([root])
-    return Contents(files.path, (root,), reader.manifests, reader.problems, find)
+    notice = ""
+    if files.find("signature-1") is not None:
+        notice = "signature-1 and others like it are not pushed, because ECR does not keep them"
+    return Contents(files.path, (root,), reader.manifests, reader.problems, find, notice=notice)
 
 
 def unknown_format(files: ImageFiles) -> InvalidImageError:

@@ -7,13 +7,11 @@ others write has plain ones.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeAlias
 
 from ecr_parts._base.temporary import TemporaryFile
@@ -27,14 +25,12 @@ from ecr_parts._sources.compression import (
     PIECE_SIZE,
     DamagedError,
     GzipWriter,
-    NoDecompressorError,
     compression_of,
     decompress,
 )
 from ecr_parts._sources.digest import RunningDigest
 from ecr_parts._sources.kinds import open_source
 
-_log = logging.getLogger("ecr_parts")
 Heartbeat: TypeAlias = Callable[[int], object]
 """Called with the number of bytes that were read of the layer since the last time."""
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -69,22 +65,32 @@ def prepare_layer(
     ``InvalidImageError`` if the content does not match the diff ID.
     """
     with open_source(layer.region) as source:
-        prepare = _check if layer.compression else partial(_compress, files)
-        prepared = prepare(layer, path, source, heartbeat)
-        error = source.error_at_end(layer.region.size) or source.error_if_changed()
-    if error is not None:
-        raise error
+        try:
+            if layer.compression:
+                prepared, diff_id = _check(layer, source, heartbeat)
+            else:
+                prepared, diff_id = _compress(layer, source, heartbeat, files)
+        except DamagedError as error:
+            problem = f"is damaged: {error}"
+        else:
+            problem = f"does not match {layer.diff_id}, the config's diff ID"
+            if diff_id == layer.diff_id:
+                problem = ""
+        changed = source.error_at_end(layer.region.size) or source.error_if_changed()
+    if changed is not None:
+        raise changed
+    if problem:
+        raise image_error(
+            path, f"the layer at byte {layer.region.offset:,} {problem}. Save the image again"
+        )
     digest, size = str(prepared.digest), prepared.size or 0
     return CompressedLayer(digest, size, layer.compression or "gzip"), prepared
 
 
 def _compress(
-    files: ExitStack,
-    layer: PlainLayer,
-    path: str,
-    source: Source,
-    heartbeat: Heartbeat,
-) -> Layer:
+    layer: PlainLayer, source: Source, heartbeat: Heartbeat, files: ExitStack
+) -> tuple[Layer, str]:
+    """A layer as it is sent, and the digest of its content."""
     copy = TemporaryFile(files, "compressing a layer")
     content, compressed = hashlib.sha256(), hashlib.sha256()
     gzip = GzipWriter()
@@ -108,13 +114,13 @@ def _compress(
         while started:
             write(waiter.result(started.popleft()))
     write(gzip.trailer)
-    _check_diff_id(layer, path, content.hexdigest())
     file = UnnamedFile(copy.file, copy.size, f"the compressed layer {layer.diff_id}")
-    return Layer(file, digest=f"sha256:{compressed.hexdigest()}", size=copy.size)
+    blob = Layer(file, digest=f"sha256:{compressed.hexdigest()}", size=copy.size)
+    return blob, f"sha256:{content.hexdigest()}"
 
 
-def _check(layer: PlainLayer, path: str, source: Source, heartbeat: Heartbeat) -> Layer:
-    """Compute the digest of a compressed layer, and verify its diff ID where it can be read."""
+def _check(layer: PlainLayer, source: Source, heartbeat: Heartbeat) -> tuple[Layer, str]:
+    """A layer that is compressed, and the digest of its content."""
     running, content = RunningDigest(), hashlib.sha256()
     next_byte = 0
 
@@ -126,27 +132,7 @@ def _check(layer: PlainLayer, path: str, source: Source, heartbeat: Heartbeat) -
         next_byte += len(blob)
         return blob
 
-    try:
-        for piece in decompress(read, layer.compression):
-            content.update(piece)
-        _check_diff_id(layer, path, content.hexdigest())
-    except NoDecompressorError:
-        _log.info("the diff ID of the layer %s cannot be verified without zstd", layer.diff_id)
-    except DamagedError as error:
-        raise image_error(
-            path,
-            f"the compressed layer at byte {layer.region.offset:,} is damaged: {error}. Save the "
-            "image again",
-        ) from error
-    while read(PIECE_SIZE):  # what follows the compressed data, too
-        pass
-    return Layer(layer.region, digest=running.digest(), size=layer.region.size)
-
-
-def _check_diff_id(layer: PlainLayer, path: str, digest: str) -> None:
-    if f"sha256:{digest}" != layer.diff_id:
-        raise image_error(
-            path,
-            f"the layer at byte {layer.region.offset:,} does not match {layer.diff_id}, the "
-            "config's diff ID. Save the image again",
-        )
+    for piece in decompress(read, layer.compression):
+        content.update(piece)
+    blob = Layer(layer.region, digest=running.digest(), size=layer.region.size)
+    return blob, f"sha256:{content.hexdigest()}"

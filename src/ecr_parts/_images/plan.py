@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import base64
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ecr_parts._images.choice import find_attached, tag_of_attached
+from ecr_parts._base.validation import short_repr
+from ecr_parts._images.choice import tag_of_attached
 from ecr_parts._images.contents import Contents, Descriptor, Manifest, verified
 from ecr_parts._images.documents import member, parse_json
 from ecr_parts._images.files import read_file
@@ -19,6 +21,7 @@ from ecr_parts._images.rewrite import (
 from ecr_parts._images.selection import Selection
 from ecr_parts._model.layers import FileRegion, Layer
 from ecr_parts._model.limits import MAX_IMAGE_LAYERS, MAX_MANIFEST
+from ecr_parts._sources.compression import can_decompress
 
 
 @dataclass(frozen=True)
@@ -79,25 +82,28 @@ class Plan:
 def make_plan(
     contents: Contents,
     selection: Selection,
+    attached_to: Mapping[str, frozenset[str]],
+    tags: Collection[str],
     present: Mapping[str, int],
     *,
     preserve_digests: bool,
 ) -> Plan:
     """Find and check what is sent. Raises ``InvalidImageError``.
 
-    ``present``, by digest: the sizes of blobs that the repository has and the file lacks.
+    ``attached_to`` is what ``find_attached`` found, ``tags`` are those of the image. ``present``,
+    by digest: the sizes of blobs that the repository has and the file lacks.
     """
     if preserve_digests:
         _check_preserves(contents, selection)
-    attached = tuple(_attached_to(contents, selection))
+    attached = tuple(_find_attached_to(contents, selection, attached_to, tags))
     others = [manifest for one in attached for manifest in one.manifests]
     _check_sizes(contents, [*selection.manifests, *others])
-    frozen = _frozen(contents, selection, others) | {one.digest for one in others}
+    frozen = _frozen(contents, selection, others, attached_to) | {one.digest for one in others}
     if preserve_digests:
         frozen |= {one.digest for one in selection.manifests}
     plain: dict[str, PlainLayer] = {}
     blobs: dict[str, Layer] = {}
-    notices = [selection.notice] if selection.notice else []
+    notices = [notice for notice in (contents.notice, selection.notice) if notice]
     for manifest in (*selection.manifests, *others):
         _check_limits(contents, manifest)
         found = _find_plain(contents, manifest)
@@ -111,11 +117,11 @@ def make_plan(
         plain |= found
         for blob in manifest.blobs:
             if blob.digest not in found and blob.digest not in present:
-                region = _find_blob(contents, blob)
-                if region is not None:
-                    blobs[blob.digest] = Layer(region, digest=blob.digest, size=blob.size)
-                    if blob is manifest.config and region.size <= MAX_MANIFEST:
-                        verified(read_file(region), blob.digest, contents.error)
+                source = _find_blob(contents, blob)
+                if source is not None:
+                    blobs[blob.digest] = Layer(source, digest=blob.digest, size=blob.size)
+                if blob is manifest.config and isinstance(source, FileRegion):
+                    _check_config(contents, blob, source)
     return Plan(contents, selection.manifests, attached, plain, frozen, blobs, tuple(notices))
 
 
@@ -139,9 +145,13 @@ def _check_preserves(contents: Contents, selection: Selection) -> None:
         )
 
 
-def _attached_to(contents: Contents, selection: Selection) -> Iterable[Attached]:
+def _find_attached_to(
+    contents: Contents,
+    selection: Selection,
+    attached: Mapping[str, frozenset[str]],
+    tags: Collection[str],
+) -> Iterable[Attached]:
     """What refers to the image or to what is below it, to that, and so on."""
-    attached = find_attached(contents)
     pushed = {one.digest for one in selection.manifests}
     # buildkit's attestations are found in their index only, so without that they are of no use.
     waiting = {
@@ -154,12 +164,18 @@ def _attached_to(contents: Contents, selection: Selection) -> Iterable[Attached]
             del waiting[one.digest]
             contents.manifest(one.digest)  # raises if it is absent, or cannot be pushed
             pushed.add(one.digest)
-            yield Attached(tuple(contents.tree(one.digest)), tag_of_attached(one, attached))
+            tag = tag_of_attached(one, attached)
+            tree = tuple(contents.tree(one.digest))
+            yield Attached(tree, None if tag in tags else tag)  # the image's tag is its own
 
 
-def _frozen(contents: Contents, selection: Selection, others: Iterable[Manifest]) -> frozenset[str]:
+def _frozen(
+    contents: Contents,
+    selection: Selection,
+    others: Iterable[Manifest],
+    attached: Mapping[str, frozenset[str]],
+) -> frozenset[str]:
     """The digests of manifests to which, or to an index above which, something refers."""
-    attached = find_attached(contents)
     pushed = {one.digest: one for one in selection.manifests}
     frozen: set[str] = set()
     for referring in (*pushed, *(one.digest for one in others)):
@@ -229,16 +245,26 @@ def _find_plain(contents: Contents, manifest: Manifest) -> dict[str, PlainLayer]
                 f"the layer {layer.digest} is compressed with {compression}, which registries do "
                 "not take: load the image with docker load, and save it again"
             )
+        if compression and manifest.is_made and not can_decompress(compression):
+            raise contents.error(
+                f"the layer {layer.digest} is compressed with {compression}, which cannot be read "
+                "here: install backports.zstd, or save the image as an OCI layout"
+            )
         _check_size(contents, layer, region)
         found[layer.digest] = PlainLayer(
             layer.digest, region, compression if manifest.is_made else ""
         )
     if found and manifest.config is not None and not manifest.is_made:
-        _check_diff_ids(contents, manifest.config, found)
+        _check_diff_ids(contents, manifest.config, manifest.layers, found)
     return found
 
 
-def _check_diff_ids(contents: Contents, config: Descriptor, plain: Iterable[str]) -> None:
+def _check_diff_ids(
+    contents: Contents,
+    config: Descriptor,
+    layers: Sequence[Descriptor],
+    plain: Collection[str],
+) -> None:
     """Raise ``InvalidImageError`` unless the config names the layers that will be compressed."""
     region = contents.find(config.digest)
     if region is None or region.size > MAX_MANIFEST:
@@ -246,16 +272,29 @@ def _check_diff_ids(contents: Contents, config: Descriptor, plain: Iterable[str]
     where, error_of = f"config {config.digest}", contents.error
     document = parse_json(read_file(region), error_of, where)
     diff_ids = member(document, "rootfs", dict, error_of, where).get("diff_ids")
-    for digest in plain:
-        if not isinstance(diff_ids, list) or digest not in diff_ids:
+    diff_ids = diff_ids if isinstance(diff_ids, list) else []
+    if len(diff_ids) != len(layers):
+        raise error_of(
+            f"{where} has {len(diff_ids)} diff IDs, and the manifest {len(layers)} layers. Save "
+            "the image again"
+        )
+    for number, (layer, diff_id) in enumerate(zip(layers, diff_ids, strict=True)):
+        if layer.digest in plain and layer.digest != diff_id:
             raise error_of(
-                f"{where} has no diff ID {digest}, which is that of a layer. Save the image again"
+                f"{where} has the diff ID {short_repr(diff_id)} for layer {number}, which is "
+                f"{layer.digest}. Save the image again"
             )
 
 
-def _find_blob(contents: Contents, blob: Descriptor) -> FileRegion | None:
+def _find_blob(contents: Contents, blob: Descriptor) -> FileRegion | bytes | None:
     """Where a blob is; ``None`` if it is downloaded from its URLs instead of ECR."""
     region = contents.find(blob.digest)
+    if region is None and blob.data:
+        try:
+            content = base64.b64decode(blob.data, validate=True)
+        except ValueError as error:
+            raise contents.error(f"the data of {blob.digest} is not base64: {error}") from error
+        return verified(content, blob.digest, contents.error)
     if region is None and blob.has_urls:
         return None
     if region is None:
@@ -264,6 +303,11 @@ def _find_blob(contents: Contents, blob: Descriptor) -> FileRegion | None:
         raise contents.error(f"blob {blob.digest} is empty, and ECR rejects empty layers")
     _check_size(contents, blob, region)
     return region
+
+
+def _check_config(contents: Contents, config: Descriptor, region: FileRegion) -> None:
+    if region.size <= MAX_MANIFEST:
+        verified(read_file(region), config.digest, contents.error)
 
 
 def _check_size(contents: Contents, blob: Descriptor, region: FileRegion) -> None:

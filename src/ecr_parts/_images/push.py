@@ -10,10 +10,9 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from ecr_parts._base.temporary import check_free_space
-from ecr_parts._base.threads import Waiter, current_task
+from ecr_parts._base.threads import Waiter, check_current_task
 from ecr_parts._base.validation import (
     check_callback,
     check_int,
@@ -21,7 +20,6 @@ from ecr_parts._base.validation import (
     check_path,
     short_repr,
 )
-from ecr_parts._base.workers import Stop
 from ecr_parts._images.choice import TAG, Chosen, Wanted, choose, find_attached
 from ecr_parts._images.contents import MANIFEST_TYPES, Contents, Descriptor, Manifest
 from ecr_parts._images.docker import read_docker_archive
@@ -31,7 +29,7 @@ from ecr_parts._images.layout import read_directory, read_layout, unknown_format
 from ecr_parts._images.plain import PlainLayer, prepare_layer
 from ecr_parts._images.plan import Plan, make_plan
 from ecr_parts._images.rewrite import CompressedLayer
-from ecr_parts._images.selection import choose_leaves, leaves_of, select
+from ecr_parts._images.selection import absent_of, choose_leaves, leaves_of, select
 from ecr_parts._model.layers import Layer, PushedImage, UnnamedFile, UploadedLayer, is_path
 from ecr_parts._upload.batch import BatchOptions, BatchUpload
 from ecr_parts._upload.checkpoint import BestEffortPath, checkpoint_name, raise_or_report
@@ -42,7 +40,6 @@ from ecr_parts._wire.repository import Repository
 from ecr_parts.errors import CheckpointError, EcrPartsError
 
 _log = logging.getLogger("ecr_parts")
-_T = TypeVar("_T")
 PLATFORM = re.compile(r"[a-z0-9]+(/[a-z0-9_.-]+){1,2}")
 
 
@@ -94,6 +91,18 @@ def read_image(path: str, temporary_files: ExitStack, heartbeat: Callable[[], ob
     raise unknown_format(files)
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What an image file has."""
+
+    contents: Contents
+    attached: Mapping[str, frozenset[str]]
+    """By digest: what a signature or another artifact refers to."""
+    chosen: Chosen
+    absent: list[Descriptor]
+    """What the file lacks of the chosen image, and of what is attached."""
+
+
 class ImagePush:
     """One call of ``push_image``."""
 
@@ -140,8 +149,6 @@ class ImagePush:
         )
         self._progress = options.progress
         self._observer = options.observer
-        self._stop = Stop()
-        """Of what reads the image and writes temporary files."""
         self._waiter = Waiter(lambda: self._notify(0))
         self._planner = planner
         self._batch_repository = repository
@@ -153,10 +160,7 @@ class ImagePush:
         """Push the image."""
         try:
             with self._waiter, ExitStack() as temporary_files:
-                try:
-                    return self._run(temporary_files)
-                finally:
-                    self._stop.requested = True
+                return self._run(temporary_files)
         except EcrPartsError as error:
             if self._put and not error.manifests:  # ``progress`` may raise one of another push
                 error.manifests = tuple(self._put)
@@ -164,9 +168,9 @@ class ImagePush:
 
     def _run(self, temporary_files: ExitStack) -> PushedImage:
         self._observer.begin("reading the image")
-        contents, chosen, absent = self._on_disk(partial(self._read, temporary_files))
-        present = self._ask_for(absent)
-        plan = self._on_disk(partial(self._make_plan, contents, chosen.root, present))
+        found = self._waiter.run("disk", partial(self._read, temporary_files))
+        chosen, present = found.chosen, self._ask_for(found.absent)
+        plan = self._waiter.run("disk", partial(self._make_plan, found, present))
         if self._checkpoint_dir is not None:
             self._waiter.run("disk", partial(_make_directory, self._checkpoint_dir))
         for name in chosen.dropped:
@@ -194,19 +198,23 @@ class ImagePush:
 
     # Reading
 
-    def _on_disk(self, function: Callable[[], _T]) -> _T:
-        return self._waiter.run("disk", function)
-
-    def _read(self, temporary_files: ExitStack) -> tuple[Contents, Chosen, list[Descriptor]]:
-        """What the file has, the image that is chosen, and what the file lacks of it."""
-        contents = read_image(self._path, temporary_files, self._stop.check)
-        chosen = choose(contents, find_attached(contents), self._wanted)
+    def _read(self, temporary_files: ExitStack) -> _Found:
+        contents = read_image(self._path, temporary_files, check_current_task)
+        attached = find_attached(contents)
+        chosen = choose(contents, attached, self._wanted)
         if contents.index is not None and chosen.root.digest == contents.index.digest:
             index = contents.index
             contents = replace(contents, manifests={**contents.manifests, index.digest: index})
         leaves = leaves_of(contents, chosen.root)
-        found = choose_leaves(contents, leaves, self._wanted.platforms)
-        return contents, chosen, [blob for leaf in found for blob in leaf.absent]
+        absent = [
+            blob
+            for leaf in choose_leaves(contents, leaves, self._wanted.platforms)
+            for blob in leaf.absent
+        ]
+        for one in contents.listed:
+            if one.digest in attached:
+                absent += absent_of(contents, one)
+        return _Found(contents, attached, chosen, absent)
 
     def _ask_for(self, absent: list[Descriptor]) -> dict[str, int]:
         """What the repository has of what the file lacks: sizes by digest, 0 for manifests.
@@ -222,9 +230,16 @@ class ImagePush:
             present |= dict.fromkeys(manifests, 0)
         return present
 
-    def _make_plan(self, contents: Contents, root: Descriptor, present: Mapping[str, int]) -> Plan:
-        selection = select(contents, root, self._wanted.platforms, present)
-        return make_plan(contents, selection, present, preserve_digests=self._preserve_digests)
+    def _make_plan(self, found: _Found, present: Mapping[str, int]) -> Plan:
+        chosen = found.chosen
+        return make_plan(
+            found.contents,
+            select(found.contents, chosen.root, self._wanted.platforms, present),
+            found.attached,
+            chosen.tags,
+            present,
+            preserve_digests=self._preserve_digests,
+        )
 
     def _notify(self, newly_confirmed: int) -> None:
         if self._progress is not None:
@@ -265,11 +280,9 @@ class ImagePush:
         self, layer: PlainLayer, temporary_files: ExitStack
     ) -> tuple[CompressedLayer, Layer]:
         """Compress a layer, in a thread of its own."""
-        task = current_task()
 
         def heartbeat(newly_read: int) -> None:
-            if task is not None:
-                task.check()  # raises once nobody waits for it
+            check_current_task()
             self._observer.read(newly_read)
 
         compressed, blob = prepare_layer(layer, self._path, temporary_files, heartbeat)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from ecr_parts._base.validation import short_repr
-from ecr_parts._images.choice import fitting
+from ecr_parts._images.choice import fitting, joined
 from ecr_parts._images.contents import Contents, Descriptor, Manifest, platform_name
 from ecr_parts._images.documents import parse_json
 from ecr_parts._images.files import read_file
@@ -43,23 +43,24 @@ class Selection:
 
 
 def leaves_of(contents: Contents, root: Descriptor) -> list[Leaf]:
-    """The leaves of an image, each of them once. Raises ``InvalidImageError``."""
-    found: dict[str, Descriptor] = {}
+    """The leaves of an image. Raises ``InvalidImageError``."""
+    found: dict[tuple[str, str], Descriptor] = {}
 
     def visit(one: Descriptor) -> None:
         manifest = contents.manifests.get(one.digest)
         if manifest is None or not manifest.is_index:
-            found.setdefault(one.digest, one)
+            found.setdefault((one.digest, one.platform), one)
             return
         for child in manifest.children:
             visit(child)
 
     contents.manifest(root.digest)  # raises if it is absent, or cannot be pushed
     visit(root)
-    return [Leaf(one, tuple(_absent(contents, one))) for one in found.values()]
+    return [Leaf(one, tuple(absent_of(contents, one))) for one in found.values()]
 
 
-def _absent(contents: Contents, one: Descriptor) -> Iterator[Descriptor]:
+def absent_of(contents: Contents, one: Descriptor) -> Iterator[Descriptor]:
+    """What the file lacks of a manifest: itself, or some of its blobs."""
     if one.digest in contents.problems:
         return
     manifest = contents.manifests.get(one.digest)
@@ -67,7 +68,7 @@ def _absent(contents: Contents, one: Descriptor) -> Iterator[Descriptor]:
         yield one
         return
     for blob in manifest.blobs:
-        if not blob.has_urls and contents.find(blob.digest) is None:
+        if not (blob.has_urls or blob.data) and contents.find(blob.digest) is None:
             yield blob
 
 
@@ -77,16 +78,17 @@ def choose_leaves(
     """The leaves for ``platforms``, with their attestations; all of them without ``platforms``."""
     if platforms is None:
         return list(leaves)
-    names = {one.descriptor.digest: _platform(contents, one.descriptor) for one in leaves}
+    names = [_platform(contents, one.descriptor) for one in leaves]
     chosen: set[str] = set()
     for platform in platforms:
-        fits = fitting(platform, names.values())
+        fits = fitting(platform, names)
         if not fits:
+            there = joined(sorted({name or "none" for name in names}))
             raise contents.error(
-                f"it has no image for the platform {short_repr(platform)}. Available: "
-                f"{', '.join(sorted({name or 'none' for name in names.values()}))}"
+                f"it has no image for the platform {short_repr(platform)}. Available: {there}"
             )
-        chosen |= {digest for digest, name in names.items() if name in fits}
+        found = zip(leaves, names, strict=True)
+        chosen |= {one.descriptor.digest for one, name in found if name in fits}
     return [
         one
         for one in leaves
@@ -121,15 +123,18 @@ def select(
     """
     leaves = leaves_of(contents, root)
     chosen = choose_leaves(contents, leaves, platforms)
-    complete = [one for one in chosen if one.is_complete(present)]
-    images = [one for one in chosen if not one.is_attestation] or chosen
-    there = [one for one in images if one in complete]
-    if not there or (platforms is not None and len(there) < len(images)):
-        raise _incomplete(contents, images, present)
-    if len(complete) == len(leaves) and (platforms is None or len(images) > 1):
+    complete = {one.descriptor.digest for one in chosen if one.is_complete(present)}
+    images = [one.descriptor for one in chosen if not one.is_attestation]
+    images = images or [one.descriptor for one in chosen]
+    there = {one.digest: one for one in images if one.digest in complete}
+    if not there or (platforms is not None and not there.keys() >= {one.digest for one in images}):
+        raise _incomplete(contents, [one for one in chosen if not one.is_attestation], present)
+    all_digests = {one.descriptor.digest for one in leaves}
+    if complete == all_digests and (platforms is None or len(there) > 1):
         return Selection(tuple(contents.tree(root.digest)))
     if len(there) == 1:
-        one = there[0].descriptor
+        (one,) = there.values()
+        contents.manifest(one.digest)  # raises if only the repository has it
         notice = ""
         if platforms is None:
             notice = (
@@ -138,20 +143,26 @@ def select(
             )
         return Selection(tuple(contents.tree(one.digest)), notice)
     if platforms is None:
-        names = ", ".join(sorted(one.descriptor.platform for one in there))
+        names = joined(sorted(one.platform for one in there.values()))
         raise contents.error(
-            f"the file lacks some of its platforms: pass platforms to push some of {names}"
+            f"the file lacks a part of {root.digest}: pass platforms to push some of {names}"
         )
-    kept = {one.descriptor.digest for one in complete}
-    left_out = {one.descriptor.digest for one in leaves} - kept
-    tree = tuple(contents.tree(root.digest))
+    left_out = all_digests - complete
+    tree = tuple(contents.tree(root.digest, left_out))
     return Selection(rewrite_indexes(tree, dict.fromkeys(left_out), contents.error))
 
 
 def _incomplete(
-    contents: Contents, images: Sequence[Leaf], present: Collection[str]
+    contents: Contents, leaves: Sequence[Leaf], present: Collection[str]
 ) -> InvalidImageError:
-    one = next(one for one in images if not one.is_complete(present))
-    lacking = next(blob for blob in one.absent if blob.digest not in present)
-    platform = f" of the image for {one.descriptor.platform}" if one.descriptor.platform else ""
-    return contents.error(f"it has no blob {lacking.digest}{platform}. Save the image again, whole")
+    lacking = [
+        (blob.digest, one.descriptor.platform)
+        for one in leaves
+        for blob in one.absent
+        if blob.digest not in present
+    ]
+    if not lacking:
+        return contents.error("it has no image, but only an index of none")
+    digest, platform = lacking[0]
+    image = f" of the image for {platform}" if platform else ""
+    return contents.error(f"it has no blob {digest}{image}. Save the image again, whole")

@@ -26,6 +26,7 @@ _HARD_LINK, _SYMBOLIC_LINK = b"1", b"2"
 _SPARSE = "GNU.sparse."  # begins the keys of a file whose holes are not stored
 _OLD_SPARSE = b"S"
 _MAX_SEGMENTS = 100_000  # of all sparse files together
+_TOO_MANY_SEGMENTS = f"sparse files with more than {_MAX_SEGMENTS:,} pieces"
 _LONG_NAME, _LONG_LINK, _EXTENDED, _GLOBAL = b"L", b"K", b"x", b"g"
 
 
@@ -72,6 +73,8 @@ class _Extended:
                 self.values[key] = value
             elif key.startswith(_SPARSE):
                 self.sparse.append((key.removeprefix(_SPARSE), value))
+                if len(self.sparse) > _MAX_SEGMENTS:
+                    raise TarError(_TOO_MANY_SEGMENTS)
 
 
 def is_tar(start: bytes) -> bool:
@@ -120,7 +123,7 @@ def read_entries(file: BinaryIO) -> Iterator[TarEntry]:
                     offset = file.tell()  # after its own headers
                 segment_count += len(entry.segments or ())
                 if segment_count > _MAX_SEGMENTS:
-                    raise TarError(f"sparse files with more than {_MAX_SEGMENTS:,} pieces")
+                    raise TarError(_TOO_MANY_SEGMENTS)
                 yield entry
             elif kind in _REGULAR:
                 yield TarEntry(_decode(name), None, offset, size)

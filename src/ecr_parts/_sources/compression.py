@@ -40,7 +40,7 @@ class DamagedError(Exception):
 
 
 class NoDecompressorError(Exception):
-    """There is no module for the compression."""
+    """There is no module for the compression, or the data needs too much memory."""
 
 
 def _module(*names: str) -> ModuleType | None:
@@ -59,6 +59,15 @@ def compression_of(start: bytes) -> str:
     if start[1:4] == b"\x2a\x4d\x18" and start[0] >> 4 == 5:  # zstd may begin with such a frame
         return "zstd"
     return next((name for magic, name in _MAGIC.items() if start.startswith(magic)), "")
+
+
+def can_decompress(compression: str) -> bool:
+    """Whether Python has a module for this."""
+    try:
+        _decompressor(compression)
+    except NoDecompressorError:
+        return False
+    return True
 
 
 def decompress(
@@ -82,6 +91,8 @@ def decompress(
             try:
                 piece = decompressor.decompress(data, PIECE_SIZE)
             except errors as error:
+                if "memory" in str(error).lower():  # that it allows, for data of this kind
+                    raise NoDecompressorError(compression) from error
                 raise DamagedError(str(error)) from error
             size = len(piece)
             data = getattr(decompressor, "unconsumed_tail", b"")
