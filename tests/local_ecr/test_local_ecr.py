@@ -678,7 +678,8 @@ def test_stop_in_forked_child_closes_its_sockets_only() -> None:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # the child, too
             raise
-    assert output.strip() == b"2"  # the socket that listens, and the connection
+    # The socket that listens, the connection, and the pair that ends the thread.
+    assert output.strip() == b"4"
 
 
 def test_many_connections_can_wait_to_be_accepted() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import selectors
 import socket
 import struct
 import sys
@@ -25,6 +26,8 @@ _LARGEST_REQUEST = 1024**3  # bytes
 _READ = 1024**2  # bytes
 _LINGER = 2.0  # seconds without a byte
 _LOOPBACK = re.compile(r"(127(\.[0-9]{1,3}){3}|localhost|\[::1\])(:[0-9]+)?", re.IGNORECASE)
+# Others open a file, which a forked child would inherit.
+_SELECTOR = getattr(selectors, "PollSelector", selectors.SelectSelector)
 _NOT_LOOPBACK = "LocalECR serves this machine only: Host must be loopback"
 _NOT_A_REQUEST = b'{"__type": "SerializationException", "message": "Not a JSON 1.1 request"}'
 
@@ -34,12 +37,33 @@ class Server(ThreadingHTTPServer):
 
     # With the default of 5, clients that connect at the same time wait a second and try again.
     request_queue_size = socket.SOMAXCONN
+    timeout = 0  # of ``handle_request``, which is called once a client has connected
 
     def __init__(self, service: Service, port: int) -> None:
         self.service = service
+        self._wakeup, self._waker = socket.socketpair()
         self._connections: set[socket.socket] = set()
         self._handlers: list[threading.Thread] = []
         super().__init__(("127.0.0.1", port), _Handler)
+
+    def serve(self) -> None:
+        """Accept connections until ``shutdown``."""
+        with _SELECTOR() as selector:
+            for ready in (self.socket, self._wakeup):
+                selector.register(ready, selectors.EVENT_READ)
+            while self._wakeup not in [key.fileobj for key, _ in selector.select()]:
+                self.handle_request()
+
+    @override
+    def shutdown(self) -> None:
+        """End ``serve`` at once: with ``serve_forever``, it would wait for the next poll."""
+        self._waker.send(b"\0")
+
+    @override
+    def server_close(self) -> None:
+        super().server_close()
+        self._wakeup.close()
+        self._waker.close()
 
     @override
     def process_request(self, request: Any, client_address: Any) -> None:

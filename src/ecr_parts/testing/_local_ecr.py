@@ -96,9 +96,7 @@ class LocalECR:
         self._service.stopped.clear()
         self._pid = os.getpid()
         self._server = Server(self._service, self._port)
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.01,), name="LocalECR", daemon=True
-        )
+        self._thread = threading.Thread(target=self._server.serve, name="LocalECR", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -112,9 +110,9 @@ class LocalECR:
         if self._pid == os.getpid():
             self._service.stopped.set()
             self._server.shutdown()
+            self._thread.join()
             self._server.break_connections()
             self._server.server_close()
-            self._thread.join()
         else:
             self._server.close_in_child()
         self._server = self._thread = None
