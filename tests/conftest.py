@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import hypothesis
 import pytest
+from botocore.loaders import create_loader
 from ecr_calls import Caller
 from helpers import NO_WAIT, SMALL_LIMITS
 
@@ -31,6 +33,14 @@ def _no_inherited_pytest_options() -> Iterator[None]:
     """A pytest started by a test must not inherit options of this one, such as ``--cov``."""
     with pytest.MonkeyPatch.context() as environ:
         environ.delenv("PYTEST_ADDOPTS", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _models_are_loaded_once() -> Iterator[None]:
+    """Sessions of botocore share what they load: loading it takes longer than most tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("botocore.session.create_loader", cache(create_loader))
         yield
 
 
