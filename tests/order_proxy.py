@@ -81,6 +81,8 @@ class OrderProxy:
             if self._tls is not None:
                 client = self._tls.wrap_socket(client, server_side=True)
             server = socket.create_connection(self._upstream)
+            for end in (client, server):  # or else each small piece waits for an acknowledgement
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection = _Connection(self, client, server)
             with self._lock:
                 self._sockets |= {client, server}
