@@ -1,7 +1,7 @@
 """Benchmark of uploads: speed and memory, compared with other tools and with lower bounds.
 
     python tests/benchmark.py [--mib 512] [--rounds 5] [--link-mib 200] [--link-rounds 3]
-        [--huge-mib 5120]
+        [--small-mib 128] [--huge-mib 5120]
 
 A server in a process of its own receives every upload, and discards the bytes. Each upload runs in
 a new process. The variants take turns, so that a machine whose speed changes affects all of them
@@ -457,21 +457,21 @@ def print_table(title: str, rows: list[dict[str, str]]) -> None:
     print(flush=True)
 
 
-def print_peaks(url: str, directory: Path, huge_mib: int) -> None:
+def print_peaks(url: str, directory: Path, small_mib: int, huge_mib: int) -> None:
     def peak(variant: Variant, *arguments: object) -> int:
         return round(measure(variant, url, *arguments)[1])
 
-    small = [make_sparse_layer(directory / f"small-{i}", 128) for i in range(8)]
+    small = [make_sparse_layer(directory / f"small-{i}", small_mib) for i in range(8)]
     huge = make_sparse_layer(directory / "huge", huge_mib)
-    print(f"peak at 128 MiB: {peak(ecr_parts, small[0])} MiB", end="; ")
+    print(f"peak at {small_mib} MiB: {peak(ecr_parts, small[0])} MiB", end="; ")
     print(f"at {huge_mib} MiB: {peak(ecr_parts, huge)} MiB", end="; ")
-    print(f"at 128 MiB from a pipe: {peak(ecr_parts_from_a_pipe, small[0])} MiB")
+    print(f"at {small_mib} MiB from a pipe: {peak(ecr_parts_from_a_pipe, small[0])} MiB")
     # A worker needs more memory from its second layer on, so the last two have two for each worker.
     runs = ((4, 1), (4, 2), (4, 4), (8, 8), (2, 1), (8, 4))
     peaks = {run: peak(upload_many, run[1], *small[: run[0]]) for run in runs}
     names = ("layers", "workers", "peak MiB")
     rows = [dict(zip(names, map(str, (*run, peaks[run])), strict=True)) for run in runs]
-    print_table("\nupload_many with layers of 128 MiB:", rows)
+    print_table(f"\nupload_many with layers of {small_mib} MiB:", rows)
     print(f"each further worker, 4 layers: {(peaks[4, 4] - peaks[4, 1]) / 3:.0f} MiB", end="; ")
     print(f"2 layers for each worker: {(peaks[8, 4] - peaks[2, 1]) / 3:.0f} MiB")
 
@@ -493,7 +493,7 @@ def benchmark(options: argparse.Namespace, url: str, directory: Path) -> None:
         link: compare(url, link_layer, link_rounds, LINK_VARIANTS, link) for link in OTHER_LINKS
     }
     print_links({OFFICE: office, **links}, link_layer.stat().st_size / MIB)
-    print_peaks(f"{url}/{LOOPBACK.path}", directory, options.huge_mib)
+    print_peaks(f"{url}/{LOOPBACK.path}", directory, options.small_mib, options.huge_mib)
 
 
 def main() -> None:
@@ -505,6 +505,7 @@ def main() -> None:
     number("--rounds", default=5, help="uploads with each variant on loopback")
     number("--link-mib", default=200, help="size of the layer behind a link, at most --mib")
     number("--link-rounds", default=3, help="uploads behind a link, at most --rounds")
+    number("--small-mib", default=128, help="size of the other layers for memory figures")
     number("--huge-mib", default=5_120, help="size of the huge layer, for its memory figure")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--run-variant", nargs="+", help=argparse.SUPPRESS)
