@@ -320,8 +320,11 @@ def test_calls_progress_one_at_a_time(uploader: LayerUploader) -> None:
 # Errors
 
 
-def test_first_error_stops_other_layers_and_their_waits(ecr: LocalECR) -> None:
+def test_first_error_stops_other_layers_and_their_waits(
+    ecr: LocalECR, mocker: MockerFixture
+) -> None:
     """One layer is throttled and would wait for an hour while another one fails."""
+    mocker.patch("ecr_parts._base.threads._WAKE_INTERVAL", 0.05)  # seconds, for a faster test
     throttled = threading.Event()
     retrying = default_retrying().copy(wait=lambda _state: 3_600)
     ecr.fail("InitiateLayerUpload", "throttled", call=1)
@@ -714,6 +717,7 @@ def test_error_of_the_last_call_is_raised_if_it_runs_in_the_callers_thread(
 ) -> None:
     """Or else the call would return as if it had succeeded."""
     mocker.patch("ecr_parts._base.threads._START_TIMEOUT", 0.01)
+    mocker.patch("ecr_parts._base.workers._POLL_INTERVAL", 0.05)  # seconds, for a faster test
     mocker.patch("_thread.start_new_thread", return_value=1)
     ecr.fail("InitiateLayerUpload", "access_denied", times=100)
     with pytest.raises(ServiceError, match="AccessDenied"):

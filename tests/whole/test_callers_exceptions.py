@@ -348,6 +348,7 @@ def test_calls_progress_while_an_upload_waits(
         slow_uploader.upload(BLOB, progress=progress)
 
 
+@pytest.mark.usefixtures("frequent_wakes")
 def test_progress_can_stop_upload_many_while_it_asks_which_layers_exist(
     slow_ecr: LocalECR, slow_uploader: LayerUploader
 ) -> None:

@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
@@ -121,21 +120,24 @@ class DrippingFile(io.RawIOBase):
 
 @pytest.mark.parametrize("make_source", [drip, drip_nothing, DrippingFile])
 def test_progress_can_end_an_upload_whose_source_never_fills_a_part(
-    make_source: Callable[[], Any], local_ecr: LocalECR
+    make_source: Callable[[], Any], local_ecr: LocalECR, mocker: MockerFixture
 ) -> None:
     """The source is read in the caller's thread, between two reads of which it is called."""
+    mocker.patch("ecr_parts._sources.kinds._INTERVAL", 0.01)  # seconds, for a faster test
     uploader = LayerUploader(local_ecr.client(), "demo")
-    started = time.monotonic()
+    calls = 0
 
     def progress(_newly_confirmed: int) -> None:
-        if time.monotonic() > started + 0.6:
+        nonlocal calls
+        calls += 1
+        if calls == 10:  # more than before the first read
             raise StopUploadError
 
     for upload in (
         partial(uploader.upload, make_source()),
         partial(uploader.upload_many, [make_source()]),
     ):
-        started = time.monotonic()
+        calls = 0
         with pytest.raises(StopUploadError):
             upload(progress=progress)
 
@@ -433,6 +435,7 @@ def test_calls_ecr_in_the_callers_thread_if_no_other_runs(
 ) -> None:
     """No thread can be started, or it dies before it begins, as when memory is short."""
     mocker.patch("ecr_parts._base.threads._START_TIMEOUT", 0.01)
+    mocker.patch("ecr_parts._base.workers._POLL_INTERVAL", 0.05)  # seconds, for a faster test
     calling_threads: set[int] = set()
     client = ecr.client()
     client.meta.events.register(
