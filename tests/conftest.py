@@ -3,6 +3,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from functools import cache
+from itertools import count
 from pathlib import Path
 
 import hypothesis
@@ -53,11 +54,20 @@ def _no_ignored_signals() -> None:
             signal.signal(number, signal.default_int_handler if is_ctrl_c else signal.SIG_DFL)
 
 
+@pytest.fixture(scope="session")
+def state_directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Paths of new directories. ``mktemp`` would read the names of all others for each."""
+    parent = tmp_path_factory.mktemp("state")
+    return (parent / str(number) for number in count())
+
+
 @pytest.fixture(autouse=True)
-def _own_state_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _own_state_directory(state_directories: Iterator[Path]) -> Iterator[None]:
     """The command saves no checkpoint in the home directory of the tester."""
+    directory = next(state_directories)
+    directory.mkdir()
     with pytest.MonkeyPatch.context() as environ:
-        environ.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        environ.setenv("XDG_STATE_HOME", str(directory))
         yield
 
 

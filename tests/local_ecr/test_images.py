@@ -64,9 +64,13 @@ def image_digest(text: str) -> str:
     return digest_of(text.encode())
 
 
+def upload_layers(ecr: LocalECR) -> None:
+    LayerUploader(ecr.client(), "demo", limits=SMALL_LIMITS).upload_many([CONFIG, LAYER])
+
+
 @pytest.fixture(autouse=True)
 def _layers(ecr: LocalECR) -> None:
-    LayerUploader(ecr.client(), "demo", limits=SMALL_LIMITS).upload_many([CONFIG, LAYER])
+    upload_layers(ecr)
 
 
 @pytest.fixture
@@ -280,14 +284,26 @@ def test_lists_images_by_tag_status(ecr_call: Caller) -> None:
 # Pages
 
 
+@pytest.fixture(scope="module")
+def many_images() -> Registry:
+    """250 images, and as many repositories beside theirs."""
+    with LocalECR(limits=SMALL_LIMITS) as ecr:
+        upload_layers(ecr)
+        client = ecr.client()
+        for number in range(250):
+            client.put_image(
+                repositoryName="demo", imageManifest=manifest(number), imageTag=f"v{number}"
+            )
+            client.create_repository(repositoryName=f"team/app{number}")
+        return ecr.registry
+
+
 @pytest.mark.parametrize("page_size", [None, 1, 7, 100, 249, 250, 1000])
-def test_paginators_return_each_item_once(page_size: int | None, ecr: LocalECR) -> None:
+def test_paginators_return_each_item_once(
+    page_size: int | None, ecr: LocalECR, many_images: Registry
+) -> None:
+    ecr.registry = many_images
     client = ecr.client()
-    for number in range(250):
-        client.put_image(
-            repositoryName="demo", imageManifest=manifest(number), imageTag=f"v{number}"
-        )
-        client.create_repository(repositoryName=f"team/app{number}")
     sizes = {} if page_size is None else {"PageSize": page_size}
 
     def read(method: str, result: str, **parameters: Any) -> Iterator[list[Any]]:
