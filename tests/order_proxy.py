@@ -33,11 +33,15 @@ class OrderProxy:
         """How many requests with parts were begun while another one was not answered."""
         self.answer_early: set[int] = set()
         """By number: the requests with parts that are answered 503 before they are complete."""
+        self.hold_answers = 0
+        """How many of the first confirmations wait until the request after them has begun."""
         address = urlsplit(endpoint_url)
         self._upstream = (address.hostname or "", address.port or 0)
         self._tls = tls
         self._lock = threading.Lock()
+        self._has_begun = threading.Condition(self._lock)
         self._requests = 0
+        self._confirmations = 0
         self._unanswered: set[_Connection] = set()
         self._unconfirmed: set[tuple[str, int]] = set()
         """The upload ID and first byte of each part that is complete and not confirmed."""
@@ -97,6 +101,7 @@ class OrderProxy:
         """The request of a part is arriving; whether to answer early."""
         with self._lock:
             self._requests += 1
+            self._has_begun.notify_all()
             self.begun_ahead += bool(self._unanswered)
             self._unanswered.add(connection)
             return self._requests in self.answer_early
@@ -121,6 +126,10 @@ class OrderProxy:
     def confirm(self, upload_id: str, first_byte: int, last_byte: int) -> None:
         """ECR has answered to a part that it has the layer up to ``last_byte``."""
         with self._lock:
+            self._confirmations += 1
+            number = self._confirmations
+            if number <= self.hold_answers:
+                self._has_begun.wait_for(lambda: self._requests > number, timeout=10)
             self._unconfirmed.discard((upload_id, first_byte))
             self._last_byte[upload_id] = last_byte
 

@@ -104,6 +104,7 @@ SOURCES: dict[str, Callable[[Path], Any]] = {
 def test_sends_each_part_while_the_one_before_is_processed(source: str, tmp_path: Path) -> None:
     (tmp_path / "layer").write_bytes(BLOB)
     with watched() as (ecr, proxy, client):
+        proxy.hold_answers = 5
         layer = uploader_of(client).upload(SOURCES[source](tmp_path))
         assert ecr.layer("demo", layer.digest) == BLOB
         assert proxy.begun_ahead >= 5
@@ -144,7 +145,7 @@ def test_keeps_order_through_fault(
 def test_keeps_order_through_faults_of_several_calls_over_tls(
     fault: Fault, tls: tuple[ssl.SSLContext, str]
 ) -> None:
-    with watched(tls=tls) as (ecr, proxy, client):
+    with watched(tls=tls, processing_time=0.06) as (ecr, proxy, client):
         ecr.fail("UploadLayerPart", fault, call=2, times=2)
         ecr.fail("UploadLayerPart", fault, call=6)
         layer = uploader_of(client).upload(BLOB)
@@ -191,7 +192,7 @@ def test_keeps_order_if_another_handler_replaces_the_body_of_one_part(call: int)
         if requests == call:
             replace_by_file(request, **event)
 
-    with watched() as (ecr, proxy, client):
+    with watched(processing_time=0.06) as (ecr, proxy, client):
         uploader = uploader_of(client)
         client.meta.events.register("before-send.ecr.UploadLayerPart", replace_one)
         layer = uploader.upload(BLOB)
@@ -362,7 +363,8 @@ def test_ends_request_whose_turn_had_come_when_upload_ended() -> None:
 
 def test_sends_nothing_ahead_of_a_repeated_attempt() -> None:
     """A repeated attempt has another gate than the first, which the next part may be given late."""
-    with watched(processing_time=0.05) as (ecr, proxy, client):
+    with watched() as (ecr, proxy, client):
+        proxy.hold_answers = 1
         ecr.fail("UploadLayerPart", "throttled", call=2)
 
         def chunks() -> Iterator[bytes]:
@@ -442,7 +444,7 @@ def failing_ahead(numbers: set[int]) -> Callable[..., None]:
 
 def test_reports_requests_that_failed_before_their_turn(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "ecr_parts")
-    with watched() as (ecr, _, client):
+    with watched(processing_time=0.1) as (ecr, _, client):
         uploader = uploader_of(client)
         client.meta.events.register("before-send.ecr.UploadLayerPart", failing_ahead({2, 4}))
         layer = uploader.upload(BLOB)
