@@ -58,7 +58,11 @@ FAULTS: list[Fault] = [
 
 @contextmanager
 def watched(
-    config: Config = CLIENT_CONFIG, *, tls: tuple[ssl.SSLContext, str] | None = None, **options: Any
+    config: Config = CLIENT_CONFIG,
+    *,
+    read_timeout: float = 0.3,
+    tls: tuple[ssl.SSLContext, str] | None = None,
+    **options: Any,
 ) -> Iterator[tuple[LocalECR, OrderProxy, Any]]:
     """A LocalECR, the proxy in front of it, and a client. Checks the order at the end."""
     defaults = {"limits": SMALL_LIMITS, "part_size": 8, "processing_time": PROCESSING_TIME}
@@ -66,7 +70,7 @@ def watched(
         LocalECR(**{**defaults, "slow": 60, **options}) as ecr,
         OrderProxy(ecr.endpoint_url, tls[0] if tls else None) as proxy,
     ):
-        config = config.merge(Config(proxies={}, read_timeout=0.3))
+        config = config.merge(Config(proxies={}, read_timeout=read_timeout))
         verify = tls[1] if tls else None
         yield ecr, proxy, ecr.client(endpoint_url=proxy.url, config=config, verify=verify)
     assert proxy.too_early == []
@@ -103,7 +107,7 @@ SOURCES: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("source", SOURCES)
 def test_sends_each_part_while_the_one_before_is_processed(source: str, tmp_path: Path) -> None:
     (tmp_path / "layer").write_bytes(BLOB)
-    with watched() as (ecr, proxy, client):
+    with watched(read_timeout=60) as (ecr, proxy, client):
         proxy.hold_answers = 5
         layer = uploader_of(client).upload(SOURCES[source](tmp_path))
         assert ecr.layer("demo", layer.digest) == BLOB
@@ -363,13 +367,14 @@ def test_ends_request_whose_turn_had_come_when_upload_ended() -> None:
 
 def test_sends_nothing_ahead_of_a_repeated_attempt() -> None:
     """A repeated attempt has another gate than the first, which the next part may be given late."""
-    with watched() as (ecr, proxy, client):
+    with watched(read_timeout=60) as (ecr, proxy, client):
         proxy.hold_answers = 1
         ecr.fail("UploadLayerPart", "throttled", call=2)
 
         def chunks() -> Iterator[bytes]:
             yield BLOB[:16]
             wait_until(lambda: "throttled" in [call.outcome for call in ecr.calls])
+            wait_for_threads()  # until the answer has arrived
             yield BLOB[16:24]
 
         assert ecr.layer("demo", uploader_of(client).upload(chunks()).digest) == BLOB[:24]
