@@ -113,6 +113,8 @@ def test_name_of_several_images(layout: Layout, ecr: LocalECR, uploader: LayerUp
 def test_refuses_bad_name(name: Any, uploader: LayerUploader, tmp_path: Path) -> None:
     with pytest.raises((TypeError, ValueError), match=r"^name must be"):
         uploader.push_image(tmp_path, name=name)
+    with pytest.raises(ValueError, match="image must be a path, not ''"):
+        uploader.push_image("")
     with pytest.raises(TypeError, match="preserve_digests must be True or False, not 'yes'"):
         uploader.push_image(tmp_path, preserve_digests="yes")  # type: ignore[arg-type]
 

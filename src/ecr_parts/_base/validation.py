@@ -78,12 +78,12 @@ def check_path(name: str, path: str | os.PathLike[str]) -> str:
     if not isinstance(text, str):
         raise TypeError(f"{name} must be a path of type str, not {short_repr(text)}")
     try:
-        valid = text != "" and b"\0" not in os.fsencode(text)
+        valid = b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
         valid = False
     if not valid:
         raise ValueError(
-            f"{name} must be a path, not empty and without NUL characters and lone surrogates: "
+            f"{name} must be a path without NUL characters and lone surrogates, not "
             f"{short_repr(text)}"
         )
     return text

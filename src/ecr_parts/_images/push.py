@@ -117,7 +117,8 @@ class ImagePush:
         checkpoint_dir = options.checkpoint_dir
         if not is_path(image):
             raise TypeError(f"image must be a path, not {short_repr(image)}")
-        check_path("image", image)
+        if not check_path("image", image):
+            raise ValueError("image must be a path, not ''")  # not the working directory
         if checkpoint_dir is not None and not is_path(checkpoint_dir):
             raise TypeError(f"checkpoint_dir must be a path, not {short_repr(checkpoint_dir)}")
         if checkpoint_dir is not None:
