@@ -1,7 +1,7 @@
 """Benchmark of uploads: speed and memory, compared with other tools and with lower bounds.
 
     python tests/benchmark.py [--mib 512] [--rounds 5] [--link-mib 200] [--link-rounds 3]
-        [--small-mib 128] [--huge-mib 5120]
+        [--small-mib 128] [--huge-mib 5120] [--image-mib 700]
 
 A server in a process of its own receives every upload, and discards the bytes. Each upload runs in
 a new process. The variants take turns, so that a machine whose speed changes affects all of them
@@ -20,12 +20,18 @@ transfers and the processing of the last part, or that of the first transfer and
 whichever is longer. "Office" is a link of 30 MiB/s and 300 ms for each part.
 
 Memory: the peak of a process that uploads a file, a huge file, a stream, or several files at once.
+
+Images: a docker archive of files of this machine in four plain layers, of which one is more than
+half, and an OCI image layout with the same layers, gzipped. The server remembers the layers that it
+got of an image, so that the second push sends none.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
+import io
 import json
 import os
 import re
@@ -35,6 +41,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -105,6 +112,8 @@ class Sink(BaseHTTPRequestHandler):
     wbufsize = -1
     buffer = threading.local()
     links: ClassVar[dict[str, Link]] = {}
+    kept: ClassVar[set[tuple[bytes, bytes]]] = set()
+    """The layers that images have: their repositories and digests."""
 
     def do_GET(self) -> None:
         """Registry: the API exists, and nothing is stored."""
@@ -114,8 +123,15 @@ class Sink(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_PATCH(self) -> None:
-        """Registry: the content of a blob."""
-        self.process(int(self.headers["Content-Length"]), is_part=True)
+        """Registry: the content of a blob. In chunks, if the client compresses it on the way."""
+        length = int(self.headers.get("Content-Length", 0))
+        while "chunked" in self.headers.get("Transfer-Encoding", ""):
+            size = int(self.rfile.readline(), 16)
+            self.process(size, is_part=False)
+            self.rfile.readline()
+            if not size:
+                break
+        self.process(length, is_part=True)
         self.answer(202, Location=self.path)
 
     def do_PUT(self) -> None:
@@ -159,15 +175,25 @@ class Sink(BaseHTTPRequestHandler):
             self.answer(202, Location=f"http://{self.headers['Host']}{self.path}1")
             return
         operation = self.headers["X-Amz-Target"].partition(".")[2]
-        head = self.rfile.read(min(length, 1024))
+        head = self.rfile.read(length if operation == "PutImage" else min(length, 1024))
         self.process(length - len(head), is_part=operation == "UploadLayerPart")
-        digest = re.search(rb"sha256:\w+", head)
+        digest = re.search(rb'"(?:imageDigest|layerDigests)": \[?"(sha256:\w+)', head)
         last = re.search(rb'"partLastByte": (\d+)', head)
+        repository = re.search(rb'"repositoryName": "(image-\w+)"', head)
+        if repository and digest and operation == "CompleteLayerUpload":
+            self.kept.add((repository[1], digest[1]))
+        layers = [
+            {"layerDigest": one.decode(), "layerAvailability": "AVAILABLE"}
+            for one in re.findall(rb"sha256:\w+", head)
+            if repository and (repository[1], one) in self.kept
+        ]
+        image_id = {"imageId": {"imageDigest": digest[1].decode() if digest else ""}}
         answers: dict[str, dict[str, object]] = {
-            "BatchCheckLayerAvailability": {"layers": [], "failures": []},
+            "BatchCheckLayerAvailability": {"layers": layers, "failures": []},
+            "PutImage": {"image": image_id},
             "InitiateLayerUpload": {"uploadId": UPLOAD_ID, "partSize": PART},
             "UploadLayerPart": {"lastByteReceived": int(last[1]) if last else 0},
-            "CompleteLayerUpload": {"layerDigest": digest[0].decode() if digest else ""},
+            "CompleteLayerUpload": {"layerDigest": digest[1].decode() if digest else ""},
         }
         self.answer(200, json.dumps(answers[operation]).encode())
 
@@ -292,6 +318,27 @@ def python_dxf(url: str, path: str) -> Callable[[], object]:
     return lambda: dxf.push_blob(path)
 
 
+def push_image(url: str, path: str, repository: str) -> Callable[[], object]:
+    from ecr_parts import LayerUploader
+
+    uploader = LayerUploader(make_client(url), repository)
+    return lambda: uploader.push_image(path, tags=["v1"])
+
+
+def push_image_without_speed(url: str, path: str, repository: str) -> Callable[[], object]:
+    if not QUICK:
+        for name in ("isal", "isal.isal_zlib", "pybase64"):
+            sys.modules[name] = None  # type: ignore[assignment]  # makes its import fail
+    return push_image(url, path, repository)
+
+
+def skopeo_push(url: str, path: str, _repository: str) -> Callable[[], object]:
+    source = f"oci:{path}" if Path(path).is_dir() else f"docker-archive:{path}"
+    command = ["skopeo", "copy", "--insecure-policy", "--dest-tls-verify=false", source]
+    command.append(f"docker://{urlsplit(url).netloc}{urlsplit(url).path}/demo:v1")
+    return lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+
+
 def two_hashes(_url: str, path: str) -> Callable[[], object]:
     """Hash as many bytes as the layer has, and as its base64 has."""
 
@@ -322,7 +369,13 @@ OFFICE_VARIANTS: list[Variant] = [
     *(ecr_parts_checked, ecr_parts_from_a_pipe),
 ]
 LOOPBACK_VARIANTS: list[Variant] = [*OFFICE_VARIANTS, two_hashes]
-VARIANTS = {variant.__name__: variant for variant in (*LOOPBACK_VARIANTS, upload_many)}
+IMAGE_VARIANTS: list[Variant] = [
+    *([skopeo_push] if shutil.which("skopeo") else []),
+    *(push_image, push_image_without_speed),
+]
+VARIANTS = {
+    variant.__name__: variant for variant in (*LOOPBACK_VARIANTS, *IMAGE_VARIANTS, upload_many)
+}
 
 
 def run_variant(variant: str, *arguments: str) -> None:
@@ -331,7 +384,7 @@ def run_variant(variant: str, *arguments: str) -> None:
     started = time.perf_counter()
     upload()
     seconds = time.perf_counter() - started
-    who = resource.RUSAGE_CHILDREN if variant == "skopeo" else resource.RUSAGE_SELF
+    who = resource.RUSAGE_CHILDREN if "skopeo" in variant else resource.RUSAGE_SELF
     print(json.dumps((seconds, resource.getrusage(who).ru_maxrss / 1024)))
 
 
@@ -392,6 +445,96 @@ def make_sparse_layer(path: Path, mib: int) -> Path:
     path.write_bytes(path.name.encode())
     os.truncate(path, mib * MIB)
     return path
+
+
+def digest_of(path: Path) -> str:
+    """The digest of a file, in little memory: a child inherits the peak of this process."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(MIB):
+            digest.update(block)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def make_images(directory: Path, mib: int) -> tuple[Path, Path]:
+    """Write a docker archive of real files, and an OCI image layout with the same layers."""
+    archive, layout = directory / "archive.tar", directory / "layout"
+    blobs = layout / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    files = (
+        Path(root) / name
+        for start in ("/usr/lib", "/usr/share", sys.prefix)
+        for root, _, names in os.walk(start)
+        for name in sorted(names)
+    )
+
+    def blob(content: bytes, media_type: str) -> dict[str, object]:
+        name = hashlib.sha256(content).hexdigest()
+        (blobs / name).write_bytes(content)
+        return {"mediaType": media_type, "digest": f"sha256:{name}", "size": len(content)}
+
+    prefix, names, diff_ids, layers = "application/vnd.oci.image", [], [], []
+    with tarfile.open(archive, "w") as tar:
+        for number, share in enumerate((0.55, 0.2, 0.15, 0.1)):
+            layer = directory / "layer.tar"
+            with tarfile.open(layer, "w") as members:
+                while members.offset < share * mib * MIB and (file := next(files, None)):
+                    if file.is_file() and not file.is_symlink() and os.access(file, os.R_OK):
+                        members.add(file, recursive=False)
+            tar.add(layer, f"{number}.tar")
+            names.append(f"{number}.tar")
+            diff_ids.append(digest_of(layer))
+            compressed = directory / "layer.tar.gz"
+            with layer.open("rb") as source, gzip.open(compressed, "wb", 6) as target:
+                shutil.copyfileobj(source, target, MIB)
+            digest, size = digest_of(compressed), compressed.stat().st_size
+            compressed.rename(blobs / digest[7:])
+            media_type = f"{prefix}.layer.v1.tar+gzip"
+            layers.append({"mediaType": media_type, "digest": digest, "size": size})
+        rootfs = {"type": "layers", "diff_ids": diff_ids}
+        config = json.dumps({"architecture": "amd64", "os": "linux", "rootfs": rootfs}).encode()
+        document = [{"Config": "config.json", "RepoTags": ["demo:v1"], "Layers": names}]
+        for name, content in (
+            ("config.json", config),
+            ("manifest.json", json.dumps(document).encode()),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    manifest = {"schemaVersion": 2, "config": blob(config, f"{prefix}.config.v1+json")}
+    text = json.dumps({**manifest, "layers": layers}).encode()
+    index = {"schemaVersion": 2, "manifests": [blob(text, f"{prefix}.manifest.v1+json")]}
+    (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    (layout / "index.json").write_text(json.dumps(index))
+    return archive, layout
+
+
+def print_images(url: str, directory: Path, mib: int, rounds: int) -> None:
+    rows = []
+    for image in make_images(directory, mib):
+        seconds: dict[str, list[float]] = {}
+        peaks: dict[str, list[float]] = {}
+        for number in range(rounds):
+            for variant in IMAGE_VARIANTS:
+                repository = f"image-{image.stem}{variant.__name__}{number}".replace("_", "")
+                for push in ("first push", "second push"):
+                    name = f"{variant.__name__.replace('_', ' ')}, {push}"
+                    if push == "first push" or variant is not skopeo_push:
+                        taken, peak = measure(variant, url, image, repository)
+                        seconds.setdefault(name, []).append(taken)
+                        peaks.setdefault(name, []).append(peak)
+        first = statistics.median(next(iter(seconds.values())))
+        rows += [
+            {
+                "image": "docker archive" if image.is_file() else "OCI layout",
+                "variant": name,
+                "seconds": f"{statistics.median(taken):.1f}",
+                "of the first": f"{statistics.median(taken) / first:.2f}",
+                "peak MiB": f"{statistics.median(peaks[name]):.0f}",
+            }
+            for name, taken in seconds.items()
+        ]
+    print_table(f"Images of {mib} MiB on loopback, medians of {rounds} rounds:", rows)
 
 
 class Figures(NamedTuple):
@@ -494,6 +637,7 @@ def benchmark(options: argparse.Namespace, url: str, directory: Path) -> None:
     }
     print_links({OFFICE: office, **links}, link_layer.stat().st_size / MIB)
     print_peaks(f"{url}/{LOOPBACK.path}", directory, options.small_mib, options.huge_mib)
+    print_images(f"{url}/{LOOPBACK.path}", directory, options.image_mib, link_rounds)
 
 
 def main() -> None:
@@ -507,6 +651,7 @@ def main() -> None:
     number("--link-rounds", default=3, help="uploads behind a link, at most --rounds")
     number("--small-mib", default=128, help="size of the other layers for memory figures")
     number("--huge-mib", default=5_120, help="size of the huge layer, for its memory figure")
+    number("--image-mib", default=700, help="size of the images, before compression")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--run-variant", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import ctypes
+import gc
 import signal
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -25,7 +29,7 @@ hypothesis.settings.load_profile("default")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, help="simulate only the upload with this seed")
     parser.addoption(
-        "--simulations", type=int, default=1_000, help="the number of uploads to simulate"
+        "--simulations", type=int, default=500, help="the number of uploads to simulate"
     )
 
 
@@ -43,6 +47,16 @@ def _models_are_loaded_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("botocore.session.create_loader", cache(create_loader))
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _memory_is_given_back() -> Iterator[None]:
+    """What large layers leave in the heap of a process would add up from module to module."""
+    yield
+    gc.collect()
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # only glibc has it
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session", autouse=True)

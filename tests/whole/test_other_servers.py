@@ -14,10 +14,11 @@ from helpers import NO_WAIT, digest_of, random_bytes, write_layer
 from moto import mock_aws
 from moto.server import ThreadedMotoServer
 
-from ecr_parts import LayerUploader, UploadedLayer, UploadSession
+from ecr_parts import LayerUploader, Limits, UploadedLayer, UploadSession
 
-MIB = 1024 * 1024
-BLOB = random_bytes(21 * MIB + 1)  # two parts: moto suggests parts of 20 MiB
+UNIT = 100 * 1024  # bytes; a MiB takes memory, and moto has no minimum
+LIMITS = Limits(min_part=5 * UNIT, max_part=20 * UNIT, max_parts=100, max_layer=100 * UNIT)
+BLOB = random_bytes(21 * UNIT + 1)  # two parts
 DIGEST = digest_of(BLOB)
 UPLOAD = {"registryId": "012345678910", "repositoryName": "demo", "uploadId": "u-1"}
 SESSION = botocore.session.Session()
@@ -51,7 +52,7 @@ def test_uploads_to_moto_server(retries: Any, moto_url: str, tmp_path: Path) -> 
     client = botocore_client(endpoint_url=moto_url, config=config)
     repository = f"demo-{bool(retries)}".lower()
     client.create_repository(repositoryName=repository)
-    uploader = LayerUploader(client, repository, retrying=NO_WAIT)
+    uploader = LayerUploader(client, repository, limits=LIMITS, retrying=NO_WAIT)
     progress_calls: list[int] = []
 
     for source in (write_layer(BLOB, tmp_path), iter([BLOB[:-5], BLOB[-5:]])):
@@ -64,10 +65,10 @@ def test_uploads_to_moto_server(retries: Any, moto_url: str, tmp_path: Path) -> 
     # With an outdated session, moto refuses the part and reports the last byte that it has.
     session = uploader.initiate()
     outdated = session.to_json()
-    uploader.upload_part(session, BLOB[: 10 * MIB])
+    uploader.upload_part(session, BLOB[: 10 * UNIT])
     resumed = UploadSession.from_json(outdated)
-    uploader.upload_part(resumed, BLOB[: 5 * MIB])
-    assert resumed.next_byte == 10 * MIB
+    uploader.upload_part(resumed, BLOB[: 5 * UNIT])
+    assert resumed.next_byte == 10 * UNIT
 
 
 @mock_aws
@@ -77,10 +78,10 @@ def test_uploads_to_moto_in_process_with_boto3_client() -> None:
     client = boto3.client("ecr", **CREDENTIALS)
     client.create_repository(repositoryName="demo")
 
-    layer = LayerUploader(client, "demo").upload(BLOB)
+    layer = LayerUploader(client, "demo", limits=LIMITS).upload(BLOB)
 
     assert layer == UploadedLayer(DIGEST, len(BLOB), existed=False)
-    assert LayerUploader(client, "demo").upload(BLOB).existed
+    assert LayerUploader(client, "demo", limits=LIMITS).upload(BLOB).existed
 
 
 def test_uploads_with_botocore_stubber() -> None:
@@ -95,7 +96,7 @@ def test_uploads_with_botocore_stubber() -> None:
             {**repository, "layerDigests": [digest]},
         )
         stub.add_response(
-            "initiate_layer_upload", {"uploadId": "u-1", "partSize": 10 * MIB}, repository
+            "initiate_layer_upload", {"uploadId": "u-1", "partSize": 10 * UNIT}, repository
         )
         part = {"partFirstByte": 0, "partLastByte": 19, "layerPartBlob": blob}
         stub.add_response(
@@ -117,7 +118,7 @@ def test_reads_last_valid_byte_from_stubbed_error() -> None:
     client = botocore_client()
     blob = random_bytes(20)
     with Stubber(client) as stub:
-        stub.add_response("initiate_layer_upload", {"uploadId": "u-1", "partSize": 10 * MIB})
+        stub.add_response("initiate_layer_upload", {"uploadId": "u-1", "partSize": 10 * UNIT})
         stub.add_client_error(
             "upload_layer_part",
             "InvalidLayerPartException",

@@ -311,12 +311,13 @@ def permissions(text: str, _workspace: Workspace) -> None:
 def benchmark(text: str, _workspace: Workspace) -> None:
     """Check that it measures what the README's tables list."""
     command = [*last_command(text), "--mib", "1", "--rounds", "1"]
-    command += ["--small-mib", "1", "--huge-mib", "1"]
+    command += ["--small-mib", "1", "--huge-mib", "1", "--image-mib", "1"]
     environ = {**os.environ, "ECR_PARTS_BENCHMARK_TEST": "1"}
     completed = subprocess.run(
         command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True
     )
-    variants, links, _ = parse_tables(completed.stdout)
+    variants, links, _, images = parse_tables(completed.stdout)
+    assert {row[0] for row in images[1:]} == {"docker archive", "OCI layout"}
     assert variants[0] == ["variant", "loopback", "office", "peak MiB"]
     (documented,) = [table for table in TABLES if table[0] == links[0]]
     assert [row[:2] for row in documented] == [row[:2] for row in links]
