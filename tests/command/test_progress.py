@@ -100,3 +100,43 @@ def test_rate_is_positive_or_unknown(parts: list[tuple[float, int]], later: floa
         rate = progress.rate(now + later)
         assert rate is None or rate > 0
         assert 2 <= len(progress.texts(now + later)) <= 3
+
+
+def test_to_compress_a_byte_and_to_send_it_count_alike() -> None:
+    progress = Progress(0)
+    progress.plan(100 * MIB, 80 * MIB)  # 80 of the 100 are compressed before
+    assert (progress.done, progress.texts(2)) == (
+        0,
+        ["0.0 MiB sent", "compressing 0.0 of 80.0 MiB", "2 s elapsed"],
+    )
+    progress.read(45 * MIB)
+    assert progress.done == 0.25
+    progress.activity = "reading the image"
+    assert progress.done is None
+    progress.activity = ""
+    progress.read(35 * MIB)
+    progress.plan(-60 * MIB, 0)  # they have become smaller
+    progress.add(20 * MIB)
+    assert progress.texts(3) == ["20.0 of 40.0 MiB", "3 s elapsed"]
+    assert progress.done == 100 / 120
+    progress.add(20 * MIB)
+    progress.read(80 * MIB)  # again, because ECR has lost some
+    assert progress.done == 1
+
+
+@given(sizes=st.lists(st.tuples(st.integers(1, 99), st.integers(1, 200)), min_size=1))
+def test_bar_never_jumps_back(sizes: list[tuple[int, int]]) -> None:
+    """Whatever becomes of each layer when it is compressed."""
+    progress, last = Progress(0), 0.0
+    progress.plan(sum(size for size, _ in sizes), sum(size for size, _ in sizes))
+    for size, compressed in sizes:
+        for step in (
+            lambda size=size: progress.read(size),
+            lambda size=size, compressed=min(compressed, size): progress.plan(compressed - size, 0),
+            lambda size=size, compressed=min(compressed, size): progress.add(compressed),
+        ):
+            step()
+            assert progress.done is not None
+            assert last <= progress.done <= 1
+            last = progress.done
+    assert last == 1

@@ -9,6 +9,7 @@ import lzma
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ from image_makers import (
 )
 from pytest_mock import MockerFixture
 
-from ecr_parts import InvalidImageError, LayerUploader, PushedImage
+from ecr_parts import InvalidImageError, LayerUploader, PushedImage, ServiceError
+from ecr_parts._images.push import PushObserver, PushOptions
+from ecr_parts._uploader import push_observed
 from ecr_parts.testing import LocalECR
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -522,3 +525,56 @@ def test_result_is_that_of_any_way_to_write_it(
     pushes: list[PushedImage] = [uploader.push_image(path) for path in paths]
     first, second = ({layer.digest for layer in pushed.layers[1:]} for pushed in pushes)
     assert len(first & second) == 2
+
+
+# Compression beside the uploads
+
+
+def test_layers_are_compressed_while_others_are_sent(
+    local_ecr: LocalECR, tmp_path: Path, mocker: MockerFixture
+) -> None:
+    """The largest first, and no more files are kept than are sent at a time, and one."""
+    layers = [bytes([number]) * size for number, size in enumerate((1_000, 5_000, 3_000, 4_000))]
+    created = mocker.spy(tempfile, "TemporaryFile")
+    kept: list[int] = []
+    completed: list[int] = []
+    reads: list[int] = []
+    files: list[Any] = []
+
+    class Observer(PushObserver):
+        def read(self, size: int) -> None:
+            if created.spy_return is not None and created.spy_return not in files:
+                files.append(created.spy_return)
+                kept.append(sum(not file.closed for file in files))
+                completed.append(len(local_ecr.calls_of("CompleteLayerUpload")))
+            if size:
+                reads.append(size)
+
+    uploader = LayerUploader(local_ecr.client(), "demo")
+    path = docker_archive(tmp_path / "image.tar", layers)
+    options = PushOptions(max_workers=1, observer=Observer())
+    pushed = push_observed(uploader, path, options)
+    assert reads == [5_000, 4_000, 3_000, 1_000]
+    assert max(kept) <= 2
+    assert completed[-1] >= 2  # the config and the first layer, when the last one is compressed
+    assert all(file.closed for file in files)
+    assert diff_ids_of(local_ecr, pushed.digest) == [digest_of(layer) for layer in layers]
+
+
+def test_error_of_an_upload_ends_the_compression(
+    local_ecr: LocalECR, tmp_path: Path, mocker: MockerFixture
+) -> None:
+    """Within about a second: the largest layer is compressed while a smaller one fails."""
+    mocker.patch("ecr_parts._base.threads._WAKE_INTERVAL", 0.01)  # seconds, for a faster test
+    local_ecr.fail("InitiateLayerUpload", "access_denied", times=9)
+    path = docker_archive(tmp_path / "image.tar", [bytes(300_000_000)])
+    read: list[int] = []
+
+    class Observer(PushObserver):
+        def read(self, size: int) -> None:
+            read.append(size)
+
+    uploader = LayerUploader(local_ecr.client(), "demo")
+    with pytest.raises(ServiceError, match="AccessDenied"):
+        push_observed(uploader, path, PushOptions(observer=Observer()))
+    assert sum(read) < 300_000_000
