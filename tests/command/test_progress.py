@@ -129,13 +129,12 @@ def test_bar_never_jumps_back(sizes: list[tuple[int, int]]) -> None:
     """Whatever becomes of each layer when it is compressed."""
     progress, last = Progress(0), 0.0
     progress.plan(sum(size for size, _ in sizes), sum(size for size, _ in sizes))
-    for size, compressed in sizes:
-        for step in (
-            lambda size=size: progress.read(size),
-            lambda size=size, compressed=min(compressed, size): progress.plan(compressed - size, 0),
-            lambda size=size, compressed=min(compressed, size): progress.add(compressed),
-        ):
-            step()
+    for size, ratio in sizes:
+        compressed = min(size, ratio)
+        for read, planned, sent in ((size, 0, 0), (0, compressed - size, 0), (0, 0, compressed)):
+            progress.read(read)
+            progress.plan(planned, 0)
+            progress.add(sent)
             assert progress.done is not None
             assert last <= progress.done <= 1
             last = progress.done
