@@ -52,7 +52,10 @@ def manifest(number: int = 0) -> str:
 
 def index(*manifests: str) -> str:
     """An index of the images with ``manifests``."""
-    descriptors = [{"digest": image_digest(text)} for text in manifests]
+    descriptors = [
+        {"mediaType": MANIFEST_TYPE, "digest": image_digest(text), "size": len(text)}
+        for text in manifests
+    ]
     return json.dumps({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": descriptors})
 
 

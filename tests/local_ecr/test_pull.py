@@ -21,8 +21,14 @@ from ecr_parts.testing import LocalECR
 LAYER = random_bytes(45)  # six parts
 DIGEST = digest_of(LAYER)
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+DESCRIPTOR = {"mediaType": "layer", "digest": DIGEST, "size": len(LAYER)}
 MANIFEST = json.dumps(
-    {"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "layers": [{"digest": DIGEST}]}
+    {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "config": DESCRIPTOR,
+        "layers": [DESCRIPTOR],
+    }
 ).encode()
 
 
@@ -390,3 +396,17 @@ def test_skopeo_shows_that_pushes_are_refused(pull: Puller) -> None:
         )
     error: Any = failed.value
     assert "push through ECR's API" in error.stderr
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"\x16\x03\x01\x02\x00\x01\x00\x01", b"\x16", b"nonsense\r\n\r\n", b"GET /v2/\r\n\r\n"],
+)
+def test_what_is_no_http_gets_a_status_line(start: bytes, ecr: LocalECR) -> None:
+    """docker since 28 tries TLS first, and then HTTP if the answer is that. It sends no line."""
+    host, _, port = ecr.endpoint_url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), 10) as connection:
+        connection.sendall(start)
+        with connection.makefile("rb") as answer:
+            assert answer.readline().startswith(b"HTTP/1.1 400 ")
+    assert ecr.client().describe_repositories()["repositories"]

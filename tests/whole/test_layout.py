@@ -25,7 +25,7 @@ PACKAGES = {
         "validation", "redaction", "fast_base64", "files", "temporary", "threads", "frames",
         "workers", "notebook",
     ],
-    "_model": ["parts", "layers", "limits", "session", "machine"],
+    "_model": ["parts", "layers", "limits", "manifests", "session", "machine"],
     "errors": [],
     "_sources": ["chunks", "base", "stream", "kinds", "digest", "compression"],
     "_wire": [

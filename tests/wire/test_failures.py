@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+import botocore.session
 import pytest
 from botocore.config import Config
 from botocore.credentials import DeferredRefreshableCredentials
 from botocore.exceptions import ClientError, EndpointConnectionError
 from helpers import NO_WAIT, SMALL_LIMITS, digest_of, random_bytes
+from image_makers import LAYERS, Layout
 
 from ecr_parts import (
     CLIENT_CONFIG,
@@ -30,6 +32,8 @@ from ecr_parts import (
 )
 from ecr_parts._base.redaction import HIDDEN_URL, show_url
 from ecr_parts._wire.answers import last_valid_byte
+from ecr_parts._wire.api import METHODS
+from ecr_parts._wire.failures import REMEDIES
 from ecr_parts.testing import EcrError, LocalECR
 
 BLOB = random_bytes(45)
@@ -465,3 +469,26 @@ def test_keeps_kms_error_after_long_message(uploader: LayerUploader, ecr: LocalE
     ecr.respond("InitiateLayerUpload", error)
     with pytest.raises(ServiceError, match="kmsError: KeyDisabled"):
         uploader.upload(b"layer")
+
+
+# Codes that never end a call: they are success, or an answer to a question.
+NO_FAILURES = {"ImageAlreadyExistsException", "ImageNotFoundException", "InvalidLayerException"}
+
+
+@pytest.mark.parametrize("service", ["ecr", "ecr-public"])
+@pytest.mark.parametrize("operation", METHODS)
+def test_every_error_of_the_service_model_has_a_remedy(operation: str, service: str) -> None:
+    model = botocore.session.Session().get_service_model(service).operation_model(operation)
+    codes = {shape.name for shape in model.error_shapes} - NO_FAILURES
+    assert {code for code in codes if code not in REMEDIES} == set()
+
+
+def test_remedy_for_a_refused_manifest_is_about_the_manifest(ecr: LocalECR, tmp_path: Path) -> None:
+    """By the code alone, it would be about the name of the repository."""
+    uploader = LayerUploader(ecr.client(), "demo", limits=SMALL_LIMITS)
+    ecr.respond("PutImage", EcrError("InvalidParameterException", "Invalid JSON syntax"), times=9)
+    layout = Layout(tmp_path / "layout")
+    layout.finish(layout.add_image("amd64", LAYERS[:1]))
+    with pytest.raises(ServiceError, match="does not accept this manifest") as raised:
+        uploader.push_image(layout.path)
+    assert "repository's name" not in str(raised.value)

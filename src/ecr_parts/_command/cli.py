@@ -43,7 +43,7 @@ _ARGUMENTS = {
 }
 """By a part of an error's message about an argument of ``push_image``: the option for it."""
 
-_PERMANENT = frozenset({"ImageTagAlreadyExistsException"})
+_PERMANENT = frozenset({"ImageTagAlreadyExistsException", "InvalidParameterException"})
 """Codes of errors after which the same command fails again."""
 
 

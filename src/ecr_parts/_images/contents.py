@@ -18,14 +18,9 @@ from ecr_parts._images.documents import ErrorOf, member, parse_json
 from ecr_parts._images.files import image_error, read_file
 from ecr_parts._model.layers import FileRegion
 from ecr_parts._model.limits import MAX_MANIFEST
+from ecr_parts._model.manifests import INDEX_TYPES, MANIFEST_TYPES
 from ecr_parts.errors import InvalidImageError
 
-OCI_INDEX = "application/vnd.oci.image.index.v1+json"
-OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
-DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
-INDEX_TYPES = (OCI_INDEX, DOCKER_INDEX)
-MANIFEST_TYPES = (*INDEX_TYPES, OCI_MANIFEST, DOCKER_MANIFEST)
 _OLD_TYPE = "application/vnd.docker.distribution.manifest.v1+"
 OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"

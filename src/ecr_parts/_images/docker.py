@@ -15,7 +15,6 @@ from typing import Any
 from ecr_parts._base.validation import is_digest, short_repr
 from ecr_parts._images.contents import (
     DOCKER_CONFIG,
-    DOCKER_MANIFEST,
     Contents,
     Descriptor,
     Manifest,
@@ -27,6 +26,7 @@ from ecr_parts._images.documents import find_json, member, parse_json, write_jso
 from ecr_parts._images.files import ImageFiles, image_error, read_file
 from ecr_parts._images.rewrite import DOCKER_LAYER
 from ecr_parts._model.layers import FileRegion
+from ecr_parts._model.manifests import DOCKER_MANIFEST
 from ecr_parts.errors import InvalidImageError
 
 

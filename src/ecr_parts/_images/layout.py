@@ -11,8 +11,6 @@ from functools import cache, partial
 from typing import Any
 
 from ecr_parts._images.contents import (
-    OCI_INDEX,
-    OCI_MANIFEST,
     OLD_SCHEMA,
     Contents,
     Descriptor,
@@ -24,6 +22,7 @@ from ecr_parts._images.contents import (
 from ecr_parts._images.documents import find_json, parse_json
 from ecr_parts._images.files import ImageFiles, image_error, read_file
 from ecr_parts._model.layers import FileRegion
+from ecr_parts._model.manifests import OCI_INDEX, OCI_MANIFEST
 from ecr_parts._sources.digest import hash_source
 from ecr_parts._sources.kinds import open_source
 from ecr_parts.errors import InvalidImageError

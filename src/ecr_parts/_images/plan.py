@@ -20,7 +20,8 @@ from ecr_parts._images.rewrite import (
 )
 from ecr_parts._images.selection import Selection
 from ecr_parts._model.layers import FileRegion, Layer
-from ecr_parts._model.limits import MAX_IMAGE_LAYERS, MAX_MANIFEST
+from ecr_parts._model.limits import MAX_MANIFEST
+from ecr_parts._model.manifests import find_violation
 from ecr_parts._sources.compression import can_decompress
 
 
@@ -105,7 +106,7 @@ def make_plan(
     blobs: dict[str, Layer] = {}
     notices = [notice for notice in (contents.notice, selection.notice) if notice]
     for manifest in (*selection.manifests, *others):
-        _check_limits(contents, manifest)
+        _check_rules(contents, manifest)
         found = _find_plain(contents, manifest)
         if found and manifest.digest in frozen:
             found = {}
@@ -184,25 +185,17 @@ def _frozen(
     return frozenset(frozen)
 
 
-def _check_limits(contents: Contents, manifest: Manifest) -> None:
+def _check_rules(contents: Contents, manifest: Manifest) -> None:
     """Raise ``InvalidImageError`` for a manifest that ECR will not accept."""
-    where, count = f"manifest {manifest.digest}", len(manifest.layers)
+    where = "the image" if manifest.is_made else f"manifest {manifest.digest}"
     if len(manifest.content) > MAX_MANIFEST:
         raise contents.error(
             f"{where} has {len(manifest.content):,} bytes, more than {MAX_MANIFEST:,}"
         )
-    if manifest.is_index:
-        return
-    if manifest.is_made:
-        where = "the image"
-    if not count:
-        raise contents.error(
-            f"{where} has no layers, and ECR accepts no image without a layer: add an empty one"
-        )
-    if count > MAX_IMAGE_LAYERS:
-        raise contents.error(
-            f"{where} has {count:,} layers, and ECR accepts {MAX_IMAGE_LAYERS}: merge some of them"
-        )
+    document = parse_json(manifest.content, contents.error, where)
+    violation = find_violation(document, manifest.media_type)
+    if violation is not None:
+        raise contents.error(f"{where} {violation.problem}")
 
 
 def _check_sizes(contents: Contents, manifests: Sequence[Manifest]) -> None:

@@ -21,7 +21,7 @@ from ecr_parts._base.validation import (
     short_repr,
 )
 from ecr_parts._images.choice import TAG, Chosen, Wanted, choose, find_attached
-from ecr_parts._images.contents import MANIFEST_TYPES, Contents, Descriptor, Manifest
+from ecr_parts._images.contents import Contents, Descriptor, Manifest
 from ecr_parts._images.docker import read_docker_archive
 from ecr_parts._images.documents import read_json
 from ecr_parts._images.files import image_error, open_image_files
@@ -31,6 +31,7 @@ from ecr_parts._images.plan import Plan, make_plan
 from ecr_parts._images.rewrite import CompressedLayer
 from ecr_parts._images.selection import absent_of, choose_leaves, leaves_of, select
 from ecr_parts._model.layers import Layer, PushedImage, UnnamedFile, UploadedLayer, is_path
+from ecr_parts._model.manifests import MANIFEST_TYPES
 from ecr_parts._upload.batch import BatchOptions, BatchUpload
 from ecr_parts._upload.checkpoint import BestEffortPath, checkpoint_name, raise_or_report
 from ecr_parts._upload.plan import Planner

@@ -8,12 +8,12 @@ from typing import Any
 
 from ecr_parts._images.contents import (
     OCI_CONFIG,
-    OCI_MANIFEST,
     Manifest,
     digest_of,
     parse_manifest,
 )
 from ecr_parts._images.documents import ErrorOf, parse_json, write_json
+from ecr_parts._model.manifests import OCI_MANIFEST
 
 OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"

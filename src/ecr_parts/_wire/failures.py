@@ -159,8 +159,9 @@ class CallFailed(Carrier):
             return f"Allow {prefix}:{operation} on this repository in the caller's IAM policy"
         if isinstance(self.cause, MemoryError):
             return "There is not enough memory: upload fewer layers at a time, in smaller parts"
-        if self.code in REMEDIES:
-            return REMEDIES[self.code]
+        remedy = REMEDIES.get((operation, self.code)) or REMEDIES.get(self.code)
+        if remedy is not None:
+            return remedy
         if not isinstance(self.cause, (ClientError, BotoCoreError)) and not self.transient:
             return "This is an error of the client, not of ECR: check its credentials and handlers"
         if self.code == "SSLError" and not self.transient:
@@ -192,10 +193,21 @@ CREDENTIAL_ERRORS = frozenset(
 _NOT_SHOWN = "its message is not shown, because it repeats a credential"
 _NOT_ECR = "Check that the endpoint is ECR and that no proxy answers in its place"
 _NAME_RULES = "lower case, without a registry prefix or a tag"
-REMEDIES = {
+REMEDIES: dict[str | tuple[str, str], str] = {
     **dict.fromkeys(CREDENTIAL_ERRORS, "Check the credentials, and this machine's clock"),
     "ImageTagAlreadyExistsException": (
         "The tag is immutable and names another image: push with another tag, or delete that image"
+    ),
+    "EmptyUploadException": "ECR has no part of this upload: send the layer's bytes first",
+    "ImageDigestDoesNotMatchException": (
+        "The manifest was changed on its way: check the handlers of the client, and proxies"
+    ),
+    "InvalidLayerPartException": (
+        "ECR has other bytes of this layer than were expected: upload it again from the beginning"
+    ),
+    ("PutImage", "InvalidParameterException"): (
+        "ECR does not accept this manifest, and will not later: check its media types and fields, "
+        "and that it has a config and layers"
     ),
     "InvalidParameterException": (
         f"Check the parameter that ECR names; a repository's name is {_NAME_RULES}"
@@ -211,6 +223,12 @@ REMEDIES = {
         "from the beginning"
     ),
     "LayersNotFoundException": "Push the image again: what is missing will be uploaded",
+    "ReferencedImagesNotFoundException": (
+        "Push the images of this index first; if they were pushed just now, push it again"
+    ),
+    ("PutImage", "LimitExceededException"): (
+        "The repository has as many images as its quota allows: delete some, or request more"
+    ),
     "LimitExceededException": (
         "A quota of the registry is reached: request a higher one, or delete what is not needed"
     ),
@@ -228,8 +246,10 @@ REMEDIES = {
         f"Create the repository, or check its name ({_NAME_RULES}), the registry ID and the "
         "region"
     ),
+    "ServerException": "This is an error inside ECR: upload again later",
     "UnsupportedCommandException": (
         "This registry does not support layer uploads: check the registry ID and the endpoint"
     ),
     "UploadNotFoundException": "This upload cannot be continued: start a new one",
 }  # fmt: skip
+"""What to do, by error code, or by operation and error code, which goes first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import selectors
@@ -11,7 +12,7 @@ import sys
 import threading
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, cast
 
 from typing_extensions import override
 
@@ -101,12 +102,28 @@ class Server(ThreadingHTTPServer):
             handler.join()
 
 
+_TLS_HANDSHAKE = b"\x16"  # the first byte of a record; RFC 8446, section 5.1
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # buffered: header and body in separate packets would cost a round trip
     server: Server
+    default_request_version = "HTTP/1.1"  # so that an answer to what is not HTTP has a status line
     _is_unread = False
     """Whether the client may send bytes that nobody will read."""
+
+    @override
+    def handle_one_request(self) -> None:
+        """Handle a request, or a client that tries TLS first, as docker does since version 28.
+
+        That one falls back to HTTP, but only if the answer is HTTP.
+        """
+        if cast("io.BufferedReader", self.rfile).peek(1)[:1] == _TLS_HANDSHAKE:
+            self.command, self.requestline, self.request_version = "", "", "HTTP/1.1"
+            self.send_error(400, "This server speaks HTTP, not TLS")
+            return
+        super().handle_one_request()
 
     @override
     def finish(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from ecr_parts._model.manifests import INDEX_TYPES, find_violation
 from ecr_parts.testing._content import Content, Image, Repository
 from ecr_parts.testing._parameters import (
     DIGEST,
@@ -19,10 +20,6 @@ from ecr_parts.testing._parameters import (
     parse_manifest,
 )
 
-_INDEX_TYPES = (
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-)
 _MEDIA_TYPE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9!#$&^_.+-]{0,126}/[a-zA-Z0-9!#$&^_.+-]{1,127}")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]*")
 _T = TypeVar("_T")
@@ -137,18 +134,16 @@ def delete_images(content: Content, request: Request) -> dict[str, object]:
 def _parse_image(content: Content, request: Request, text: str) -> Image:
     manifest = parse_manifest(text)
     media_type = request.get("imageManifestMediaType") or manifest.get("mediaType")
-    if not media_type:
-        raise EcrError(
-            "InvalidParameterException",
-            "image manifest mediatype not provided in manifest or parameter",
-        )
+    violation = find_violation(manifest, media_type)
+    if violation is not None:
+        raise invalid("ImageManifest", violation.constraint)
     if not isinstance(media_type, str) or not _MEDIA_TYPE.fullmatch(media_type):
         raise invalid("imageManifestMediaType", "must be a media type")
     config, subject = descriptor(manifest, "config"), descriptor(manifest, "subject")
     layers = [config["digest"]] if config else []
     layers += descriptor_digests(manifest, "layers")
     images = descriptor_digests(manifest, "manifests")
-    is_index = media_type in _INDEX_TYPES
+    is_index = media_type in INDEX_TYPES
     artifact_type = manifest.get("artifactType") or config.get("mediaType")
     return Image(
         manifest=text,
