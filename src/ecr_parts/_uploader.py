@@ -245,6 +245,7 @@ class LayerUploader:
         tags: Iterable[str] | None = None,
         platforms: Iterable[str] | None = None,
         preserve_digests: bool = False,
+        create_repository: bool = False,
         max_workers: int = 4,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         progress: Callable[[int], object] | None = None,
@@ -261,7 +262,9 @@ class LayerUploader:
 
         Plain layers are compressed into temporary files, unless a signature that is in the file
         refers to them, and manifests are changed accordingly; everything else goes byte for byte.
-        With ``preserve_digests``, nothing is changed. ``checkpoint_dir`` is a directory, created if
+        With ``preserve_digests``, nothing is changed. ``create_repository`` creates a repository
+        that does not exist. An immutable tag may be pushed again with the same image only.
+        ``checkpoint_dir`` is a directory, created if
         necessary, that makes the push resumable: a push that was killed continues each blob at the
         byte that ECR has. ``max_workers`` and ``progress`` are those of ``upload_many``. What is
         not as expected is logged as a warning. Nothing is sent of an image that is refused.
@@ -271,7 +274,14 @@ class LayerUploader:
         ``image`` raises. The error's ``manifests`` are the digests that were put before it.
         """
         options = PushOptions(
-            name, tags, platforms, preserve_digests, max_workers, checkpoint_dir, progress
+            name,
+            tags,
+            platforms,
+            preserve_digests,
+            create_repository,
+            max_workers,
+            checkpoint_dir,
+            progress,
         )
         return push_observed(self, image, options)
 

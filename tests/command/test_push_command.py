@@ -233,7 +233,7 @@ def test_no_advice_to_repeat_a_push_that_fails_again(
 ) -> None:
     ecr.respond("PutImage", EcrError("ImageTagAlreadyExistsException", "no"), times=99)
     _, _, stderr = run_in_process(ecr, image, "demo", subcommand="push")
-    assert stderr.endswith("or delete that image (REPOSITORY:TAG, --tag)\n")
+    assert stderr.endswith("or delete the image that has it (REPOSITORY:TAG, --tag)\n")
 
 
 # Progress

@@ -110,7 +110,8 @@ def test_pushes_whole_image_once(
     again = uploader.push_image(str(image), checkpoint_dir=directory)
     assert (again.digest, again.tags) == (pushed.digest, pushed.tags)
     assert all(layer.existed for layer in again.layers)
-    assert operations(ecr) == ["BatchCheckLayerAvailability", *["PutImage"] * 3]
+    asked = ["DescribeRepositories", "BatchCheckLayerAvailability"]
+    assert operations(ecr) == [*asked, *["PutImage"] * 3]
     assert directory is None or list(directory.iterdir()) == []
 
 
@@ -958,17 +959,6 @@ def test_put_image_is_retried(
     assert list(tags_of(ecr)) == ["v1"]
 
 
-def test_immutable_tag_that_names_another_image(
-    layout: Layout, small: Layout, ecr: LocalECR, uploader: LayerUploader
-) -> None:
-    ecr.registry.repositories["demo"].immutable_tags = True
-    uploader.push_image(layout.path)
-    uploader.push_image(layout.path)  # the same image
-    small.finish(small.add_image("amd64", LAYERS[:1]))
-    with pytest.raises(ServiceError, match=r"PutImage .* as v1 failed: .* The tag is immutable"):
-        uploader.push_image(small.path, tags=["v1"])
-
-
 def test_repository_that_does_not_exist(layout: Layout, ecr: LocalECR) -> None:
     uploader = LayerUploader(ecr.client(), "none")
     with pytest.raises(ServiceError, match="Create the repository"):
@@ -1211,3 +1201,127 @@ def test_error_of_a_compressed_layer_describes_it(
     with open(tmp_path / "image.tar", "rb", buffering=0) as file:
         assert repr(UnnamedFile(file, 3, "a file")) == "<a file>"
         assert UnnamedFile(file, 3, "a file").read(3) == (tmp_path / "image.tar").read_bytes()[:3]
+
+
+# Tags that are immutable, and repositories that do not exist
+
+
+def single(layout: Layout, name: str = "v1", layers: int = 1) -> Descriptor:
+    image = layout.add_image("amd64", LAYERS[:layers])
+    layout.finish(*named(image, name))
+    return image
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_immutable_tag_of_the_same_image(
+    plain: bool, small: Layout, ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    """ECR may refuse the very image that has the tag: a CI job that runs again."""
+    ecr.registry.repositories["demo"].immutable_tags = True
+    small.finish(
+        *named((small.add_plain_image if plain else small.add_image)("amd64", LAYERS), "v1")
+    )
+    first = uploader.push_image(small.path)
+    refusal = EcrError("ImageTagAlreadyExistsException", "immutable")
+    ecr.respond("PutImage", refusal)
+    again = uploader.push_image(small.path)
+    assert (again.digest, again.tags) == (first.digest, ("v1",))
+
+
+@pytest.mark.parametrize(
+    "denied", [(), ("BatchGetImage",), ("DescribeRepositories",)], ids=lambda denied: str(denied)
+)
+def test_immutable_tag_of_another_image(
+    denied: tuple[str, ...], small: Layout, ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    ecr.registry.repositories["demo"].immutable_tags = True
+    single(small)
+    first = uploader.push_image(small.path)
+    second = single(small, layers=2)
+    ecr.calls.clear()
+    for operation in denied:
+        ecr.respond(operation, FAILED, times=9)
+    asked = "DescribeRepositories" not in denied
+    with pytest.raises(InvalidImageError if asked else ServiceError) as raised:
+        uploader.push_image(small.path)
+    assert first.digest in str(raised.value)
+    assert second["digest"] in str(raised.value)
+    assert bool(ecr.calls_of("UploadLayerPart")) != asked  # else, PutImage decides
+    assert uploader.push_image(small.path, tags=["v2"]).tags == ("v2",)
+
+
+def test_immutable_tag_that_nobody_may_look_up(
+    small: Layout, ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    """Nothing is claimed about the image that has the tag."""
+    ecr.registry.repositories["demo"].immutable_tags = True
+    single(small)
+    uploader.push_image(small.path)
+    single(small, layers=2)
+    for operation in ("BatchGetImage", "DescribeImages"):
+        ecr.respond(operation, FAILED, times=9)
+    with pytest.raises(ServiceError, match="The tag is immutable: push with another tag") as raised:
+        uploader.push_image(small.path)
+    assert "The tag is that of" not in str(raised.value)
+
+
+@pytest.mark.parametrize("service", ["ecr", "ecr-public"])
+@pytest.mark.parametrize("exists", [True, False])
+def test_creates_repository(service: Any, exists: bool, small: Layout, ecr: LocalECR) -> None:
+    image, name = single(small), "demo" if exists else "team/new"
+    (described,) = ecr.client().describe_repositories()["repositories"]
+    registry_id = described["registryId"]
+    uploader = LayerUploader(ecr.client(service), name, registry_id=registry_id)
+    if not exists:
+        with pytest.raises(ServiceError, match="RepositoryNotFoundException"):
+            uploader.push_image(small.path)
+    ecr.calls.clear()
+    assert uploader.push_image(small.path, create_repository=True).digest == image["digest"]
+    assert ("CreateRepository" in operations(ecr)) != exists
+
+
+def test_repository_that_another_job_creates_meanwhile(
+    small: Layout, ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    single(small)
+    missing = EcrError("RepositoryNotFoundException", "no")
+    ecr.respond("BatchCheckLayerAvailability", missing)
+    assert uploader.push_image(small.path, create_repository=True).tags == ("v1",)
+    assert "CreateRepository" in operations(ecr)  # which was refused, because it exists
+
+
+@pytest.mark.parametrize("operation", ["BatchCheckLayerAvailability", "CreateRepository"])
+def test_repository_that_cannot_be_created(operation: str, small: Layout, ecr: LocalECR) -> None:
+    single(small)
+    uploader = LayerUploader(ecr.client(), "team/new", retrying=NO_WAIT)
+    ecr.respond(operation, FAILED)
+    with pytest.raises(ServiceError, match=f"^{operation} .* Allow ecr:{operation} on"):
+        uploader.push_image(small.path, create_repository=True)
+
+
+def test_nothing_is_created_for_an_image_that_is_refused(small: Layout, ecr: LocalECR) -> None:
+    small.finish()
+    uploader = LayerUploader(ecr.client(), "team/new")
+    with pytest.raises(InvalidImageError):
+        uploader.push_image(small.path, create_repository=True)
+    assert ecr.calls == []
+
+
+def test_client_that_cannot_create_repositories(ecr: LocalECR, small: Layout) -> None:
+    real = ecr.client()
+
+    class Client:
+        initiate_layer_upload = staticmethod(real.initiate_layer_upload)
+        upload_layer_part = staticmethod(real.upload_layer_part)
+        complete_layer_upload = staticmethod(real.complete_layer_upload)
+        batch_check_layer_availability = staticmethod(real.batch_check_layer_availability)
+        put_image = staticmethod(real.put_image)
+
+    single(small)
+    uploader = LayerUploader(Client(), "demo", limits=SMALL_LIMITS)
+    assert uploader.push_image(small.path).tags == ("v1",)
+    ecr.respond("PutImage", EcrError("ImageTagAlreadyExistsException", "no"), times=9)
+    with pytest.raises(ServiceError, match="The tag is immutable"):
+        uploader.push_image(small.path)
+    with pytest.raises(TypeError, match="which has no create_repository"):
+        uploader.push_image(small.path, create_repository=True)

@@ -100,6 +100,11 @@ def parse_options() -> argparse.Namespace:
         action="store_true",
         help="fail rather than change the image's digest; otherwise, plain layers are compressed",
     )
+    push.add_argument(
+        "--create-repository",
+        action="store_true",
+        help="create the repository if it does not exist",
+    )
     _add_common_options(push, "blobs")
     push.add_argument(
         "--checkpoint-dir",

@@ -55,6 +55,7 @@ class PushCommand(Command):
             tags=options.tags,
             platforms=options.platforms,
             preserve_digests=options.preserve_digests,
+            create_repository=options.create_repository,
             max_workers=options.max_workers,
             checkpoint_dir=self._checkpoint_dir,
             progress=self._terminal.progress,

@@ -72,6 +72,7 @@ class PushOptions:
     tags: Iterable[str] | None = None
     platforms: Iterable[str] | None = None
     preserve_digests: bool = False
+    create_repository: bool = False
     max_workers: int = 4
     checkpoint_dir: str | os.PathLike[str] | None = None
     progress: Callable[[int], object] | None = None
@@ -114,7 +115,12 @@ class ImagePush:
         image: str | os.PathLike[str],
         options: PushOptions,
     ) -> None:
-        check_image_client(repository.target.client)
+        for name in ("preserve_digests", "create_repository"):
+            value = getattr(options, name)
+            if not isinstance(value, bool):
+                raise TypeError(f"{name} must be True or False, not {short_repr(value)}")
+        creates = options.create_repository
+        check_image_client(repository.target.client, creates_repository=creates)
         checkpoint_dir = options.checkpoint_dir
         if not is_path(image):
             raise TypeError(f"image must be a path, not {short_repr(image)}")
@@ -126,9 +132,6 @@ class ImagePush:
             check_path("checkpoint_dir", checkpoint_dir)
         if options.name is not None:
             check_name("name", options.name)
-        preserve = options.preserve_digests
-        if not isinstance(preserve, bool):
-            raise TypeError(f"preserve_digests must be True or False, not {short_repr(preserve)}")
         check_int("max_workers", options.max_workers)
         check_callback("progress", options.progress)
         self._path = os.path.abspath(image)  # the working directory may change
@@ -141,6 +144,7 @@ class ImagePush:
         if self._wanted.platforms == ():
             raise ValueError("platforms must not be empty: pass None for all of them")
         self._preserve_digests = options.preserve_digests
+        self._create_repository = options.create_repository
         self._checkpoint_dir: Path | BestEffortPath | None = None
         if isinstance(checkpoint_dir, BestEffortPath):
             self._checkpoint_dir = checkpoint_dir
@@ -171,8 +175,11 @@ class ImagePush:
     def _run(self, temporary_files: ExitStack) -> PushedImage:
         self._observer.begin("reading the image")
         found = self._waiter.run("disk", partial(self._read, temporary_files))
+        if self._create_repository:
+            self._repository.create_if_missing()
         chosen, present = found.chosen, self._ask_for(found.absent)
         plan = self._waiter.run("disk", partial(self._make_plan, found, present))
+        self._check_tags(plan, chosen.tags)
         if self._checkpoint_dir is not None:
             self._waiter.run("disk", partial(_make_directory, self._checkpoint_dir))
         for name in chosen.dropped:
@@ -298,6 +305,22 @@ class ImagePush:
         return replace(blob, checkpoint=self._checkpoint_dir / name)
 
     # Manifests
+
+    def _check_tags(self, plan: Plan, tags: tuple[str, ...]) -> None:
+        """Raise ``InvalidImageError`` if an immutable tag is that of another image.
+
+        What a plain image becomes is not known yet: then PutImage decides.
+        """
+        digest = plan.manifests[-1].digest
+        if plan.plain or not tags or self._repository.has_mutable_tags():
+            return
+        for tag in tags:
+            found = self._repository.digest_of_tag(tag)
+            if found not in (None, digest):
+                raise plan.contents.error(
+                    f"the tag {tag} is immutable and that of {found}, and this is {digest}: push "
+                    "with another tag, or delete that image"
+                )
 
     def _put_manifests(self, plan: Plan, tags: tuple[str, ...]) -> None:
         """Put all manifests: the image, what is attached to it, and last the image's tags."""

@@ -101,6 +101,21 @@ def parse_images(answer: Answer) -> set[str]:
     return {_member(image, "imageDigest", str) for image in _member(answer, "imageDetails", list)}
 
 
+def parse_image_ids(answer: Answer) -> set[str]:
+    """The digests of the images in an answer to BatchGetImage."""
+    images = _member(answer, "images", list)
+    return {_member(_member(image, "imageId", dict), "imageDigest", str) for image in images}
+
+
+def parse_mutability(answer: Answer) -> bool:
+    """Whether an answer to DescribeRepositories says that tags can be overwritten, or says nothing.
+
+    A mode with exclusions depends on the tag, so nothing is known of it.
+    """
+    (repository, *_) = _member(answer, "repositories", list) or [{}]
+    return isinstance(repository, dict) and repository.get("imageTagMutability") != "IMMUTABLE"
+
+
 def check_put_image(digest: str, answer: Answer) -> bool:
     """Raise ``BadAnswerError`` unless ECR stored the manifest with ``digest``."""
     stored = _member(_member(_member(answer, "image", dict), "imageId", dict), "imageDigest", str)

@@ -18,7 +18,16 @@ METHODS = {
     "CompleteLayerUpload": "complete_layer_upload",
     "PutImage": "put_image",
     "DescribeImages": "describe_images",
+    "BatchGetImage": "batch_get_image",
+    "DescribeRepositories": "describe_repositories",
+    "CreateRepository": "create_repository",
 }
+_FOR_LAYERS = (
+    "BatchCheckLayerAvailability",
+    "InitiateLayerUpload",
+    "UploadLayerPart",
+    "CompleteLayerUpload",
+)
 
 
 class EcrApi(Protocol):
@@ -78,19 +87,20 @@ ImageClient: TypeAlias = ImageApi | botocore.client.BaseClient
 
 def check_client(client: EcrClient) -> None:
     """Raise ``TypeError`` if a method that uploads layers is missing."""
-    for operation in METHODS:
-        if operation not in ("PutImage", "DescribeImages"):
-            _check_method(client, operation)
+    for operation in _FOR_LAYERS:
+        _check_method(client, operation)
 
 
-def check_image_client(client: EcrClient) -> None:
-    """Raise ``TypeError`` if the method that puts images is missing."""
+def check_image_client(client: EcrClient, *, creates_repository: bool) -> None:
+    """Raise ``TypeError`` if a method that puts images, or creates repositories, is missing."""
     _check_method(client, "PutImage")
+    if creates_repository:
+        _check_method(client, "CreateRepository")
 
 
-def can_describe_images(client: EcrClient) -> bool:
-    """Whether the client has the method that finds images, which is optional."""
-    return callable(getattr(client, METHODS["DescribeImages"], None))
+def offers(client: EcrClient, operation: str) -> bool:
+    """Whether the client has the method for an operation that is optional."""
+    return callable(getattr(client, METHODS[operation], None))
 
 
 def _check_method(client: EcrClient, operation: str) -> None:

@@ -196,7 +196,7 @@ _NAME_RULES = "lower case, without a registry prefix or a tag"
 REMEDIES: dict[str | tuple[str, str], str] = {
     **dict.fromkeys(CREDENTIAL_ERRORS, "Check the credentials, and this machine's clock"),
     "ImageTagAlreadyExistsException": (
-        "The tag is immutable and names another image: push with another tag, or delete that image"
+        "The tag is immutable: push with another tag, or delete the image that has it"
     ),
     "EmptyUploadException": "ECR has no part of this upload: send the layer's bytes first",
     "ImageDigestDoesNotMatchException": (

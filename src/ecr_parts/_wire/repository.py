@@ -23,13 +23,15 @@ from ecr_parts._wire.answers import (
     check_completed,
     check_put_image,
     parse_availability,
+    parse_image_ids,
     parse_images,
+    parse_mutability,
     parse_part_refusal,
     parse_put_image_refusal,
     parse_received,
     parse_upload,
 )
-from ecr_parts._wire.api import can_describe_images
+from ecr_parts._wire.api import offers, service_name
 from ecr_parts._wire.call import Call, CallOptions, PartCall, Target, outcome_of
 from ecr_parts._wire.failures import CallFailed
 from ecr_parts._wire.request import encode_blob
@@ -158,7 +160,7 @@ class Repository:
 
     def has_images(self, digests: Collection[str]) -> bool:
         """Whether ECR has all of these manifests; ``False`` also if it cannot be asked."""
-        if not can_describe_images(self.target.client):
+        if not offers(self.target.client, "DescribeImages"):
             return False
         wanted = list(digests)
         for i in range(0, len(wanted), MAX_DIGESTS):
@@ -199,10 +201,78 @@ class Repository:
             outcome = outcome_of(put)
             if not isinstance(outcome, CallFailed):
                 return
+            if tag is not None and outcome.code == "ImageTagAlreadyExistsException":
+                self._check_tag(digest, tag, outcome)
+                return
             if outcome.code not in _NOT_FOUND or backoff.attempt == _MAX_PUTS:
                 raise outcome
             backoff.plan(NotListedError(digest))
             backoff.wait()
+
+    def _check_tag(self, digest: str, tag: str, refusal: CallFailed) -> None:
+        """Raise ``refusal`` unless the immutable tag is that of this very image.
+
+        ECR refuses such a push, too: https://github.com/aws/containers-roadmap/issues/2179
+        """
+        found = self.digest_of_tag(tag)
+        if found == digest:
+            return
+        if found is not None:
+            refusal.error.args = (f"{refusal.error}. The tag is that of {found}",)
+        raise refusal
+
+    def digest_of_tag(self, tag: str) -> str | None:
+        """The digest of the image that has a tag; ``None`` if none has it, or ECR cannot be asked.
+
+        Roles that push have the permission for BatchGetImage more often than the other one.
+        """
+        for operation, parse in (
+            ("BatchGetImage", parse_image_ids),
+            ("DescribeImages", parse_images),
+        ):
+            if not offers(self.target.client, operation):
+                continue
+            call = partial(self._call, operation, {"imageIds": [{"imageTag": tag}]}, parse)
+            found = outcome_of(call)
+            if not isinstance(found, CallFailed):
+                return next(iter(found), None)
+            if found.code == "ImageNotFoundException":
+                return None
+            _log.info("cannot ask for the tag %s: %s", tag, found.error)
+        return None
+
+    def has_mutable_tags(self) -> bool:
+        """Whether tags can be overwritten; ``True`` also if ECR cannot be asked."""
+        if not offers(self.target.client, "DescribeRepositories"):
+            return True
+        found = outcome_of(self._describe_repository)
+        if isinstance(found, CallFailed):
+            _log.info("cannot ask whether tags are immutable: %s", found.error)
+            return True
+        return found
+
+    def create_if_missing(self) -> None:
+        """Create the repository, unless there is one."""
+        probe = {"layerDigests": [f"sha256:{'0' * 64}"]}
+        call = partial(self._call, "BatchCheckLayerAvailability", probe, parse_availability)
+        found = outcome_of(call)
+        if not isinstance(found, CallFailed):
+            return
+        if found.code != "RepositoryNotFoundException":
+            raise found.error
+        # That of ECR Public has no parameter for the registry: it is the caller's own.
+        parameters = (
+            {"registryId": None} if service_name(self.target.client) == "ecr-public" else {}
+        )
+        create = partial(self._call, "CreateRepository", parameters, lambda _answer: True)
+        created = outcome_of(create)
+        if isinstance(created, CallFailed) and created.code != "RepositoryAlreadyExistsException":
+            raise created.error
+        _log.info("created the repository %s", self.target.repository_name)
+
+    def _describe_repository(self) -> bool:
+        parameters = {"repositoryNames": [self.target.repository_name], "repositoryName": None}
+        return self._call("DescribeRepositories", parameters, parse_mutability)
 
     def _call(
         self,
