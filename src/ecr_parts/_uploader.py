@@ -264,25 +264,18 @@ class LayerUploader:
         refers to them, and manifests are changed accordingly; everything else goes byte for byte.
         With ``preserve_digests``, nothing is changed. ``create_repository`` creates a repository
         that does not exist. An immutable tag may be pushed again with the same image only.
-        ``checkpoint_dir`` is a directory, created if
-        necessary, that makes the push resumable: a push that was killed continues each blob at the
-        byte that ECR has. ``max_workers`` and ``progress`` are those of ``upload_many``. What is
-        not as expected is logged as a warning. Nothing is sent of an image that is refused.
+        ``checkpoint_dir`` is a directory, created if necessary, that makes the push resumable: a
+        push that was killed continues each blob at the byte that ECR has. ``max_workers`` and
+        ``progress`` are those of ``upload_many``. What is not as expected is logged as a warning.
 
         Raises ``InvalidImageError``; what ``upload_many`` raises; ``TypeError`` if the client has
         no ``put_image``; ``TypeError`` and ``ValueError`` for bad arguments; and what opening
         ``image`` raises. The error's ``manifests`` are the digests that were put before it.
         """
         options = PushOptions(
-            name,
-            tags,
-            platforms,
-            preserve_digests,
-            create_repository,
-            max_workers,
-            checkpoint_dir,
-            progress,
-        )
+            name, tags, platforms, preserve_digests, create_repository, max_workers,
+            checkpoint_dir, progress,
+        )  # fmt: skip
         return push_observed(self, image, options)
 
     def initiate(
