@@ -113,6 +113,9 @@ def test_stores_images(call: Caller) -> None:
         "[]",
         "{}",  # without a media type
         '{"mediaType": 1}',
+        json.dumps({"mediaType": "a/b", "layers": 1}),
+        json.dumps({"mediaType": "a/b", "layers": [1]}),
+        json.dumps({"mediaType": "a/b", "config": {"digest": 1}}),
         json.dumps({"mediaType": MANIFEST_TYPE, "layers": 1}),
         json.dumps({"mediaType": MANIFEST_TYPE, "layers": [1]}),
         json.dumps({"mediaType": MANIFEST_TYPE, "config": {"digest": 1}}),

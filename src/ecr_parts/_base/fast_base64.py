@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import base64
 import importlib
-from types import ModuleType
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
+_Bytes: TypeAlias = bytes | bytearray | memoryview
 
 
-def _fastest() -> ModuleType:
+def fastest() -> tuple[Callable[[_Bytes], bytes], Callable[[_Bytes], bytes]]:
+    """The fastest functions that encode and decode."""
     try:
-        return importlib.import_module("pybase64")  # SIMD, and without the GIL
+        module = importlib.import_module("pybase64")  # SIMD, and without the GIL
     except ImportError:
-        return base64
+        module = base64
+    return module.b64encode, partial(module.b64decode, validate=True)
 
 
-_module: Any = _fastest()
-
-
-def encode(data: bytes | bytearray | memoryview) -> bytes:
-    """The base64 of ``data``."""
-    encoded: bytes = _module.b64encode(data)
-    return encoded
-
-
-def decode(text: bytes | memoryview) -> bytes:
-    """The bytes that a base64 text encodes. Raises ``ValueError`` if it is malformed."""
-    decoded: bytes = _module.b64decode(text, validate=True)
-    return decoded
+encode, decode = fastest()
+"""``encode`` returns the base64 of bytes, ``decode`` the bytes of base64. ``decode`` raises
+``ValueError`` if it is malformed."""

@@ -106,7 +106,7 @@ class Call(Generic[_T]):
     """Its heartbeat is called before each attempt and each wait, and once a second during them."""
     operation: str
     parameters: Mapping[str, object]
-    """The parameters besides the repository's, of which ``None`` leaves one out."""
+    """All of them, those that name the repository too."""
     parse: Callable[[Answer], _T]
     """Returns what ECR answered, or raises what is wrong with it."""
     parse_refusal: Callable[[ClientError], _T | None] = lambda _error: None
@@ -201,8 +201,7 @@ class Call(Generic[_T]):
         sent_secrets: list[str] = []
         parse, parse_refusal = self.parse, self.parse_refusal
         check = partial(_check_turn, gate, self.options.overlap, str(self))
-        given = {**self.target.location, **self.parameters}
-        parameters = {name: value for name, value in given.items() if value is not None}
+        parameters = dict(self.parameters)
         blob = parameters.get("layerPartBlob")
 
         def run() -> _T | CallFailed:

@@ -83,12 +83,13 @@ class Repository:
         ``slices`` and ``file`` are those of ``encode_blob``, ``thread`` is that of ``Call``.
         """
         parameters: dict[str, object] = {
+            **self.target.location,
             "uploadId": upload_id,
             "partFirstByte": part.first_byte,
             "partLastByte": part.last_byte,
         }
         if self.options.encodes:
-            blob: object = encode_blob({**self.target.location, **parameters}, slices, file)
+            blob: object = encode_blob(parameters, slices, file)
         else:
             file = io.BytesIO() if file is None else file
             file.seek(0)
@@ -261,18 +262,19 @@ class Repository:
         if found.code != "RepositoryNotFoundException":
             raise found.error
         # That of ECR Public has no parameter for the registry: it is the caller's own.
-        parameters = (
-            {"registryId": None} if service_name(self.target.client) == "ecr-public" else {}
-        )
-        create = partial(self._call, "CreateRepository", parameters, lambda _answer: True)
-        created = outcome_of(create)
+        location = dict(self.target.location)
+        if service_name(self.target.client) == "ecr-public":
+            location.pop("registryId", None)
+        create = partial(self._call, "CreateRepository", {}, lambda _answer: True)
+        created = outcome_of(partial(create, location=location))
         if isinstance(created, CallFailed) and created.code != "RepositoryAlreadyExistsException":
             raise created.error
         _log.info("created the repository %s", self.target.repository_name)
 
     def _describe_repository(self) -> bool:
-        parameters = {"repositoryNames": [self.target.repository_name], "repositoryName": None}
-        return self._call("DescribeRepositories", parameters, parse_mutability)
+        location = dict(self.target.location)
+        names = {"repositoryNames": [location.pop("repositoryName")]}
+        return self._call("DescribeRepositories", names, parse_mutability, location=location)
 
     def _call(
         self,
@@ -281,13 +283,15 @@ class Repository:
         parse: Callable[[Answer], _T],
         parse_refusal: Callable[[ClientError], _T | None] = lambda _error: None,
         subject: str = "",
+        location: Mapping[str, object] | None = None,
     ) -> _T:
+        location = self.target.location if location is None else location
         return Call(
             target=self.target,
             options=self.options,
             waiter=self.waiter,
             operation=operation,
-            parameters=parameters,
+            parameters={**location, **parameters},
             parse=parse,
             parse_refusal=parse_refusal,
             subject=subject,
