@@ -72,11 +72,11 @@ def _violations(document: Mapping[str, Any], media_type: object) -> Iterator[Vio
 
 def _descriptors(document: Mapping[str, Any], name: str) -> Iterator[Violation]:
     items = document.get(name)
-    if not isinstance(items, list):
+    if isinstance(items, list):
+        for item in items:
+            yield from _descriptor(f"one of its {name}", item)
+    else:
         yield Violation(_SYNTAX, f"has no list of {name}, but {short_repr(items)}")
-        return
-    for item in items:
-        yield from _descriptor(f"one of its {name}", item)
 
 
 def _descriptor(name: str, item: object) -> Iterator[Violation]:
