@@ -191,6 +191,7 @@ class Sink(BaseHTTPRequestHandler):
         answers: dict[str, dict[str, object]] = {
             "BatchCheckLayerAvailability": {"layers": layers, "failures": []},
             "PutImage": {"image": image_id},
+            "DescribeRepositories": {"repositories": []},
             "InitiateLayerUpload": {"uploadId": UPLOAD_ID, "partSize": PART},
             "UploadLayerPart": {"lastByteReceived": int(last[1]) if last else 0},
             "CompleteLayerUpload": {"layerDigest": digest[1].decode() if digest else ""},

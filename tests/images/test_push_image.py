@@ -1250,6 +1250,16 @@ def test_immutable_tag_of_another_image(
     assert uploader.push_image(small.path, tags=["v2"]).tags == ("v2",)
 
 
+def test_question_that_need_not_be_answered_is_asked_twice_at_most(
+    small: Layout, ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    """A service that answers everything else should not delay a push by minutes."""
+    single(small)
+    ecr.respond("DescribeRepositories", EcrError("ServerException", "no", status=500), times=99)
+    assert uploader.push_image(small.path).tags == ("v1",)
+    assert len(ecr.calls_of("DescribeRepositories")) == 2
+
+
 def test_immutable_tag_that_nobody_may_look_up(
     small: Layout, ecr: LocalECR, uploader: LayerUploader
 ) -> None:

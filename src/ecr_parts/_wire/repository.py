@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
+import tenacity
 from botocore.exceptions import ClientError
 from typing_extensions import Self
 
@@ -167,8 +168,7 @@ class Repository:
         for i in range(0, len(wanted), MAX_DIGESTS):
             block = wanted[i : i + MAX_DIGESTS]
             parameters = {"imageIds": [{"imageDigest": digest} for digest in block]}
-            call = partial(self._call, "DescribeImages", parameters, parse_images)
-            found = outcome_of(call)
+            found = self._ask("DescribeImages", parameters, parse_images)
             if isinstance(found, CallFailed):
                 if found.code != "ImageNotFoundException":
                     _log.info("cannot ask for images: %s", found.error)
@@ -233,8 +233,7 @@ class Repository:
         ):
             if not offers(self.target.client, operation):
                 continue
-            call = partial(self._call, operation, {"imageIds": [{"imageTag": tag}]}, parse)
-            found = outcome_of(call)
+            found = self._ask(operation, {"imageIds": [{"imageTag": tag}]}, parse)
             if not isinstance(found, CallFailed):
                 return next(iter(found), None)
             if found.code == "ImageNotFoundException":
@@ -246,7 +245,9 @@ class Repository:
         """Whether tags can be overwritten; ``True`` also if ECR cannot be asked."""
         if not offers(self.target.client, "DescribeRepositories"):
             return True
-        found = outcome_of(self._describe_repository)
+        location = dict(self.target.location)
+        names = {"repositoryNames": [location.pop("repositoryName")]}
+        found = self._ask("DescribeRepositories", names, parse_mutability, location)
         if isinstance(found, CallFailed):
             _log.info("cannot ask whether tags are immutable: %s", found.error)
             return True
@@ -271,10 +272,17 @@ class Repository:
             raise created.error
         _log.info("created the repository %s", self.target.repository_name)
 
-    def _describe_repository(self) -> bool:
-        location = dict(self.target.location)
-        names = {"repositoryNames": [location.pop("repositoryName")]}
-        return self._call("DescribeRepositories", names, parse_mutability, location=location)
+    def _ask(
+        self,
+        operation: str,
+        parameters: Mapping[str, object],
+        parse: Callable[[Answer], _T],
+        location: Mapping[str, object] | None = None,
+    ) -> _T | CallFailed:
+        """The answer to a question that need not be answered, so it is asked twice at most."""
+        retrying = self.options.retrying.copy(stop=tenacity.stop_after_attempt(2))
+        asking = replace(self, options=replace(self.options, retrying=retrying))
+        return outcome_of(partial(asking._call, operation, parameters, parse, location=location))
 
     def _call(
         self,
