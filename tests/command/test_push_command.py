@@ -16,6 +16,7 @@ from image_makers import Layout, docker_archive, two_platforms
 from image_makers import archive as oci_archive
 from pytest_mock import MockerFixture
 
+from ecr_parts._command.pipe import Pipe
 from ecr_parts.testing import EcrError, LocalECR
 
 
@@ -197,6 +198,19 @@ def test_ctrl_c_while_standard_input_is_read(ecr: LocalECR, tmp_path: Path) -> N
     assert process.returncode == 130
     assert output.endswith("interrupted. ECR has confirmed nothing yet: run it again\r\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_just_before_a_pipe_is_read_is_noticed(mocker: MockerFixture) -> None:
+    """Python would notice it when ``os.read`` returns, which may be never."""
+    reader, writer = os.pipe()
+    os.write(writer, b"text")
+    mocker.patch("select.select", side_effect=[([], [], []), KeyboardInterrupt])
+    with pytest.raises(KeyboardInterrupt):
+        Pipe(reader, None).read(10)
+    mocker.stopall()
+    assert Pipe(reader, None).read(10) == b"text"
+    os.close(reader)
+    os.close(writer)
 
 
 @pytest.mark.parametrize("subcommand", ["push", "upload"])

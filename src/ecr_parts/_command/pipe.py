@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
 import stat
 from collections.abc import Callable
 
 _BLOCK_SIZE = 1024 * 1024  # bytes
+_INTERVAL = 0.5  # seconds in which an interruption is noticed
 
 
 class Pipe:
@@ -23,6 +25,9 @@ class Pipe:
 
     def read(self, size: int, /) -> bytes:
         """The next bytes. Raises ``ValueError`` if there are none, or too many."""
+        # Not only in ``os.read``: a signal just before it would be noticed when it returns.
+        while os.name == "posix" and not select.select([self._descriptor], [], [], _INTERVAL)[0]:
+            pass
         block = os.read(self._descriptor, size)
         self._bytes_read += len(block)
         if not self._bytes_read:
