@@ -492,3 +492,13 @@ def test_ends_overlap_if_a_handler_answers_by_itself(caplog: pytest.LogCaptureFi
         assert ecr.layer("demo", layer.digest) == BLOB
     pool.clear()
     assert "sending no more parts ahead: another handler" in caplog.text
+
+
+def test_end_of_the_overlap_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Also if requests of several layers, which were sent ahead before, are lost afterwards."""
+    caplog.set_level("INFO")
+    overlap = Overlap(enabled=True)
+    for number in range(4):
+        assert overlap.enabled == (number < 2)
+        overlap.count_loss("it failed")
+    assert caplog.text.count("sending no more parts ahead: it failed") == 1
