@@ -7,6 +7,17 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 
+class PushingClient:
+    """A client of which only the methods are left that a push cannot do without."""
+
+    def __init__(self, client: Any) -> None:
+        self.initiate_layer_upload = client.initiate_layer_upload
+        self.upload_layer_part = client.upload_layer_part
+        self.complete_layer_upload = client.complete_layer_upload
+        self.batch_check_layer_availability = client.batch_check_layer_availability
+        self.put_image = client.put_image
+
+
 class Caller:
     """Calls ECR for repository ``demo``; returns the answer, or the response of an error."""
 

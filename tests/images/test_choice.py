@@ -5,9 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from ecr_calls import PushingClient
 from helpers import SMALL_LIMITS, digest_of, operations
 from image_makers import (
     EMPTY_TYPE,
@@ -26,7 +27,7 @@ from image_makers import (
     two_platforms,
 )
 
-from ecr_parts import InvalidImageError, LayerUploader
+from ecr_parts import EcrClient, InvalidImageError, LayerUploader
 from ecr_parts._images.choice import normalized_platform
 from ecr_parts.testing import EcrError, LocalECR
 
@@ -116,7 +117,7 @@ def test_refuses_bad_name(name: Any, uploader: LayerUploader, tmp_path: Path) ->
     with pytest.raises(ValueError, match="image must be a path, not ''"):
         uploader.push_image("")
     with pytest.raises(TypeError, match="preserve_digests must be True or False, not 'yes'"):
-        uploader.push_image(tmp_path, preserve_digests="yes")  # type: ignore[arg-type]
+        uploader.push_image(tmp_path, preserve_digests="yes")  # type: ignore[arg-type]  # wrong on purpose
 
 
 # Without a name
@@ -159,9 +160,10 @@ def test_several_images_are_an_error(
 ) -> None:
     images = three_images(layout)
     layout.finish(*named(images[0], "a:v1", "a:v2"), *named(images[1], "b:v1"), images[2])
-    for options in ({}, {"tags": ["v3"]}, {"platforms": ["linux/amd64"]}):
+    all_options: list[dict[str, Any]] = [{}, {"tags": ["v3"]}, {"platforms": ["linux/amd64"]}]
+    for options in all_options:
         with pytest.raises(InvalidImageError, match="pass name to choose one") as raised:
-            uploader.push_image(layout.path, **options)  # type: ignore[arg-type]
+            uploader.push_image(layout.path, **options)
     assert f"a:v1, a:v2 ({images[0]['digest']}); b:v1" in str(raised.value)
     assert ecr.calls == []
 
@@ -360,16 +362,8 @@ def test_client_that_cannot_describe_images(ecr: LocalECR, tmp_path: Path) -> No
     (root,) = json.loads((layout.path / "index.json").read_text())["manifests"]
     here, absent = json.loads(layout.blob_path(root).read_text())["manifests"]
     without(layout, absent["digest"])
-    real = ecr.client()
-
-    class Client:
-        initiate_layer_upload = staticmethod(real.initiate_layer_upload)
-        upload_layer_part = staticmethod(real.upload_layer_part)
-        complete_layer_upload = staticmethod(real.complete_layer_upload)
-        batch_check_layer_availability = staticmethod(real.batch_check_layer_availability)
-        put_image = staticmethod(real.put_image)
-
-    uploader = LayerUploader(Client(), "demo", limits=SMALL_LIMITS)
+    client = PushingClient(ecr.client())
+    uploader = LayerUploader(cast("EcrClient", client), "demo", limits=SMALL_LIMITS)
     assert uploader.push_image(layout.path).digest == here["digest"]
 
 
@@ -441,6 +435,20 @@ def test_lists_twenty_platforms_at_most(layout: Layout, uploader: LayerUploader)
     without(layout, images[0]["digest"])
     with pytest.raises(InvalidImageError, match=r"pass platforms to push some of .*, 3 more$"):
         uploader.push_image(layout.path)
+
+
+def test_indexes_that_are_listed_many_times_are_read_once(
+    layout: Layout, uploader: LayerUploader
+) -> None:
+    """In each other, they would have 2,000 ** 4 images."""
+    image = layout.add_image("amd64", LAYERS[:1])
+    root = image
+    for _ in range(4):
+        root = layout.add_index(*[root] * 2_000)
+    layout.finish(root)
+    for platforms in (None, ["linux/amd64"]):
+        pushed = uploader.push_image(layout.path, platforms=platforms)
+        assert pushed.digest == (root if platforms is None else image)["digest"]
 
 
 @pytest.mark.parametrize("nested", [True, False])
@@ -587,6 +595,16 @@ def test_content_in_a_descriptor_is_verified(
     layout.finish(layout.add_artifact(config=empty))
     without(layout, empty["digest"])
     with pytest.raises(InvalidImageError, match=message):
+        uploader.push_image(layout.path)
+
+
+def test_content_in_a_descriptor_has_its_size(
+    layout: Layout, ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    empty = layout.add(b"{}", EMPTY_TYPE)
+    layout.finish(layout.add_artifact(config={**empty, "data": "e30=", "size": 3}))
+    without(layout, empty["digest"])
+    with pytest.raises(InvalidImageError, match="has 2 bytes instead of 3"):
         uploader.push_image(layout.path)
 
 

@@ -12,12 +12,14 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from ecr_calls import PushingClient
 from helpers import (
     NO_WAIT,
     SMALL_LIMITS,
@@ -43,6 +45,7 @@ from pytest_mock import MockerFixture
 from ecr_parts import (
     CheckpointError,
     DigestMismatchError,
+    EcrClient,
     InvalidImageError,
     LayerUploader,
     ServiceError,
@@ -419,19 +422,26 @@ def test_archive_that_changes_while_it_is_compressed(
     assert ecr.calls_of("PutImage") == []
 
 
+@pytest.mark.parametrize(
+    "kind", [KeyboardInterrupt, StopIteration, GeneratorExit, TimeoutError, InvalidImageError]
+)
 def test_progress_can_end_the_compression(
-    local_ecr: LocalECR, tmp_path: Path, mocker: MockerFixture
+    kind: type[BaseException], local_ecr: LocalECR, tmp_path: Path, mocker: MockerFixture
 ) -> None:
+    """With any exception, which comes out as it is."""
     mocker.patch("ecr_parts._base.threads._WAKE_INTERVAL", 0.01)  # seconds, for a faster test
     temporary_files = mocker.spy(tempfile, "TemporaryFile")
     path = docker_archive(tmp_path / "image.tar", [random_bytes(30_000_000)])
 
-    def raise_interrupt(_confirmed: int) -> None:
-        if temporary_files.called:
-            raise KeyboardInterrupt
+    own = kind("mine")
 
-    with pytest.raises(KeyboardInterrupt):
-        LayerUploader(local_ecr.client(), "demo").push_image(path, progress=raise_interrupt)
+    def raise_own(_confirmed: int) -> None:
+        if temporary_files.called and threading.current_thread() is threading.main_thread():
+            raise own  # while it waits for the layer, not in the worker that sends the config
+
+    with pytest.raises(kind) as raised:
+        LayerUploader(local_ecr.client(), "demo").push_image(path, progress=raise_own)
+    assert raised.value is own
     assert local_ecr.calls_of("PutImage") == []
     assert temporary_files.spy_return.closed
 
@@ -1318,17 +1328,9 @@ def test_nothing_is_created_for_an_image_that_is_refused(small: Layout, ecr: Loc
 
 
 def test_client_that_cannot_create_repositories(ecr: LocalECR, small: Layout) -> None:
-    real = ecr.client()
-
-    class Client:
-        initiate_layer_upload = staticmethod(real.initiate_layer_upload)
-        upload_layer_part = staticmethod(real.upload_layer_part)
-        complete_layer_upload = staticmethod(real.complete_layer_upload)
-        batch_check_layer_availability = staticmethod(real.batch_check_layer_availability)
-        put_image = staticmethod(real.put_image)
-
     single(small)
-    uploader = LayerUploader(Client(), "demo", limits=SMALL_LIMITS)
+    client = PushingClient(ecr.client())
+    uploader = LayerUploader(cast("EcrClient", client), "demo", limits=SMALL_LIMITS)
     assert uploader.push_image(small.path).tags == ("v1",)
     ecr.respond("PutImage", EcrError("ImageTagAlreadyExistsException", "no"), times=9)
     with pytest.raises(ServiceError, match="The tag is immutable"):

@@ -26,13 +26,14 @@ class TemporaryFile:
         self._unchecked = 0
         self.size = 0
         """Bytes."""
-        # ruff: noqa: SIM115  (the stack closes the files)
-        self.file: io.FileIO = stack.enter_context(tempfile.TemporaryFile(buffering=0))
+        unnamed: io.FileIO = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  (as below)
+        self.file = stack.enter_context(unnamed)
         self.path = f"/proc/self/fd/{self.file.fileno()}"
         if not os.path.exists(self.path):
             directory = tempfile.TemporaryDirectory(prefix="ecr-parts-", ignore_cleanup_errors=True)
             self.path = os.path.join(stack.enter_context(directory), "file")
-            self.file = stack.enter_context(open(self.path, "w+b", buffering=0))
+            opened = open(self.path, "w+b", buffering=0)  # noqa: SIM115  (the stack closes it)
+            self.file = stack.enter_context(opened)
 
     def write(self, content: bytes) -> None:
         """Append ``content``. Raises ``OSError`` if the disk is full."""

@@ -25,16 +25,13 @@ class Pipe:
 
     def read(self, size: int, /) -> bytes:
         """The next bytes. Raises ``ValueError`` if there are none, or too many."""
-        # Not only in ``os.read``: a signal just before it would be noticed when it returns.
-        while os.name == "posix" and not select.select([self._descriptor], [], [], _INTERVAL)[0]:
-            pass
-        block = os.read(self._descriptor, size)
+        block = self._read(size)
         self._bytes_read += len(block)
         if not self._bytes_read:
             raise ValueError(
                 "standard input or the pipe is empty: check the program that should write to it"
             )
-        if self._bytes_read == self._size and os.read(self._descriptor, 1):
+        if self._bytes_read == self._size and self._read(1):
             raise ValueError(f"the pipe has more than the {self._size:,} bytes of --size")
         return block
 
@@ -44,5 +41,11 @@ class Pipe:
         Only if there is such a program: a device may have no end.
         """
         if stat.S_ISFIFO(os.fstat(self._descriptor).st_mode):
-            while os.read(self._descriptor, _BLOCK_SIZE):
+            while self._read(_BLOCK_SIZE):
                 heartbeat()
+
+    def _read(self, size: int) -> bytes:
+        # Not only ``os.read``: a signal just before it would be noticed when it returns.
+        while os.name == "posix" and not select.select([self._descriptor], [], [], _INTERVAL)[0]:
+            pass
+        return os.read(self._descriptor, size)

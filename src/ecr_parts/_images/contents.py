@@ -221,16 +221,18 @@ def parse_manifest(
         if "manifests" not in document:
             raise error_of(f"{where} is no index, as its media type says. Save the image again")
         children = descriptors(document, "manifests", error_of, where)
-        return Manifest(digest, media_type, content, children, subject=subject, is_made=is_made)
+        return Manifest(digest, media_type, content, children, subject=subject)
     config = descriptor_of(member(document, "config", dict, error_of, where), error_of, where)
     config = replace(config, has_urls=False)  # only layers may be somewhere else
     layers = descriptors(document, "layers", error_of, where)
     return Manifest(digest, media_type, content, (), config, layers, subject, is_made)
 
 
-def descriptors(document: Any, name: str, error_of: ErrorOf, where: str) -> tuple[Descriptor, ...]:
+def descriptors(
+    document: Mapping[str, Any], name: str, error_of: ErrorOf, where: str
+) -> tuple[Descriptor, ...]:
     """The descriptors in the list ``name`` of ``document``."""
-    items = document.get(name) if isinstance(document, dict) else None
+    items = document.get(name)
     if items is None:  # the JSON of an empty list, as Go writes it
         items = []
     if not isinstance(items, list):

@@ -243,7 +243,7 @@ def _find_plain(contents: Contents, manifest: Manifest) -> dict[str, PlainLayer]
                 f"the layer {layer.digest} is compressed with {compression}, which cannot be read "
                 "here: install backports.zstd, or save the image as an OCI layout"
             )
-        _check_size(contents, layer, region)
+        _check_size(contents, layer, region.size)
         found[layer.digest] = PlainLayer(
             layer.digest, region, compression if manifest.is_made else ""
         )
@@ -287,6 +287,7 @@ def _find_blob(contents: Contents, blob: Descriptor) -> FileRegion | bytes | Non
             content = base64.b64decode(blob.data, validate=True)
         except ValueError as error:
             raise contents.error(f"the data of {blob.digest} is not base64: {error}") from error
+        _check_size(contents, blob, len(content))
         return verified(content, blob.digest, contents.error)
     if region is None and blob.has_urls:
         return None
@@ -294,7 +295,7 @@ def _find_blob(contents: Contents, blob: Descriptor) -> FileRegion | bytes | Non
         raise contents.error(f"it has no blob {blob.digest}. Save the image again, whole")
     if not region.size:
         raise contents.error(f"blob {blob.digest} is empty, and ECR rejects empty layers")
-    _check_size(contents, blob, region)
+    _check_size(contents, blob, region.size)
     return region
 
 
@@ -303,9 +304,8 @@ def _check_config(contents: Contents, config: Descriptor, region: FileRegion) ->
         verified(read_file(region), config.digest, contents.error)
 
 
-def _check_size(contents: Contents, blob: Descriptor, region: FileRegion) -> None:
-    if region.size != blob.size:
+def _check_size(contents: Contents, blob: Descriptor, size: int) -> None:
+    if size != blob.size:
         raise contents.error(
-            f"blob {blob.digest} has {region.size:,} bytes instead of {blob.size:,}. Save the "
-            "image again"
+            f"blob {blob.digest} has {size:,} bytes instead of {blob.size:,}. Save the image again"
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from ecr_parts._images.rewrite import CompressedLayer
 from ecr_parts._images.selection import absent_of, choose_leaves, leaves_of, select
 from ecr_parts._model.layers import Layer, PushedImage, UnnamedFile, UploadedLayer, is_path
 from ecr_parts._model.manifests import MANIFEST_TYPES
-from ecr_parts._upload.batch import BatchOptions, BatchUpload
+from ecr_parts._upload.batch import AddLayer, BatchOptions, BatchUpload
 from ecr_parts._upload.checkpoint import BestEffortPath, checkpoint_name, raise_or_report
 from ecr_parts._upload.plan import Planner
 from ecr_parts._wire.api import check_image_client
@@ -273,16 +273,16 @@ class ImagePush:
         check_free_space(most, "compressing the image's layers")
         prepared: dict[str, tuple[CompressedLayer, Layer]] = {}
 
-        def layers() -> Generator[Layer, None, None]:
-            yield from blobs
+        def add_all(add: AddLayer) -> None:
+            for blob in blobs:
+                add(blob)
             with Waiter(batch.heartbeat, batch.is_stopped) as waiter:
                 for layer in plain:
                     prepare = partial(self._prepare, layer, temporary_files)
                     prepared[layer.diff_id] = waiter.run("compress", prepare)
-                    yield self._with_checkpoint(prepared[layer.diff_id][1])
+                    add(self._with_checkpoint(prepared[layer.diff_id][1]))
 
-        with closing(layers()) as items:
-            sent = tuple(batch.run(items))
+        sent = tuple(batch.run_each(add_all))
         return plan.with_layers(prepared), sent
 
     def _prepare(

@@ -12,6 +12,7 @@ from ecr_parts._images.documents import parse_json
 from ecr_parts._images.files import read_file
 from ecr_parts._images.rewrite import rewrite_indexes
 from ecr_parts._model.limits import MAX_MANIFEST
+from ecr_parts._model.manifests import INDEX_TYPES
 from ecr_parts.errors import InvalidImageError
 
 
@@ -44,18 +45,20 @@ class Selection:
 
 def leaves_of(contents: Contents, root: Descriptor) -> list[Leaf]:
     """The leaves of an image. Raises ``InvalidImageError``."""
+    contents.manifest(root.digest)  # raises if it is absent, or cannot be pushed
     found: dict[tuple[str, str], Descriptor] = {}
-
-    def visit(one: Descriptor) -> None:
+    waiting, seen = [root], {root.digest}
+    while waiting:
+        one = waiting.pop()
         manifest = contents.manifests.get(one.digest)
         if manifest is None or not manifest.is_index:
             found.setdefault((one.digest, one.platform), one)
-            return
-        for child in manifest.children:
-            visit(child)
-
-    contents.manifest(root.digest)  # raises if it is absent, or cannot be pushed
-    visit(root)
+            continue
+        for child in reversed(manifest.children):
+            is_index = child.media_type in INDEX_TYPES
+            if not (is_index and child.digest in seen):  # it may be listed any number of times
+                waiting.append(child)
+                seen.add(child.digest)
     return [Leaf(one, tuple(absent_of(contents, one))) for one in found.values()]
 
 

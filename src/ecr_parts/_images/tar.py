@@ -179,16 +179,17 @@ def _old_sparse_map(file: BinaryIO, header: bytes) -> tuple[int, list[bytes]]:
     """The size of a file, and where its pieces belong and how long they are, in turns."""
     size, fields, continues = _number(header[483:495]), header[386:482], header[482]
     numbers: list[bytes] = []
-    while True:
+    for _ in range(_MAX_SEGMENTS // 21):  # a block has 21 pieces
         for i in range(0, len(fields) - 23, 24):
             if any(fields[i + 12 : i + 24].strip(b"\0 0")) or any(fields[i : i + 12].strip(b"\0 ")):
                 numbers += [b"%d" % _number(fields[i + j : i + j + 12]) for j in (0, 12)]
         if not continues:
             return size, numbers
         block = file.read(_BLOCK)
-        if len(block) < _BLOCK or len(numbers) > 2 * _MAX_SEGMENTS:
-            raise TarError("a sparse file that is malformed")
+        if len(block) < _BLOCK:
+            break
         fields, continues = block[:504], block[504]
+    raise TarError("a sparse file that is malformed")
 
 
 def _leading_numbers(file: BinaryIO, stored: int) -> list[bytes]:
@@ -201,6 +202,8 @@ def _leading_numbers(file: BinaryIO, stored: int) -> list[bytes]:
         if len(block) < _BLOCK or file.tell() > end or len(lines) > 2 * _MAX_SEGMENTS:
             raise TarError("a sparse file that is malformed")
         *more, rest = (rest + block).split(b"\n")
+        if len(rest) > _BLOCK:
+            raise TarError("a sparse file that is malformed")
         lines += more
     return lines[1 : 2 * _pax_number(lines[0]) + 1]
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from itertools import count
+from typing import TypeAlias, TypeVar
 
 from ecr_parts._base.frames import ClearOwnFrames
 from ecr_parts._base.threads import Abandoned, Waiter
@@ -25,6 +26,8 @@ from ecr_parts._wire.repository import MAX_DIGESTS, Repository
 from ecr_parts.errors import EcrPartsError
 
 _T = TypeVar("_T")
+AddLayer: TypeAlias = Callable[[LayerSource | Layer], None]
+"""Uploads one more layer, once there is a worker for it."""
 _REPEAT_INTERVAL = 0.05  # seconds between checks whether an equal layer was sent
 
 
@@ -97,10 +100,9 @@ class BatchUpload:
         """By digest: the index of the first layer, which is sent for all with this digest."""
         self._results: dict[int, UploadedLayer] = {}
 
-    @property
-    def is_stopped(self) -> Callable[[], bool]:
+    def is_stopped(self) -> bool:
         """Whether there was an error, so that what is done for this call must end."""
-        return self._stop.is_requested
+        return self._stop.requested
 
     def run(self, layers: Iterable[LayerSource | Layer]) -> list[UploadedLayer]:
         """Upload all layers."""
@@ -109,13 +111,22 @@ class BatchUpload:
             raise TypeError(
                 f"layers must be an iterable of layers, not {short_repr(layers)}: pass a list"
             )
+        if isinstance(layers, Sequence):
+            return self._run(lambda: self._upload_list([_to_layer(given) for given in layers]))
+        return self.run_each(partial(_add_all, layers))
+
+    def run_each(self, produce: Callable[[AddLayer], object]) -> list[UploadedLayer]:
+        """Upload the layers that ``produce`` adds, one after the other, as those of an iterator.
+
+        Unlike an iterator, it may raise ``StopIteration``, as the caller's ``progress`` may.
+        """
+        return self._run(partial(self._upload_each, produce))
+
+    def _run(self, upload: Callable[[], object]) -> list[UploadedLayer]:
         stopped: Abandoned | None = None
         with ClearOwnFrames(), self._waiter:
             try:
-                if isinstance(layers, Sequence):
-                    self._upload_list([_to_layer(given) for given in layers])
-                else:
-                    self._upload_iterator(layers)
+                upload()
             except Abandoned as abandoned:
                 stopped = abandoned  # raised below: ``from`` would change the user's exception
             finally:
@@ -170,16 +181,21 @@ class BatchUpload:
         self._workers.finish()
         self._copy_results(repeats)
 
-    def _upload_iterator(self, layers: Iterable[LayerSource | Layer]) -> None:
-        """Upload layers of an iterator, at most one ahead of the workers."""
+    def _upload_each(self, produce: Callable[[AddLayer], object]) -> None:
+        """Upload layers that are added one by one, at most one ahead of the workers."""
         last: _Item | None = None
-        for index, given in enumerate(layers):
-            item = self._inspect(index, _to_layer(given))
+        numbers = count()
+
+        def add(given: LayerSource | Layer) -> None:
+            nonlocal last
+            item = self._inspect(next(numbers), _to_layer(given))
             stream = not item.background_readable
             if stream and last is not None and item.layer.source is last.layer.source:
                 self._recording_error(item.layer, _raise_repeated_stream)
             last = item
             self._submit(item, self._hash_and_send, max_waiting=0)
+
+        produce(add)
         self._workers.finish()
 
     def _inspect(self, index: int, layer: Layer) -> _Item:
@@ -354,6 +370,11 @@ def _names_layer(error: Exception) -> bool:
 
 def _raise_repeated_stream() -> None:
     raise ValueError("the same stream was passed twice: pass each stream once")
+
+
+def _add_all(layers: Iterable[LayerSource | Layer], add: AddLayer) -> None:
+    for given in layers:
+        add(given)
 
 
 def _to_layer(given: LayerSource | Layer) -> Layer:
