@@ -562,6 +562,8 @@ def test_tag_of_an_attached_artifact_is_not_given_to_the_image(
 def test_image_and_artifact_of_the_same_name(
     layout: Layout, ecr: LocalECR, uploader: LayerUploader
 ) -> None:
+    """The artifact never has the tag, or it would keep an immutable one."""
+    ecr.registry.repositories["demo"].immutable_tags = True
     image = three_images(layout)[0]
     layout.finish(*named(image, "app:v1"), *named(layout.add_artifact(image), "app:v1"))
     for options in ({}, {"name": "app:v1"}, {"tags": ["v1"]}):
