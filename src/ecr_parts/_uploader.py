@@ -49,6 +49,7 @@ from ecr_parts._wire.gate import Overlap
 from ecr_parts._wire.repository import Repository
 from ecr_parts._wire.request import accept_encoded_blobs, make_calls_stoppable
 from ecr_parts._wire.retry import default_retrying
+from ecr_parts._wire.uplink import Uplink
 
 
 class LayerUploader:
@@ -136,6 +137,7 @@ class LayerUploader:
                 encodes=encodes,
                 overlap=Overlap(enabled=overlap and encodes),
                 bandwidth=bandwidth,
+                uplink=Uplink(self._planner.limits.min_part),
             ),
         )
 

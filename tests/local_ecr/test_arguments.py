@@ -74,6 +74,7 @@ INVALID: dict[str, tuple[Callable[..., object], list[Any]]] = {
     "availability_lag": (Unknowns, [*NO_INT, -1, HUGE]),
     "image_lag": (Unknowns, [*NO_INT, -1, HUGE]),
     "longest_silence": (Unknowns, [*NO_SECONDS[1:], 0]),
+    "signature_age": (Unknowns, [*NO_SECONDS[1:], 0]),
     "largest_part": (Unknowns, NO_COUNT[1:]),
     "error_namespace": (Unknowns, [None, 5, b"a", []]),
     **{

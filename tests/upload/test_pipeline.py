@@ -24,6 +24,7 @@ from ecr_parts import Chunker, LayerUploader
 from ecr_parts._base.threads import Task, Waiter
 from ecr_parts._sources.kinds import _RegularFile, open_source
 from ecr_parts._upload.pipeline import Pipeline
+from ecr_parts._upload.plan import PlannedPart
 from ecr_parts._wire.call import CallOptions, Target
 from ecr_parts._wire.repository import Repository
 from ecr_parts.testing import LocalECR
@@ -54,7 +55,8 @@ def test_hashes_part_before_next_read_overwrites_it(
         read = mocker.spy(source, "read")
         repository = Repository(Target(ecr.client(), "demo"), CallOptions(NO_WAIT), waiter)
         with Pipeline(source, repository, with_digest=True) as pipeline:
-            pipeline.start(iter(Chunker(45, part_size=8)), "u-1", 0)
+            parts = (PlannedPart(part, smallest=False) for part in Chunker(45, part_size=8))
+            pipeline.start(parts, "u-1", 0)
             blobs: list[Any] = []
             while (call := pipeline.next_part()) is not None:
                 pipeline.prepare_after(call)

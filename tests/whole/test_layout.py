@@ -29,7 +29,8 @@ PACKAGES = {
     "errors": [],
     "_sources": ["chunks", "base", "stream", "kinds", "digest", "compression"],
     "_wire": [
-        "gate", "bandwidth", "retry", "failures", "answers", "api", "request", "call", "repository",
+        "gate", "bandwidth", "uplink", "retry", "signature", "failures", "answers", "api",
+        "request", "call", "repository",
     ],
     "_upload": ["checkpoint", "plan", "pipeline", "steps", "layer", "batch"],
     "_images": [

@@ -67,6 +67,7 @@ class Event(Enum):
     # other outcomes of a call
     UPLOAD_NOT_FOUND = "ECR does not have the upload"
     CALL_FAILED = "the call failed"
+    TOO_SLOW = "the uplink is too slow for a part of this size"
     NO_PROGRESS = "ECR keeps answering without progress"
     # outcomes of CompleteLayerUpload
     COMPLETED = "ECR completed the layer"
@@ -91,6 +92,7 @@ class NextAction(Enum):
     CONTINUE_INSIDE = "continuing after the fragment"
     SEND_AGAIN = "sending the part again"
     REWIND = "going back: continuing"
+    CUT_AGAIN = "cutting smaller parts"
     SKIP_FORWARD = "skipping the bytes that ECR has, which the digest will verify: continuing"
     COMPLETE = "completing the layer"
     CHECK_COMPLETED = "checking whether the layer was completed"
@@ -122,6 +124,7 @@ TRANSITIONS: dict[Event, _Row] = {
     # other outcomes of a call
     Event.UPLOAD_NOT_FOUND: _Row(_A.CHECK_LOST, _A.CHECK_LOST, _A.CHECK_LOST),
     Event.CALL_FAILED: _Row(_A.FAIL, _A.FAIL, _A.FAIL),
+    Event.TOO_SLOW: _Row(_A.CUT_AGAIN, _A.CUT_AGAIN, _A.CUT_AGAIN),
     Event.NO_PROGRESS: _Row(_A.FAIL, _A.FAIL, _A.FAIL),
     # outcomes of CompleteLayerUpload
     Event.COMPLETED: _Row(_A.FINISH, _A.FINISH, _A.FINISH),
@@ -238,6 +241,10 @@ class Machine:
         if action in MOVES:
             self._move(part, last_byte)
         return event, action
+
+    def note_sent(self, part: Part) -> None:
+        """Note that ECR may have stored bytes of ``part``, which was cut again."""
+        self._received.sent_up_to = max(self._received.sent_up_to, part.last_byte)
 
     def _move(self, part: Part, last_byte: int) -> None:
         """Move to ``last_byte``, and update what is known about the parts that ECR has."""

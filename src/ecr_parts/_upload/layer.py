@@ -164,7 +164,7 @@ class _LayerUpload:
             return steps.check_availability(action, self._digest, self._source.size)
         if action is NextAction.START_OVER and self._restarts < _MAX_RESTARTS:
             return self._start_over(steps)
-        if action is NextAction.SEND or action in DETOURS:
+        if action in (NextAction.SEND, NextAction.CUT_AGAIN) or action in DETOURS:
             return self._send_parts(session, steps, pipeline)
         return self._raise(cast("EcrPartsError", steps.error))  # what ends an upload has one
 
@@ -224,6 +224,7 @@ class _LayerUpload:
         stored.layer_digest = self._digest
         stored.layer_size = self._source.size
         self._machine(stored).resume(self._usual_part_size(stored))
+        stored.part_size = self._planner.part_size or stored.part_size  # only offsets are fixed
         _log.info("resuming upload %s at byte %d", stored.upload_id, stored.next_byte)
         self._save_and_report(stored.next_byte)
         return stored
@@ -235,11 +236,13 @@ class _LayerUpload:
 
     def _send_parts(self, session: UploadSession, steps: Steps, pipeline: Pipeline) -> NextAction:
         """Send what ECR lacks, as far as ECR confirms each part; the next action."""
+        uplink = self._repository.options.uplink
         parts = self._planner.parts(
             session.part_size,
             parts_sent=steps.machine.count_parts(session.part_size),
             next_byte=session.next_byte,
             layer_size=self._source.size,
+            is_slow=lambda: uplink.is_slow,
         )
         pipeline.start(parts, session.upload_id, session.next_byte)
         answered = time.monotonic()

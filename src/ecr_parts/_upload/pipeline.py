@@ -20,6 +20,7 @@ from ecr_parts._model.parts import Part
 from ecr_parts._sources.base import Source
 from ecr_parts._sources.chunks import SLICE_SIZE, slices
 from ecr_parts._sources.digest import RunningDigest
+from ecr_parts._upload.plan import PlannedPart
 from ecr_parts._wire.call import PartCall
 from ecr_parts._wire.repository import Repository
 from ecr_parts._wire.request import new_buffer
@@ -45,7 +46,7 @@ class Pipeline:
         self._waiter = repository.waiter
         self._with_digest = with_digest
         self._digest = RunningDigest()
-        self._plan: Iterator[Part] = iter(())
+        self._plan: Iterator[PlannedPart] = iter(())
         self._upload_id = ""
         self._hashing: Task[None] | None = None
         self._preparing: Task[PartCall | None] | None = None
@@ -78,7 +79,7 @@ class Pipeline:
             call.withdraw()
         self._calls = []
 
-    def start(self, plan: Iterator[Part], upload_id: str, next_byte: int) -> None:
+    def start(self, plan: Iterator[PlannedPart], upload_id: str, next_byte: int) -> None:
         """Start to prepare the parts of ``plan``, instead of those of an earlier plan."""
         if self._preparing is not None:
             self._waiter.result(self._preparing)  # raises if it failed; the part is not needed
@@ -105,9 +106,10 @@ class Pipeline:
         ``None`` for the first part of the plan. It uses the memory of the part before ``call``,
         which must have been answered.
         """
-        part = next(self._plan, None)
-        if part is None:
+        planned = next(self._plan, None)
+        if planned is None:
             return
+        part, smallest = planned
         if self._source.background_readable:
             pieces = self._read_lazily(part)  # in the thread that encodes them
         else:
@@ -117,10 +119,11 @@ class Pipeline:
             if not blob or (self.source_ended and self._source.error_at_end(self.read_up_to)):
                 return
             part, pieces = Part(part.first_byte, self.read_up_to - 1), slices(blob)
+        planned = PlannedPart(part, smallest)
         lane = next(self._lanes)
         if lane not in self._buffers:
             self._buffers[lane] = new_buffer(part.size)
-        prepare = partial(self._prepare, part, pieces, call, lane)
+        prepare = partial(self._prepare, planned, pieces, call, lane)
         self._preparing = self._waiter.start("prepare", prepare)
 
     def digest(self) -> str:
@@ -141,16 +144,17 @@ class Pipeline:
 
     def _prepare(
         self,
-        part: Part,
+        planned: PlannedPart,
         pieces: Iterable[Blob],
         previous: PartCall | None,
         lane: str,
     ) -> PartCall | None:
         """Read, hash and encode a part, and begin it ahead; ``None`` if the source ended early."""
+        part = planned.part
         if self._with_digest:
             pieces = self._hash(part.first_byte, pieces)
         call = self._repository.prepare_part(
-            self._upload_id, part, pieces, self._buffers[lane], lane
+            self._upload_id, part, pieces, self._buffers[lane], lane, smallest=planned.smallest
         )
         if self.read_up_to <= part.last_byte:
             self.source_ended = True

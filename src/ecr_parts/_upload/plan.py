@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ecr_parts._base.validation import check_int, short_repr
 from ecr_parts._model.layers import Blob
@@ -12,6 +13,14 @@ from ecr_parts._model.machine import Machine
 from ecr_parts._model.parts import Chunker, Part
 from ecr_parts._model.session import UploadSession
 from ecr_parts.errors import EmptyLayerError, LayerTooLargeError
+
+
+class PlannedPart(NamedTuple):
+    """A part of a plan."""
+
+    part: Part
+    smallest: bool
+    """Whether it is as small as the layer allows, because the uplink is slow."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +99,11 @@ class Planner:
         size = min(suggested_size, self.limits.max_part)
         if layer_size is None:
             return size
-        planned_parts = max(1, self.limits.max_parts * 95 // 100)
-        return max(size, min(self.limits.max_part, -(-layer_size // planned_parts)))
+        return max(size, min(self.limits.max_part, -(-layer_size // self._planned_parts)))
+
+    @property
+    def _planned_parts(self) -> int:
+        return max(1, self.limits.max_parts * 95 // 100)
 
     def next_part_size(
         self, part_size: int, *, parts_sent: int, next_byte: int, layer_size: int | None
@@ -120,30 +132,41 @@ class Planner:
         return parts_left * self.limits.max_part >= layer_size - next_byte
 
     def parts(
-        self, part_size: int, *, parts_sent: int, next_byte: int, layer_size: int | None
-    ) -> Iterator[Part]:
+        self,
+        part_size: int,
+        *,
+        parts_sent: int,
+        next_byte: int,
+        layer_size: int | None,
+        is_slow: Callable[[], bool] = lambda: False,
+    ) -> Iterator[PlannedPart]:
         """The parts from ``next_byte`` on, at most as many as ECR accepts.
 
-        For a stream of unknown size, there is no last one until then.
+        For a stream of unknown size, there is no last one until then. Those that are planned while
+        the uplink ``is_slow`` are as small as possible.
         """
-        if layer_size is None:
-            parts = self._parts_of_stream(part_size, parts_sent, next_byte)
-        else:
-            part_size = self.next_part_size(
-                part_size, parts_sent=parts_sent, next_byte=next_byte, layer_size=layer_size
-            )
-            parts = Chunker(layer_size, part_size=part_size).after(next_byte - 1)
-        largest = self.limits.max_layer
-        for _, part in zip(range(parts_sent, self.limits.max_parts), parts, strict=False):
-            if part.first_byte >= largest:
-                return
-            yield Part(part.first_byte, min(part.last_byte, largest - 1))
-
-    def _parts_of_stream(self, part_size: int, parts_sent: int, next_byte: int) -> Iterator[Part]:
-        while True:
-            size = self.next_part_size(
-                part_size, parts_sent=parts_sent, next_byte=next_byte, layer_size=None
-            )
-            yield Part(next_byte, next_byte + size - 1)
-            next_byte += size
+        limits = self.limits
+        end = limits.max_layer if layer_size is None else layer_size
+        size = self.next_part_size(  # not again for each part: after small ones, it would be less
+            part_size, parts_sent=parts_sent, next_byte=next_byte, layer_size=layer_size
+        )
+        while next_byte < end and parts_sent < limits.max_parts:
+            if layer_size is None:
+                size = self.next_part_size(
+                    part_size, parts_sent=parts_sent, next_byte=next_byte, layer_size=None
+                )
+            smallest = is_slow()
+            least = self._least_part_size(parts_sent, next_byte, layer_size) if smallest else size
+            part = next(Chunker(end, part_size=min(size, least)).after(next_byte - 1))
+            yield PlannedPart(part, smallest)
+            next_byte = part.last_byte + 1
             parts_sent += 1
+
+    def _least_part_size(self, parts_sent: int, next_byte: int, layer_size: int | None) -> int:
+        """The size with which the rest of the layer fits, with the reserve for fragments."""
+        least = self.limits.min_part
+        if layer_size is None:
+            return self.next_part_size(
+                least, parts_sent=parts_sent, next_byte=next_byte, layer_size=None
+            )
+        return max(least, -(-(layer_size - next_byte) // max(1, self._planned_parts - parts_sent)))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import NoReturn
+from typing import NoReturn, cast
 
 from ecr_parts._model.layers import SentPart
 from ecr_parts._model.machine import MOVES, Event, Machine, NextAction
+from ecr_parts._model.parts import Part
 from ecr_parts._model.session import UploadSession
 from ecr_parts._upload.plan import Planner
 from ecr_parts._wire.call import PartCall, outcome_of
@@ -62,6 +63,8 @@ class Steps:
         have done so."""
         self.existing_size: int | None = None
         """If it was asked whether the layer exists, and it does: its size in bytes."""
+        self._part: Part | None = None
+        """The part that was sent last."""
         self._repository = repository
         self._replayable = replayable
 
@@ -73,6 +76,10 @@ class Steps:
         self.error, self.in_doubt = outcome.error, outcome.in_doubt
         event = _event_of(outcome)
         action = self._after(event)
+        if action is NextAction.CUT_AGAIN:
+            self.error = None
+            self.machine.note_sent(cast("Part", self._part))
+            _log.debug("%s; %s", outcome.description, action.value)
         if outcome.operation == "CompleteLayerUpload":
             if action is NextAction.FAIL and outcome.in_doubt:
                 # The last attempt was refused, but an earlier one may have completed the layer.
@@ -84,6 +91,7 @@ class Steps:
 
     def settle(self, call: PartCall) -> NextAction:
         """Wait for ECR's answer to a part, and move the session to the last byte that ECR has."""
+        self._part = call.part
         answer = call.settle()
         event, action = self.machine.receive(
             call.part,
@@ -158,6 +166,8 @@ def raise_error(
 
 
 def _event_of(failed: CallFailed) -> Event:
+    if failed.too_slow:
+        return Event.TOO_SLOW
     # ECR refuses an upload ID that cannot be its own, such as that of a damaged checkpoint.
     malformed_id = failed.code == "InvalidParameterException" and "uploadId" in failed.description
     if failed.code == "UploadNotFoundException" or malformed_id:

@@ -9,13 +9,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import tenacity
 from botocore.exceptions import ClientError
+from typing_extensions import override
 
 from ecr_parts._base.frames import clear_client_frames
-from ecr_parts._base.threads import Abandoned, Task, Waiter
+from ecr_parts._base.threads import Abandoned, Task, Waiter, current_task
+from ecr_parts._model.limits import ECR_LIMITS
 from ecr_parts._model.parts import Part
 from ecr_parts._model.session import UploadSession
 from ecr_parts._wire.answers import Answer, PartAnswer, check_answer, parse_error
@@ -25,9 +27,15 @@ from ecr_parts._wire.failures import CallFailed
 from ecr_parts._wire.gate import Gate, Overlap
 from ecr_parts._wire.request import Attempt, EncodedBlob
 from ecr_parts._wire.retry import Backoff
+from ecr_parts._wire.signature import AT_ONCE, clock_remedy, has_expired
+from ecr_parts._wire.uplink import TooSlow, Uplink
 
 _log = logging.getLogger("ecr_parts")
 _T = TypeVar("_T")
+_TOO_SLOW = (
+    "The uplink is too slow: use a faster one, or nothing else on it, with max_workers=1 and "
+    "part_size=5_242_880"
+)
 _MAX_HANGING = 3  # attempts whose threads may still be running
 
 
@@ -71,6 +79,7 @@ class CallOptions:
     """Whether the client sends ``EncodedBlob``; otherwise it gets raw bytes."""
     overlap: Overlap = field(default_factory=lambda: Overlap(enabled=False))
     bandwidth: Bandwidth | None = None
+    uplink: Uplink = field(default_factory=lambda: Uplink(ECR_LIMITS.min_part))
     hanging: set[Task[Any]] = field(default_factory=set, repr=False, compare=False)
     """Attempts that exceeded ``attempt_timeout``, and whose threads may still be running."""
 
@@ -118,6 +127,8 @@ class Call(Generic[_T]):
     call has one: its default equals nothing."""
     thread: str = "call"
     """The name of the thread in which attempts are made."""
+    smallest: bool = True
+    """Whether what is sent cannot be cut into smaller parts."""
     attempts: int = field(default=0, init=False)
     """How many times the call was made."""
     _first_attempt: Attempt[_T | CallFailed] | None = field(default=None, init=False)
@@ -146,6 +157,11 @@ class Call(Generic[_T]):
                 return outcome
             lost = begun is not None and begun.held_back and outcome.connection_lost
             begun = None
+            if outcome.too_slow and not self.smallest:
+                raise self._give_up(outcome)
+            if outcome.too_slow:
+                _log.debug("%s: %s; waiting for its turn", self, outcome.description)
+                continue
             if lost:  # perhaps because it was held back, so the policy is not asked
                 self.options.overlap.count_loss(outcome.description)
             elif not outcome.transient:
@@ -210,16 +226,21 @@ class Call(Generic[_T]):
                 gate.wait_for_link()
             # A failure must not be a local variable of this frame, which its traceback refers to.
             try:
+                _take_turn()
                 answer = parse(check_answer(method(**parameters)))
+            except TooSlow as too_slow:
+                clear_client_frames(too_slow, handled)
+                return check(CallFailed.given_up())
             except Abandoned as abandoned:
                 clear_client_frames(abandoned, handled)
                 raise
             except Exception as error:  # noqa: BLE001  (a client may raise anything)
                 clear_client_frames(error, handled)
                 secrets = sent_secrets + loaded_secrets(client)
-                return check(parse_error(error, parse_refusal, secrets))
+                return check(_judge(parse_error(error, parse_refusal, secrets)))
             if answer == confirmation:
                 next_gate.open()
+                _note_stored()
             return check(answer)
 
         attempt = Attempt(run, self.waiter.cancelled, gate, next_gate, self.options.bandwidth)
@@ -230,6 +251,43 @@ class Call(Generic[_T]):
         return attempt
 
 
+# The following functions find the attempt in whose thread they are called. It must not be a local
+# variable of its own function, which a traceback may refer to.
+
+
+def _take_turn() -> None:
+    """Wait until the attempt may send its part."""
+    cast("Attempt[Any]", current_task()).take_turn()
+
+
+def _note_stored() -> None:
+    """Note that the part was stored."""
+    turn = cast("Attempt[Any]", current_task()).turn
+    if turn is not None:  # pragma: no branch  (only parts are confirmed)
+        turn.stored()
+
+
+def _judge(outcome: _T | CallFailed) -> _T | CallFailed:
+    """Find out whether an attempt has failed because of the uplink or the clock."""
+    if not isinstance(outcome, CallFailed):
+        return outcome
+    attempt = cast("Attempt[Any]", current_task())
+    turn, age = attempt.turn, attempt.signed.age
+    expired = has_expired(outcome.cause) and age >= AT_ONCE
+    outcome.remedy = clock_remedy(outcome.cause, age)
+    if expired and turn is None:
+        outcome.transient = True  # this call is small, but others may have filled the uplink
+    elif expired and turn is not None:
+        reason = turn.expired(age)
+        outcome.too_slow = reason is None
+        if reason is not None:
+            outcome.description += f" ({reason})"
+            outcome.remedy = outcome.remedy or _TOO_SLOW
+    elif turn is not None and outcome.connection_lost:
+        outcome.too_slow = turn.failed()
+    return outcome
+
+
 def _check_turn(
     gate: Gate | None, overlap: Overlap, call: str, outcome: _T | CallFailed
 ) -> _T | CallFailed:
@@ -237,6 +295,8 @@ def _check_turn(
 
     If it failed, its gate is closed next, as that of each attempt that ends.
     """
+    if isinstance(outcome, CallFailed) and outcome.too_slow:
+        return outcome
     if gate is not None and isinstance(outcome, CallFailed) and not gate.is_decided:
         _log.info("%s, sent ahead: %s; trying again in its turn", call, outcome.description)
         overlap.count_loss(outcome.description)
@@ -285,6 +345,12 @@ class PartCall(Call[PartAnswer]):
         self._first_attempt = self._new_attempt(gate)
         self.next_gate = self._first_attempt.next_gate
         self.waiter.give(self.thread, self._first_attempt)
+
+    @override
+    def _new_attempt(self, gate: Gate | None) -> Attempt[PartAnswer | CallFailed]:
+        attempt = super()._new_attempt(gate)
+        attempt.ask = partial(self.options.uplink.ask, self.part.size, smallest=self.smallest)
+        return attempt
 
     def withdraw(self) -> None:
         """Send nothing more of the part. Its answer is not needed."""

@@ -33,6 +33,10 @@ class WrongDigestError(Exception):
         self.digest = digest
 
 
+class GivenUpError(Exception):
+    """A part was not sent, because it would have taken too long. The retry policy is not asked."""
+
+
 class CallFailed(Carrier):
     """Why an attempt of a call failed, and in the end the call itself.
 
@@ -44,6 +48,10 @@ class CallFailed(Carrier):
     operation = ""
     in_doubt = True
     """Whether ECR may have carried out the call, in the last or an earlier attempt."""
+    too_slow = False
+    """Whether the uplink is too slow for the part, so that it must be sent later, or cut again."""
+    remedy: str | None = None
+    """What to do, if the error's code does not say it."""
     error: ServiceError | UnexpectedResponseError | DigestMismatchError
     """The error to raise, once the call has failed for good."""
 
@@ -78,6 +86,14 @@ class CallFailed(Carrier):
         name = AttemptTimeoutError.__name__
         cause = AttemptTimeoutError(message, transient=transient)
         return cls(cause, name, f"{name}: {message}", transient=transient)
+
+    @classmethod
+    def given_up(cls) -> Self:
+        """A part that was given up because it would take too long."""
+        message = "the uplink is too slow for this part"
+        failed = cls(GivenUpError(message), GivenUpError.__name__, message, transient=True)
+        failed.too_slow = True
+        return failed
 
     @classmethod
     def of(cls, cause: Exception, secrets: Collection[str] = ()) -> Self:
@@ -140,7 +156,7 @@ class CallFailed(Carrier):
             )
         else:
             lost = self.code == "UploadNotFoundException"
-            remedy = self._remedy(operation, service_name)
+            remedy = self.remedy or self._remedy(operation, service_name)
             self.error = (UploadLostError if lost else ServiceError)(
                 f"{call} failed{times}: {self.description}. {remedy}",
                 operation=operation,

@@ -78,10 +78,13 @@ class Repository:
         slices: Iterable[Blob],
         file: io.BytesIO | None = None,
         thread: str = "call",
+        *,
+        smallest: bool = True,
     ) -> PartCall:
         """Encode a part, and return the call that sends it. May be called in any thread.
 
-        ``slices`` and ``file`` are those of ``encode_blob``, ``thread`` is that of ``Call``.
+        ``slices`` and ``file`` are those of ``encode_blob``, ``thread`` and ``smallest`` those of
+        ``Call``.
         """
         parameters: dict[str, object] = {
             **self.target.location,
@@ -108,6 +111,7 @@ class Repository:
             subject=f"bytes {part.first_byte}-{part.last_byte}",
             confirmation=PartAnswer(part.last_byte, refused=False),
             thread=thread,
+            smallest=smallest,
             part=part,
         )
 

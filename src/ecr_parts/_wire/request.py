@@ -27,6 +27,8 @@ from ecr_parts._base.threads import Task, current_task
 from ecr_parts._model.layers import Blob
 from ecr_parts._wire.bandwidth import TURN, Bandwidth
 from ecr_parts._wire.gate import Gate
+from ecr_parts._wire.signature import SigningTime
+from ecr_parts._wire.uplink import Turn
 
 _T = TypeVar("_T")
 
@@ -147,11 +149,17 @@ class Attempt(Task[_T]):
         """The signature and the token of each request that was sent, for ``CallFailed.of``."""
         self.bandwidth = bandwidth
         self._paused = 0.0
-        """Seconds that ``reserve`` took and that are not part of the time for the attempt."""
+        """Seconds that were spent waiting, and that are not part of the time for the attempt."""
         self.gate = gate
         """Holds back the end of the request; ``None`` if it is the call's turn."""
         self.next_gate = next_gate
         """The gate of the next part's call."""
+        self.ask: Callable[[], Turn] | None = None
+        """``Uplink.ask`` for the part; ``None`` for other calls."""
+        self.turn: Turn | None = None
+        """The part's turn to be sent, once it was asked for."""
+        self.signed = SigningTime()
+        """Of the latest request."""
         self.piece_size = _PIECE_SIZE if bandwidth is None else TURN
         """The bytes of a request that are sent at once."""
         self.when_over(next_gate.close)
@@ -169,6 +177,18 @@ class Attempt(Task[_T]):
         super().check()
         if self.gate is not None:
             self.gate.check()
+
+    def take_turn(self) -> None:
+        """Wait until the part may be sent, as ``Uplink.ask`` says."""
+        if self.ask is None:
+            return
+        self.turn = turn = self.ask()
+        self.when_over(turn.leave)
+        self.check()  # after ``when_over``, because it may have been over before
+        while not turn.wait(_MAX_SLEEP):
+            self._paused += _MAX_SLEEP
+            self.check()
+        self.signed = SigningTime()
 
     def reserve(self, bandwidth: Bandwidth, size: int) -> None:
         """Wait until ``size`` bytes may be sent."""
@@ -209,12 +229,17 @@ class _Body:
             if stop == len(body) and gate is not None:
                 gate.wait()
             while start < stop:
+                if attempt.turn is not None:
+                    measured = gate is None or gate.is_decided
+                    attempt.turn.sending(start, len(body), measured=measured)
                 piece = body[start : min(start + attempt.piece_size, stop)]
                 if attempt.bandwidth is not None:
                     attempt.reserve(attempt.bandwidth, len(piece))
                 attempt.check()
                 yield piece
                 start += len(piece)
+        if attempt.turn is not None:
+            attempt.turn.sending(len(body), len(body), measured=False)
         attempt.next_gate.previous_has_left()
 
     def seek(self, _offset: int, _whence: int = 0) -> None:
@@ -295,6 +320,7 @@ def _check_task(request: AWSPreparedRequest, **_event: object) -> None:
     if task is not None:
         task.check()
     if isinstance(task, Attempt):
+        task.signed = SigningTime()
         for name in ("Authorization", "X-Amz-Security-Token"):
             value: object = request.headers.get(name, "")  # usually bytes
             text = value.decode("latin-1") if isinstance(value, bytes) else str(value)

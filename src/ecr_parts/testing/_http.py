@@ -222,6 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
                 ecr.keep_fragment(body)
                 self.close_connection = True
                 return None
+        planned = planned or ecr.check_signature(self.headers.get("X-Amz-Date", ""))
         if planned == "reset":
             ecr.keep_fragment(body[: length // 2])
             body = b"{}"

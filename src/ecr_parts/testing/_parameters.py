@@ -21,6 +21,10 @@ DIGEST = re.compile(r"[a-zA-Z0-9-_+.]+:[a-fA-F0-9]+")  # as in ECR's own message
 _T = TypeVar("_T")
 
 
+_STATUS = {"ServerException": 500, "InvalidSignatureException": 403}
+"""Of errors whose HTTP status is not 400."""
+
+
 class EcrError(Exception):
     """An error of ECR: its code, its message and further fields of the answer."""
 
@@ -29,7 +33,7 @@ class EcrError(Exception):
     def __init__(self, code: str, message: str, **fields: object) -> None:
         super().__init__(message)
         self.code = code
-        self.status = 500 if code == "ServerException" else 400
+        self.status = _STATUS.get(code, 400)
         self.body: dict[str, object] = {"message": message, **fields}
 
     def __reduce__(self) -> tuple[Any, ...]:

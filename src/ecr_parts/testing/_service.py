@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 
 from ecr_parts.testing._body import Blob, parse_fragment
 from ecr_parts.testing._faults import Effect, Faults, Reply, answer
@@ -13,6 +14,8 @@ from ecr_parts.testing._parameters import EcrError
 from ecr_parts.testing._pull import PullAnswer, PullRequest, pull
 from ecr_parts.testing._registry import Registry
 from ecr_parts.testing._unknowns import Unknowns
+
+_DATE = "%Y%m%dT%H%M%SZ"
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,28 @@ class Service:
         with self.lock:
             self._incomplete[operation] -= 1
             return self.faults.next(operation) if complete else None
+
+    def check_signature(self, signed: str) -> EcrError | None:
+        """The error if a request that has just arrived was ``signed`` too long ago.
+
+        ``signed`` is its ``X-Amz-Date``. The wording is that of public reports:
+        https://github.com/docker/for-win/issues/203
+        """
+        seconds = self.unknowns.signature_age
+        if seconds is None:
+            return None
+        now = datetime.now(timezone.utc)
+        try:
+            signed_at = datetime.strptime(signed, _DATE).replace(tzinfo=timezone.utc)
+        except ValueError:
+            signed_at = now  # it is not signed
+        if now.replace(microsecond=0) - signed_at <= timedelta(seconds=seconds):
+            return None
+        return EcrError(
+            "InvalidSignatureException",
+            f"Signature expired: {signed} is now earlier than "
+            f"{now - timedelta(seconds=seconds):{_DATE}} ({now:{_DATE}} - {seconds / 60:g} min.)",
+        )
 
     def keep_fragment(self, body: Blob) -> None:
         """Store what arrived before a connection broke, if ``broken_part`` is ``"fragment"``."""

@@ -38,6 +38,9 @@ class Unknowns:
     longest_silence: float | None = None
     """Seconds after which the connection of an incomplete request is closed if nothing arrives;
     ``None`` for never."""
+    signature_age: float | None = None
+    """Seconds. A request that has arrived later than this after it was signed is refused; ``None``
+    for never. By public reports, it is 300 in AWS."""
     largest_part: int | None = None
     """The largest part that is accepted (bytes); ``None`` for that of the limits. AWS's API page
     says 20,971,520, its quotas page 10,485,760."""
@@ -56,8 +59,10 @@ class Unknowns:
             )
         check_int("availability_lag", self.availability_lag, minimum=0)
         check_int("image_lag", self.image_lag, minimum=0)
-        if self.longest_silence is not None:
-            check_seconds("longest_silence", self.longest_silence)
-            check_positive("longest_silence", self.longest_silence, "seconds")
+        for name in ("longest_silence", "signature_age"):
+            seconds = getattr(self, name)
+            if seconds is not None:
+                check_seconds(name, seconds)
+                check_positive(name, seconds, "seconds")
         if self.largest_part is not None:
             check_int("largest_part", self.largest_part)
