@@ -187,6 +187,7 @@ def random_unknowns(rng: random.Random) -> Unknowns:
         availability_lag=rng.choice((0, 0, 1, 2)),
         broken_part=rng.choice(("nothing", "nothing", "fragment")),
         last_byte_received=rng.choice(("in the layer", "in the layer", "in the part")),
+        signature_age=rng.choice((None, 300)),  # over HTTP only
     )
 
 

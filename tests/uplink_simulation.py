@@ -17,6 +17,7 @@ MIB = 1024 * 1024
 _PIECE = 256 * 1024  # bytes that are given to the kernel at once
 _HELD_BACK = 64 * 1024  # bytes
 _MAX_HOLD = 4.0  # seconds
+_MAX_LOSSES = 2  # then nothing is sent ahead any more
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Worker:
 
 
 class Simulation:
-    """``run`` returns the seconds that a push of ``layers`` (bytes) takes, or raises ``PushFailedError``."""
+    """A push of ``layers`` (bytes). ``run`` returns its seconds, or raises ``PushFailedError``."""
 
     def __init__(
         self,
@@ -104,6 +105,8 @@ class Simulation:
         self.refusals = 0
         self._link, self._layers, self._limit = link, list(layers), limit
         self._usual, self._smallest = usual, smallest
+        self._losses = 0
+        """How many requests were sent ahead in vain."""
         self._uplink = Uplink(smallest, now=lambda: self.time)
         self._workers = [Worker() for _ in range(workers)]
         self._connections: list[Request] = []
@@ -140,7 +143,7 @@ class Simulation:
     def _plan_ahead(self, worker: Worker) -> None:
         assert worker.current
         left = worker.left - worker.current.part_size
-        worker.ahead = self._plan(left) if left > 0 else None
+        worker.ahead = self._plan(left) if left > 0 and self._losses < _MAX_LOSSES else None
         if worker.ahead:
             worker.ahead.previous = worker.current
 
@@ -184,9 +187,9 @@ class Simulation:
         try:
             if request.turn is None:
                 request.turn = self._uplink.ask(request.part_size, smallest=request.smallest)
+            if not request.turn.wait(0):
+                return False
             if request.signed_at is None:
-                if not request.turn.wait(0):
-                    return False
                 request.signed_at = self.time
                 self._connections.append(request)
             return self._write(request, request.turn)
@@ -201,6 +204,7 @@ class Simulation:
             request.held_since = min(request.held_since, self.time)
             request.withdrawn = self.time - request.held_since >= _MAX_HOLD
             if request.withdrawn:
+                self._losses += 1
                 request.leave()
             return request.withdrawn
         if request.previous:

@@ -1,6 +1,6 @@
 """What the library relies on, and the questions that ECR's documentation leaves open.
 
-    ECR_PARTS_LIVE_REPOSITORY=team/scratch python -m pytest tests/test_live.py
+    ECR_PARTS_LIVE_REPOSITORY=team/scratch python -m pytest tests/whole/test_live.py
 
 This runs against the real ECR, with the credentials and the region that a botocore client finds. It
 uploads about 140 MB of random bytes to the repository that the variable names. No image refers to
@@ -15,6 +15,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import socket
 import ssl
 import sys
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import fields
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,6 +31,9 @@ from urllib.parse import urlsplit
 import botocore.session
 import pytest
 import tenacity
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError, ClientError, ConnectionClosedError
 from botocore.httpsession import get_cert_path
 from helpers import digest_of
@@ -51,6 +56,7 @@ SIMULATED = [
         broken_part="fragment",
         last_byte_received="in the part",
         longest_silence=0.05,
+        signature_age=240.0,
         largest_part=10 * MIB,
         error_namespace="com.amazonaws.ecr",
     ),
@@ -362,6 +368,43 @@ def longest_silence(service: Service) -> object:
     return service.unknowns.longest_silence if silence < longest else silence
 
 
+class _LateAuth(SigV4Auth):
+    """Signs as if it was an hour ago."""
+
+    def _modify_request_before_signing(self, request: AWSRequest) -> None:
+        an_hour_ago = datetime.now(timezone.utc) - timedelta(hours=1)
+        request.context["timestamp"] = an_hour_ago.strftime("%Y%m%dT%H%M%SZ")
+        super()._modify_request_before_signing(request)  # type: ignore[misc]  # not in the stubs
+
+
+def signature_age(service: Service) -> object:
+    """The message of a refusal has it: "(… - 5 min.)"."""
+    messages = []
+
+    def send_late(request: Any) -> None:
+        names = ("Content-Type", "X-Amz-Target", "Content-Length")
+        values = [request.headers[name] for name in names]
+        texts = [value.decode() if isinstance(value, bytes) else value for value in values]
+        headers = dict(zip(names, texts, strict=True))
+        late = AWSRequest(request.method, request.url, headers, request.body)
+        credentials = botocore.session.Session().get_credentials() or Credentials("key", "secret")
+        _LateAuth(credentials, "ecr", service.client.meta.region_name).add_auth(late)
+        with send(late.prepare(), request.body) as connection:
+            messages.append(connection.getresponse().read().decode())
+
+    service.hang_up = send_late
+    with pytest.raises(ConnectionClosedError):
+        service.client.upload_layer_part(
+            repositoryName=service.repository,
+            uploadId=service.initiate(),
+            partFirstByte=0,
+            partLastByte=4,
+            layerPartBlob=b"layer",
+        )
+    age = re.search(r"Signature expired.* - ([\d.]+) min", messages[0])
+    return float(age[1]) * 60 if age else None
+
+
 def largest_part(service: Service) -> object:
     upload_id, next_byte, largest = service.initiate(), 0, None
     for size in (10 * MIB, 20 * MIB):
@@ -408,6 +451,10 @@ UNKNOWN: dict[str, tuple[str, Callable[[Service], object]]] = {
     "longest_silence": (
         "seconds until the connection of an incomplete request is closed; None if over 20",
         longest_silence,
+    ),
+    "signature_age": (
+        "seconds after which a signature is too old",
+        signature_age,
     ),
     "largest_part": (
         "the largest part that is accepted (bytes): 10 MiB or 20 MiB",

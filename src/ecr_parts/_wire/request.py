@@ -28,13 +28,12 @@ from ecr_parts._model.layers import Blob
 from ecr_parts._wire.bandwidth import TURN, Bandwidth
 from ecr_parts._wire.gate import Gate
 from ecr_parts._wire.signature import SigningTime
-from ecr_parts._wire.uplink import Turn
+from ecr_parts._wire.uplink import PIECE_SIZE, Turn
 
 _T = TypeVar("_T")
 
 
 _KEY = "ecr_parts.encoded_blob"  # in the context that botocore passes from event to event
-_PIECE_SIZE = 256 * 1024  # bytes
 _MAX_SLEEP = 0.5  # seconds between checks whether the call was abandoned
 _HELD_BACK = 64 * 1024  # bytes at the end of a request that waits for its gate
 _RESERVED = 33 * 1024 * 1024  # bytes
@@ -160,7 +159,7 @@ class Attempt(Task[_T]):
         """The part's turn to be sent, once it was asked for."""
         self.signed = SigningTime()
         """Of the latest request."""
-        self.piece_size = _PIECE_SIZE if bandwidth is None else TURN
+        self.piece_size = PIECE_SIZE if bandwidth is None else TURN
         """The bytes of a request that are sent at once."""
         self.when_over(next_gate.close)
         if gate is not None:

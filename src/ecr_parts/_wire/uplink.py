@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
+PIECE_SIZE = 256 * 1024  # bytes of a body that are sent at once
 _log = logging.getLogger("ecr_parts")
 # Seconds. Reference: "Signature expired: … is now earlier than … (… - 5 min.)", in public reports:
 # https://github.com/docker/for-win/issues/203
@@ -78,6 +79,7 @@ class Turn:
         if not self._waiting.acquire(timeout=seconds):
             self._uplink.begin_turns()  # if an interrupted thread has not
             return False
+        self._waiting.release()  # for the next call
         return True
 
     def leave(self) -> None:
@@ -112,12 +114,12 @@ class Turn:
     def failed(self) -> bool:
         """To be called when the connection has failed. Returns whether it was too slow.
 
-        The client may have waited in vain until it could send the next piece.
+        The client may have waited in vain until it could send a piece.
         """
         seconds = self._uplink.now() - self._last_at
         if self._sent == self._total or seconds < _WINDOW:
             return False
-        rate = (self._total - self._sent) / seconds
+        rate = PIECE_SIZE / seconds  # at most
         return self._uplink.is_too_slow(self, rate, self._total, rate)
 
     def stored(self) -> None:
