@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # at run time, each name is imported when it is first used
     from ecr_parts._model.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
     from ecr_parts._model.parts import Chunker, Part
     from ecr_parts._model.session import UploadSession
+    from ecr_parts._upload.setup import UploaderOptions
     from ecr_parts._uploader import LayerUploader
     from ecr_parts._wire.api import EcrClient, ImageClient
     from ecr_parts._wire.retry import CLIENT_CONFIG, default_retrying
@@ -63,6 +64,7 @@ __all__ = [
     "UploadLostError",
     "UploadSession",
     "UploadedLayer",
+    "UploaderOptions",
     "default_retrying",
 ]
 
@@ -75,6 +77,7 @@ _MODULES = {
     "_model.layers": ("Blob", "Layer", "LayerSource", "PushedImage", "SentPart", "UploadedLayer"),
     "_wire.retry": ("CLIENT_CONFIG", "default_retrying"),
     "_model.session": ("UploadSession",),
+    "_upload.setup": ("UploaderOptions",),
     "_uploader": ("LayerUploader",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

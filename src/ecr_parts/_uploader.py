@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import tenacity
-from botocore.client import BaseClient
+from typing_extensions import Self, Unpack
 
 from ecr_parts._base.frames import ClearOwnFrames
 from ecr_parts._base.redaction import show_url
@@ -16,17 +17,13 @@ from ecr_parts._base.validation import (
     check_callback,
     check_digest,
     check_int,
-    check_name,
-    check_positive,
     short_repr,
 )
 from ecr_parts._images.push import ImagePush, PushOptions
+from ecr_parts._images.put import put_manifest
 from ecr_parts._model.layers import Blob, Layer, LayerSource, PushedImage, UploadedLayer
 from ecr_parts._model.limits import (
-    ECR_LIMITS,
-    ECR_PUBLIC_LIMITS,
     Limits,
-    check_repository_name,
 )
 from ecr_parts._model.machine import Machine, NextAction
 from ecr_parts._model.parts import Part
@@ -35,32 +32,27 @@ from ecr_parts._sources.chunks import contiguous_view, slices
 from ecr_parts._upload.batch import BatchOptions, BatchUpload
 from ecr_parts._upload.layer import UploadOptions, upload_layer
 from ecr_parts._upload.plan import Planner
+from ecr_parts._upload.setup import UploaderOptions, connect
 from ecr_parts._upload.steps import Steps, raise_error, start_upload
 from ecr_parts._wire.api import (
     EcrClient,
-    check_client,
-    check_endpoint,
     endpoint_url,
-    service_name,
 )
-from ecr_parts._wire.bandwidth import Bandwidth
-from ecr_parts._wire.call import CallOptions, Target, answer_of
-from ecr_parts._wire.gate import Overlap
-from ecr_parts._wire.repository import Repository
-from ecr_parts._wire.request import accept_encoded_blobs, make_calls_stoppable
-from ecr_parts._wire.retry import default_retrying
-from ecr_parts._wire.uplink import Uplink
+from ecr_parts._wire.call import answer_of
+from ecr_parts._wire.clients import client_for
 
 
 class LayerUploader:
     """Uploads layers to one repository of Amazon ECR or ECR Public. Can be shared by threads.
 
     ``client`` is a botocore or boto3 client for ``ecr`` or ``ecr-public``, ideally created with
-    ``CLIENT_CONFIG``. ``registry_id`` is the AWS account ID of the registry, if it is not the
-    client's default. ``part_size`` (bytes) defaults to what ECR suggests, and ``limits`` to those
-    of the service. ``retrying`` is a ``tenacity`` policy, of which only stop, wait and sleep are
-    used: this library decides which errors are retried. ``attempt_timeout`` (seconds) limits each
-    attempt of a call, in case a server never finishes its answer. While three attempts that
+    ``CLIENT_CONFIG``; ``for_repository`` creates one. ``repository_name`` may also be a URI, if it
+    agrees with the client's service, region and endpoint. ``registry_id`` is the AWS account ID of
+    the registry, if it is not the client's default. ``part_size`` (bytes) defaults to what ECR
+    suggests, and ``limits`` to those of the service. ``retrying`` is a ``tenacity`` policy, of
+    which only stop, wait and sleep are used: this library decides which errors are retried.
+    ``attempt_timeout`` (seconds) limits each attempt of a call, in case a server never finishes its
+    answer. While three attempts that
     exceeded it are still open, the calls of this uploader fail. Creating an uploader makes no
     calls. Raises ``TypeError`` and ``ValueError`` for bad arguments.
 
@@ -101,45 +93,57 @@ class LayerUploader:
         max_bandwidth: float | None = None,
         attempt_timeout: float = 900,
     ) -> None:
-        check_client(client)
-        check_endpoint(client)
-        check_repository_name(repository_name)
-        if registry_id is not None:
-            check_name("registry_id", registry_id)
-        if retrying is not None and not isinstance(retrying, tenacity.Retrying):
-            raise TypeError(f"retrying must be a tenacity.Retrying, not {short_repr(retrying)}")
-        if limits is None:
-            public = service_name(client) == "ecr-public"
-            limits = ECR_PUBLIC_LIMITS if public else ECR_LIMITS
-        elif not isinstance(limits, Limits):
-            raise TypeError(f"limits must be a Limits, not {short_repr(limits)}")
-        self._planner = Planner(limits, part_size)
-        self._planner.check_part_size()
-        if not isinstance(overlap, bool):
-            raise TypeError(f"overlap must be True or False, not {short_repr(overlap)}")
-        bandwidth = None
-        if max_bandwidth is not None:
-            check_positive("max_bandwidth", max_bandwidth, "bytes per second")
-            bandwidth = Bandwidth(max_bandwidth)
-            bandwidth.check_workers(1)
-            if not isinstance(client, BaseClient):
-                raise TypeError(
-                    f"max_bandwidth requires a botocore client, not {short_repr(client)}"
-                )
-        check_positive("attempt_timeout", attempt_timeout, "seconds")
-        make_calls_stoppable(client)
-        encodes = accept_encoded_blobs(client)
-        self._repository = Repository(
-            Target(client, repository_name, registry_id),
-            CallOptions(
-                retrying or default_retrying(),
-                attempt_timeout,
-                encodes=encodes,
-                overlap=Overlap(enabled=overlap and encodes),
-                bandwidth=bandwidth,
-                uplink=Uplink(self._planner.limits.min_part),
-            ),
+        self._repository, self._planner = connect(
+            client, repository_name, registry_id,
+            part_size=part_size, limits=limits, retrying=retrying, overlap=overlap,
+            max_bandwidth=max_bandwidth, attempt_timeout=attempt_timeout,
+        )  # fmt: skip
+
+    @classmethod
+    def for_repository(
+        cls,
+        repository: str,
+        *,
+        public: bool = False,
+        region: str | None = None,
+        profile: str | None = None,
+        endpoint_url: str | None = None,
+        registry_id: str | None = None,
+        **options: Unpack[UploaderOptions],
+    ) -> Self:
+        """Create an uploader and its client, with ``CLIENT_CONFIG``. Makes no call to ECR.
+
+        ``repository`` is a name, or a URI such as
+        ``012345678910.dkr.ecr.us-east-1.amazonaws.com/team/app``: that of any partition, of FIPS
+        and dual-stack endpoints, of ECR Public (``public.ecr.aws/ALIAS/NAME``), or of a LocalECR
+        (``127.0.0.1:PORT/NAME``). ``public`` is for the name of a repository at ECR Public. The
+        region is that of the URI, ``region``, ``AWS_REGION``, or the one that botocore finds. The
+        credentials are those of ``profile``, or those that botocore finds. ``options`` are those
+        of ``LayerUploader``. If ECR tells that the alias in the URI of a public repository is not
+        that of the credentials, the first call raises ``ValueError``.
+
+        Raises ``TypeError`` and ``ValueError`` for bad arguments, if there is no region, and if
+        the client cannot be created.
+        """
+        client = client_for(
+            repository, public=public, region=region, profile=profile, endpoint_url=endpoint_url
         )
+        return cls(client, repository, registry_id=registry_id, **options)
+
+    @property
+    def client(self) -> Any:
+        """The client, for calls of your own: ``client.list_images(**uploader.location)``."""
+        return self._repository.target.client
+
+    @property
+    def repository_name(self) -> str:
+        """The name of the repository, without registry."""
+        return self._repository.target.repository_name
+
+    @property
+    def location(self) -> dict[str, Any]:
+        """The parameters of a call for the repository: its name, and the registry ID if set."""
+        return dict(self._repository.target.location)
 
     def __repr__(self) -> str:
         target = self._repository.target
@@ -279,6 +283,28 @@ class LayerUploader:
             checkpoint_dir, progress,
         )  # fmt: skip
         return push_observed(self, image, options)
+
+    def put_manifest(
+        self,
+        manifest: Mapping[str, Any] | bytes | str,
+        *,
+        media_type: str | None = None,
+        tags: Iterable[str] | None = None,
+    ) -> PushedImage:
+        """Put a manifest or an index whose layers, config or images ECR has.
+
+        Bytes, which must be UTF-8, and text are put as they are, a mapping as JSON.
+        ``media_type`` is needed if the document has no ``mediaType``. An immutable tag may be put
+        again with the same manifest only. If ECR does not find what the manifest refers to, the
+        call is repeated for some seconds, because it may lag behind completed layers.
+
+        Raises ``InvalidImageError`` for a manifest that ECR would refuse; ``TypeError`` if the
+        client has no ``put_image``; ``TypeError`` and ``ValueError`` for bad arguments, and for a
+        media type that is missing or contradicts the document; ``ServiceError`` and
+        ``UnexpectedResponseError``, whose ``manifests`` tell whether it was put under a tag.
+        """
+        with ClearOwnFrames():
+            return put_manifest(self._repository, manifest, media_type, tags)
 
     def initiate(
         self, *, layer_size: int | None = None, layer_digest: str | None = None

@@ -534,7 +534,7 @@ def test_accepts_name_that_cannot_be_decoded(
      "012345678910.dkr.ecr.us-east-1.amazonaws.com/Team"],
 )  # fmt: skip
 def test_rejects_name_that_no_repository_can_have(name: str, ecr: LocalECR) -> None:
-    with pytest.raises(ValueError, match="repository_name must be 2 to 256 lower-case letters"):
+    with pytest.raises(ValueError, match=r"^repository_name must "):
         LayerUploader(ecr.client(), name)
 
 

@@ -29,13 +29,13 @@ PACKAGES = {
     "errors": [],
     "_sources": ["chunks", "base", "stream", "kinds", "digest", "compression"],
     "_wire": [
-        "gate", "bandwidth", "uplink", "retry", "signature", "failures", "answers", "api",
-        "request", "call", "repository",
+        "registries", "gate", "bandwidth", "uplink", "retry", "signature", "failures", "answers",
+        "api", "clients", "request", "call", "repository",
     ],
-    "_upload": ["checkpoint", "plan", "pipeline", "steps", "layer", "batch"],
+    "_upload": ["checkpoint", "plan", "pipeline", "steps", "layer", "batch", "setup"],
     "_images": [
         "tar", "files", "documents", "contents", "choice", "rewrite", "layout", "docker",
-        "selection", "plain", "plan", "push",
+        "selection", "plain", "plan", "put", "push",
     ],
     "_uploader": [],
     "__init__": [],

@@ -13,14 +13,14 @@ import tenacity
 from botocore.client import BaseClient
 from botocore.exceptions import NoRegionError
 
-from ecr_parts._base.redaction import show_error
 from ecr_parts._base.validation import to_printable
 from ecr_parts._command.state_directory import checkpoint_directory
 from ecr_parts._command.terminal import Terminal
 from ecr_parts._model.layers import UploadedLayer
 from ecr_parts._upload.checkpoint import BestEffortPath
 from ecr_parts._uploader import LayerUploader
-from ecr_parts._wire.retry import CLIENT_CONFIG, default_retrying
+from ecr_parts._wire.clients import create_client, describe_creation_error
+from ecr_parts._wire.retry import default_retrying
 from ecr_parts.testing.__main__ import print_whole
 
 START_OVER = "Run the command again to start over: "
@@ -80,15 +80,12 @@ class Command(ABC):
                 "and AWS_SECRET_ACCESS_KEY"
             )
         try:
-            # The API of ECR Public is in one region only.
-            region = options.region or ("us-east-1" if options.public else None)
-            # Like the AWS CLI and other SDKs; botocore knows AWS_DEFAULT_REGION only.
-            region = region or os.environ.get("AWS_REGION")
-            client: BaseClient = session.create_client(
-                "ecr-public" if options.public else "ecr",
-                region_name=region,
+            client = create_client(
+                session,
+                options.repository_uri,
+                public=options.public,
+                region=options.region,
                 endpoint_url=options.endpoint_url,
-                config=CLIENT_CONFIG,
             )
         except NoRegionError as error:
             raise ValueError("there is no AWS region: set --region or AWS_REGION") from error
@@ -113,7 +110,7 @@ class Command(ABC):
             )
         return LayerUploader(
             client,
-            options.repository,
+            options.repository_uri.text,
             registry_id=options.registry_id,
             part_size=options.part_size,
             retrying=retrying,
@@ -161,11 +158,9 @@ def describe_os_error(error: Exception) -> str:
 
 
 def _describe_error(error: Exception) -> str:
-    shown = describe_os_error(error) if isinstance(error, OSError) else show_error(error)
-    if shown.startswith("Invalid endpoint"):  # botocore shows the URL, which may have a password
-        shown = "the endpoint URL is malformed"
-    text = to_printable(shown).strip().rstrip(".")
-    return f"{type(error).__name__}: {text}"
+    if not isinstance(error, OSError):
+        return describe_creation_error(error)
+    return f"{type(error).__name__}: {to_printable(describe_os_error(error)).strip().rstrip('.')}"
 
 
 def layer_details(layer: UploadedLayer) -> dict[str, object]:

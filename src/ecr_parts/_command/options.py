@@ -9,10 +9,12 @@ from typing_extensions import override
 
 from ecr_parts._base.validation import short_repr
 from ecr_parts._command import values
-from ecr_parts._model.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, REPOSITORY_NAME, Limits
+from ecr_parts._model.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
 from ecr_parts._upload.plan import Planner
 from ecr_parts._version import __version__
 from ecr_parts._wire.bandwidth import min_bandwidth
+from ecr_parts._wire.clients import find_conflict
+from ecr_parts._wire.registries import parse_repository
 from ecr_parts.testing.__main__ import DESCRIPTION, Parser, add_options, print_or_exit
 
 _EXIT_STATUS = (
@@ -35,11 +37,6 @@ error. Pass --digest or --size: then a truncated layer is not completed. If you 
 'set -o pipefail' first, so that the shell reports that the producer failed.
 
 {_EXIT_STATUS}"""
-_MAX_NAME, _MAX_PUBLIC_NAME = 256, 205  # characters; ``RepositoryName`` in both API references
-# The name that docker uses. Reference: "Amazon ECR private registries" in the user guide.
-_REPOSITORY_URI = re.compile(
-    r"(?P<registry>[0-9]{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(\.cn)?/(?P<name>.*)"
-)
 
 
 def parse_options() -> argparse.Namespace:
@@ -230,9 +227,6 @@ def _add_common_options(parser: argparse.ArgumentParser, items: str) -> None:
     )
 
 
-# The types of options. Each raises ``ArgumentTypeError``, to which argparse adds the option's name.
-
-
 # Checks of several options together
 
 
@@ -299,51 +293,31 @@ def _check_files(options: argparse.Namespace) -> None:
 
 
 def _split_repository(options: argparse.Namespace) -> None:
-    """Take a registry, a region and a tag out of ``REPOSITORY``."""
-    match = _REPOSITORY_URI.fullmatch(options.repository)
-    if match is not None:
-        options.repository = match["name"]
-        for name, found in (("registry_id", match["registry"]), ("region", match["region"])):
-            if getattr(options, name) not in (None, found):
-                option = name.replace("_", "-")
-                raise ValueError(
-                    f"argument --{option}: {getattr(options, name)} contradicts REPOSITORY, {found}"
-                )
-            setattr(options, name, found)
-    elif options.repository.startswith("public.ecr.aws/"):
-        raise ValueError(
-            "argument REPOSITORY: pass the name without public.ecr.aws and the alias, and --public"
-        )
-    if options.command == "upload" and ":" in options.repository:
+    """Take what ``REPOSITORY`` says into the options: registry, region, endpoint, tag."""
+    try:
+        uri = parse_repository(options.repository, public=options.public)
+    except ValueError as error:
+        raise ValueError(f"argument REPOSITORY: {error}") from None
+    values_of = {name: getattr(options, name) for name in ("registry_id", "region", "endpoint_url")}
+    conflict = find_conflict(uri, values_of, public=options.public)
+    if conflict is not None:
+        name, problem = conflict
+        raise ValueError(f"argument --{name.replace('_', '-')}: {problem}")
+    if options.command == "upload" and uri.tag is not None:
         raise ValueError(
             "argument REPOSITORY: a layer has no tag, so the name has no colon; an image is pushed "
             "by ecr-parts push"
         )
-    if options.command == "push":
-        directory, slash, name = options.repository.rpartition("/")
-        name, colon, tag = name.partition(":")
-        options.repository = f"{directory}{slash}{name}"
-        if colon:
-            try:
-                options.tags = [values.tag(tag), *(options.tags or [])]
-            except argparse.ArgumentTypeError as error:
-                raise ValueError(f"argument REPOSITORY[:TAG]: the tag {error}") from None
-    problem = _problem_of_name(
-        options.repository, _MAX_PUBLIC_NAME if options.public else _MAX_NAME
-    )
-    if problem is not None:
-        raise ValueError(f"argument REPOSITORY: {problem}")
-
-
-def _problem_of_name(name: str, max_length: int) -> str | None:
-    """Why ``name`` cannot be that of a repository; ``None`` if it can."""
-    if not 2 <= len(name) <= max_length:
-        return f"must have 2 to {max_length} characters, not {len(name):,}"
-    if REPOSITORY_NAME.fullmatch(name):
-        return None
-    invalid = re.search(r"[^A-Za-z0-9._/-]", name)
-    if invalid is not None:
-        return f"must not contain {short_repr(invalid[0])}, as in {short_repr(name)}"
-    if name != name.lower():
-        return f"must be lower case, not {short_repr(name)}"
-    return f"must have '.', '_', '-' and '/' only between letters or digits, not {short_repr(name)}"
+    if uri.digest is not None:
+        raise ValueError(
+            "argument REPOSITORY: must not have a digest, because that follows from the content"
+        )
+    if uri.tag is not None:
+        try:
+            options.tags = [values.tag(uri.tag), *(options.tags or [])]
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"argument REPOSITORY[:TAG]: the tag {error}") from None
+    options.repository_uri, options.repository = uri, uri.name
+    options.public = options.public or uri.public_alias is not None
+    for name, value in values_of.items():
+        setattr(options, name, value or getattr(uri, name))

@@ -28,6 +28,7 @@ from ecr_parts._images.files import image_error, open_image_files
 from ecr_parts._images.layout import read_directory, read_layout, unknown_format
 from ecr_parts._images.plain import PlainLayer, prepare_layer
 from ecr_parts._images.plan import Plan, make_plan
+from ecr_parts._images.put import check_immutable_tags, check_names
 from ecr_parts._images.rewrite import CompressedLayer
 from ecr_parts._images.selection import absent_of, choose_leaves, leaves_of, select
 from ecr_parts._model.layers import Layer, PushedImage, UnnamedFile, UploadedLayer, is_path
@@ -138,8 +139,8 @@ class ImagePush:
         self._wanted = Wanted(
             repository.target.repository_name,
             options.name,
-            _check_names("tags", options.tags, TAG),
-            _check_names("platforms", options.platforms, PLATFORM),
+            check_names("tags", options.tags, TAG),
+            check_names("platforms", options.platforms, PLATFORM),
         )
         if self._wanted.platforms == ():
             raise ValueError("platforms must not be empty: pass None for all of them")
@@ -203,7 +204,13 @@ class ImagePush:
         existing = tuple(
             UploadedLayer(digest, size, existed=True) for digest, size in present.items() if size
         )
-        return PushedImage(root.digest, root.media_type, chosen.tags, (*sent, *existing))
+        return PushedImage(
+            root.digest,
+            root.media_type,
+            chosen.tags,
+            (*sent, *existing),
+            size=len(root.content),
+        )
 
     # Reading
 
@@ -311,16 +318,9 @@ class ImagePush:
 
         What a plain image becomes is not known yet: then PutImage decides.
         """
-        digest = plan.manifests[-1].digest
-        if plan.plain or not tags or self._repository.has_mutable_tags():
-            return
-        for tag in tags:
-            found = self._repository.digest_of_tag(tag)
-            if found not in (None, digest):
-                raise plan.contents.error(
-                    f"the tag {tag} is immutable and that of {found}, and this is {digest}: push "
-                    "with another tag, or delete that image"
-                )
+        if not plan.plain:
+            digest = plan.manifests[-1].digest
+            check_immutable_tags(self._repository, digest, tags, plan.contents.error)
 
     def _put_manifests(self, plan: Plan, tags: tuple[str, ...]) -> None:
         """Put all manifests: the image, what is attached to it, and last the image's tags."""
@@ -355,19 +355,3 @@ def _make_directory(path: Path | BestEffortPath) -> None:
             f"the checkpoint directory {name!r} cannot be created: {error}. Pass another directory"
         )
         raise_or_report(path, CheckpointError(message), error)
-
-
-def _check_names(
-    name: str, values: Iterable[str] | None, pattern: re.Pattern[str]
-) -> tuple[str, ...] | None:
-    if values is None:
-        return None
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise TypeError(f"{name} must be an iterable of str, not {short_repr(values)}: pass a list")
-    checked = tuple(dict.fromkeys(values))
-    for value in checked:
-        if not isinstance(value, str):
-            raise TypeError(f"{name} must be an iterable of str, not of {short_repr(value)}")
-        if not pattern.fullmatch(value):
-            raise ValueError(f"{name}: {short_repr(value)} does not match {pattern.pattern}")
-    return checked

@@ -113,7 +113,14 @@ class PushedImage:
     """That of the manifest or the index."""
     tags: tuple[str, ...]
     layers: tuple[UploadedLayer, ...] = field(repr=False)
-    """The layers and configs of all its platforms, each of them once."""
+    """The layers and configs of all its platforms, each of them once. Empty for ``put_manifest``,
+    which sends none."""
+    size: int = field(kw_only=True)
+    """That of the manifest or the index, in bytes."""
+
+    def descriptor(self) -> dict[str, str | int]:
+        """The image as an OCI content descriptor, as an index refers to it."""
+        return {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
 
 
 @dataclass(frozen=True)

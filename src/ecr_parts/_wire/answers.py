@@ -116,6 +116,12 @@ def parse_mutability(answer: Answer) -> bool:
     return isinstance(repository, dict) and repository.get("imageTagMutability") != "IMMUTABLE"
 
 
+def parse_repository_uri(answer: Answer) -> str:
+    """The URI of the repository in an answer to DescribeRepositories."""
+    (repository, *_) = _member(answer, "repositories", list) or [None]
+    return _member(repository, "repositoryUri", str)
+
+
 def check_put_image(digest: str, answer: Answer) -> bool:
     """Raise ``BadAnswerError`` unless ECR stored the manifest with ``digest``."""
     stored = _member(_member(_member(answer, "image", dict), "imageId", dict), "imageDigest", str)

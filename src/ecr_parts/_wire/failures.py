@@ -238,7 +238,10 @@ REMEDIES: dict[str | tuple[str, str], str] = {
         "ECR has only a fragment of a part, left by a broken connection: upload the layer again "
         "from the beginning"
     ),
-    "LayersNotFoundException": "Push the image again: what is missing will be uploaded",
+    "LayersNotFoundException": (
+        "Push the image again: what is missing will be uploaded; before put_manifest, upload the "
+        "config and the layers"
+    ),
     "ReferencedImagesNotFoundException": (
         "Push the images of this index first; if they were pushed just now, push it again"
     ),

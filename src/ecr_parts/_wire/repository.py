@@ -14,6 +14,7 @@ from botocore.exceptions import ClientError
 from typing_extensions import Self
 
 from ecr_parts._base.threads import Waiter
+from ecr_parts._base.validation import short_repr
 from ecr_parts._model.layers import Blob
 from ecr_parts._model.parts import Part
 from ecr_parts._wire.answers import (
@@ -30,11 +31,13 @@ from ecr_parts._wire.answers import (
     parse_part_refusal,
     parse_put_image_refusal,
     parse_received,
+    parse_repository_uri,
     parse_upload,
 )
 from ecr_parts._wire.api import offers, service_name
 from ecr_parts._wire.call import Call, CallOptions, PartCall, Target, outcome_of
 from ecr_parts._wire.failures import CallFailed
+from ecr_parts._wire.registries import RepositoryUri, parse_repository
 from ecr_parts._wire.request import encode_blob
 from ecr_parts._wire.retry import Backoff
 
@@ -44,10 +47,24 @@ MAX_DIGESTS = 100  # in one call of BatchCheckLayerAvailability (API reference)
 _MAX_POLLS = 4  # availability checks after a completion, because ECR may lag
 _MAX_PUTS = 5  # of one manifest that refers to something that ECR does not find
 _NOT_FOUND = frozenset({"LayersNotFoundException", "ReferencedImagesNotFoundException"})
+_NOT_CHECKED = "cannot check that %s is the repository's URI: %s"
+_WITHOUT_ALIAS_CHECK = frozenset({"CreateRepository", "DescribeRepositories"})
 
 
 class NotListedError(Exception):
     """Given to the retry policy while ECR does not list a layer yet. It is never raised."""
+
+
+@dataclass(eq=False)
+class AliasCheck:
+    """Whether the alias in the URI of a public repository is that of the caller's registry.
+
+    The API knows the registry of the credentials only, whatever the URI says.
+    """
+
+    uri: RepositoryUri
+    is_done: bool = False
+    """Several threads may find it false, and check it twice."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +77,8 @@ class Repository:
     target: Target
     options: CallOptions
     waiter: Waiter = field(default_factory=Waiter)
+    alias: AliasCheck | None = None
+    """What the first call checks; ``None`` if the repository was not named by an alias."""
 
     def with_waiter(self, waiter: Waiter) -> Self:
         """A copy whose calls wait with ``waiter``."""
@@ -249,13 +268,39 @@ class Repository:
         """Whether tags can be overwritten; ``True`` also if ECR cannot be asked."""
         if not offers(self.target.client, "DescribeRepositories"):
             return True
-        location = dict(self.target.location)
-        names = {"repositoryNames": [location.pop("repositoryName")]}
-        found = self._ask("DescribeRepositories", names, parse_mutability, location)
+        found = self._describe(parse_mutability)
         if isinstance(found, CallFailed):
             _log.info("cannot ask whether tags are immutable: %s", found.error)
             return True
         return found
+
+    def _describe(self, parse: Callable[[Answer], _T]) -> _T | CallFailed:
+        location = dict(self.target.location)
+        names = {"repositoryNames": [location.pop("repositoryName")]}
+        return self._ask("DescribeRepositories", names, parse, location)
+
+    def _check_alias(self, alias: AliasCheck) -> None:
+        """Raise ``ValueError`` if ECR has the repository under another alias."""
+        if not offers(self.target.client, "DescribeRepositories"):
+            alias.is_done = True
+            _log.warning(_NOT_CHECKED, alias.uri.text, "the client has no describe_repositories")
+            return
+        found = self._describe(parse_repository_uri)
+        if isinstance(found, CallFailed):
+            if found.code != "RepositoryNotFoundException":  # it may be created, then asked for
+                alias.is_done = True
+                _log.warning(_NOT_CHECKED, alias.uri.text, found.error)
+            return
+        try:
+            public_alias = parse_repository(found).public_alias
+        except ValueError:
+            public_alias = None
+        if public_alias not in (None, alias.uri.public_alias):
+            raise ValueError(
+                f"the repository {alias.uri.name} of these credentials has the URI "
+                f"{short_repr(found)}, not {alias.uri.text}: pass that, or check the credentials"
+            )
+        alias.is_done = True
 
     def create_if_missing(self) -> None:
         """Create the repository, unless there is one."""
@@ -297,6 +342,9 @@ class Repository:
         subject: str = "",
         location: Mapping[str, object] | None = None,
     ) -> _T:
+        alias = self.alias
+        if alias is not None and not alias.is_done and operation not in _WITHOUT_ALIAS_CHECK:
+            self._check_alias(alias)
         location = self.target.location if location is None else location
         return Call(
             target=self.target,
