@@ -38,7 +38,7 @@ def put_manifest(
     content = _encode(manifest)
     media_type = _check(content, media_type)
     digest = digest_of(content)
-    check_immutable_tags(repository, digest, names, _invalid)
+    check_immutable_tags(repository, digest, names, _cannot_be_put)
     done: list[str] = []
     for tag in names or (None,):
         put = partial(repository.put_image, digest, media_type, content.decode(), tag)
@@ -163,6 +163,10 @@ def _check(content: bytes, media_type: str | None) -> str:
 
 def _invalid(problem: str) -> InvalidImageError:
     return InvalidImageError(f"the manifest {problem}")
+
+
+def _cannot_be_put(problem: str) -> InvalidImageError:
+    return _invalid(f"cannot be put: {problem}")
 
 
 def _refuse_constant(name: str) -> NoReturn:
