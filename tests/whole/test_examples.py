@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
+import io
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import random_bytes, run_on_terminal, write_layer
+from helpers import digest_of, random_bytes, run_on_terminal, write_layer
+from image_makers import docker_archive, two_platforms
 
+from ecr_parts import EcrPartsError, LayerUploader
 from ecr_parts.testing import LocalECR
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -31,6 +37,8 @@ def load(name: str) -> Any:
     return module
 
 
+append_layer = load("append_layer")
+copy_image = load("copy_image")
 push_oci_image = load("push_oci_image")
 
 
@@ -112,3 +120,123 @@ def test_push_oci_image_sends_no_blob_twice() -> None:
         ("2", "2"),
         ("0", "2"),
     ]
+
+
+# append_layer.py and copy_image.py
+
+
+@pytest.fixture
+def base(local_ecr: LocalECR, tmp_path: Path) -> LayerUploader:
+    """The uploader of a repository that has the images ``index``, ``arm64`` and ``amd64``."""
+    uploader = LayerUploader(local_ecr.client(), "demo")
+    layout = two_platforms(tmp_path / "layout").path
+    uploader.push_image(layout, tags=["index"])
+    for architecture in ("amd64", "arm64"):
+        uploader.push_image(layout, tags=[architecture], platforms=[f"linux/{architecture}"])
+    return uploader
+
+
+def url_of_another(base: LayerUploader) -> str:
+    """The URL of a blob that is not in the image ``amd64``."""
+    manifest = json.loads(copy_image.read_manifest(base, {"imageTag": "arm64"})[0])
+    digest = manifest["config"]["digest"]
+    answer = base.client.get_download_url_for_layer(repositoryName="demo", layerDigest=digest)
+    return str(answer["downloadUrl"])
+
+
+def files_of(local_ecr: LocalECR, digest: str) -> list[str]:
+    with tarfile.open(fileobj=io.BytesIO(local_ecr.layer("demo", digest))) as tar:
+        return tar.getnames()
+
+
+def test_append_layer_without_arguments() -> None:
+    completed = run("append_layer")
+    assert completed.returncode == 0, completed.stderr
+    assert re.fullmatch(r"sha256:[0-9a-f]{64} has 2 layers, \d+ bytes\n", completed.stdout)
+
+
+def test_append_layer_as_command(local_ecr: LocalECR, tmp_path: Path) -> None:
+    directory = tmp_path / "files"
+    directory.mkdir()
+    (directory / "hello").write_text("hello")
+    uploader = LayerUploader(local_ecr.client(), "demo")
+    docker_archive(tmp_path / "image.tar", [b"base"])
+    base = uploader.push_image(tmp_path / "image.tar", tags=["base"])
+    command = ["demo", "base", str(directory), "app"]
+    completed = run("append_layer", *command, **local_ecr.environ())
+    assert completed.returncode == 0, completed.stderr
+    (app,) = uploader.client.batch_get_image(
+        repositoryName="demo", imageIds=[{"imageDigest": completed.stdout.strip()}]
+    )["images"]
+    manifest = json.loads(app["imageManifest"])
+    assert manifest["mediaType"] == base.media_type
+    assert len(manifest["layers"]) == 2
+    assert files_of(local_ecr, manifest["layers"][1]["digest"]) == [".", "./hello"]
+    config = json.loads(local_ecr.layer("demo", manifest["config"]["digest"]))
+    layers = [gzip.decompress(local_ecr.layer("demo", one["digest"])) for one in manifest["layers"]]
+    assert config["rootfs"]["diff_ids"] == list(map(digest_of, layers))
+    assert config["history"][-1] == {"created_by": "append_layer.py files"}
+
+    for wrong, message in (("none", "cannot append to none: none: "), ("base", "is not sha256:")):
+        if wrong == "base":
+            answer = {"imageId": {"imageDigest": base.digest}, "imageManifest": "{}"}
+            local_ecr.respond("BatchGetImage", {"images": [answer], "failures": []})
+        failed = run("append_layer", "demo", wrong, str(directory), "x", **local_ecr.environ())
+        assert failed.returncode == 1
+        assert message in failed.stderr
+    assert run("append_layer", "demo", "base").returncode == 2
+
+
+def test_append_layer_refuses_index_and_damaged_config(
+    local_ecr: LocalECR, base: LayerUploader, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="index is not an image for one platform, but application"):
+        append_layer.append(base, "index", tmp_path, "new")
+    local_ecr.respond("GetDownloadUrlForLayer", {"downloadUrl": url_of_another(base)})
+    with pytest.raises(ValueError, match="what was downloaded is not sha256:"):
+        append_layer.append(base, "amd64", tmp_path, "new")
+    assert "new" not in local_ecr.registry.repositories["demo"].tags
+
+
+def test_copy_image_without_arguments_sends_each_blob_once() -> None:
+    completed = run("copy_image")
+    assert completed.returncode == 0, completed.stderr
+    lines = completed.stdout.splitlines()
+    assert [line.partition(" ")[0] for line in lines[:4]] == ["copied"] * 4
+    assert len(set(lines[:4])) == 4
+    assert lines[4] == lines[5]
+    assert lines[4].endswith(" is in both repositories")
+
+
+def test_copy_image_as_command(local_ecr: LocalECR, base: LayerUploader) -> None:
+    local_ecr.client().create_repository(repositoryName="mirror")
+    host = local_ecr.endpoint_url.partition("://")[2]
+    completed = run("copy_image", "demo", f"{host}/mirror", "index", **local_ecr.environ())
+    assert completed.returncode == 0, completed.stderr
+    repositories = local_ecr.registry.repositories
+    digest = repositories["demo"].tags["index"]
+    assert repositories["mirror"].tags == {"index": digest}
+    assert {one: image.manifest for one, image in repositories["mirror"].images.items()} == {
+        one: image.manifest for one, image in repositories["demo"].images.items()
+    }
+    assert completed.stdout.splitlines()[-1] == digest
+
+    missing = run("copy_image", "demo", "mirror", "none", **local_ecr.environ())
+    assert missing.returncode == 1
+    assert missing.stderr.startswith("cannot copy none: none: ")
+    refused = run("copy_image", "demo", "docker.io/app", "index", **local_ecr.environ())
+    assert "cannot copy index: repository must be a repository of ECR" in refused.stderr
+    assert run("copy_image", "demo").returncode == 2
+
+
+def test_copy_image_notices_changed_bytes(local_ecr: LocalECR, base: LayerUploader) -> None:
+    local_ecr.client().create_repository(repositoryName="mirror")
+    target = LayerUploader(local_ecr.client(), "mirror")
+    manifest = {"imageId": {"imageDigest": digest_of(b"")}, "imageManifest": "{}"}
+    local_ecr.respond("BatchGetImage", {"images": [manifest], "failures": []})
+    with pytest.raises(ValueError, match="what was downloaded is not sha256:"):
+        copy_image.copy(base, target, "amd64")
+    local_ecr.respond("GetDownloadUrlForLayer", {"downloadUrl": url_of_another(base)}, times=9)
+    with pytest.raises(EcrPartsError):
+        copy_image.copy(base, target, "amd64")
+    assert local_ecr.registry.repositories["mirror"].tags == {}

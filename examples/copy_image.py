@@ -1,0 +1,115 @@
+"""Copy an image from one repository to another, in any region or account, without docker.
+
+    python examples/copy_image.py [SOURCE TARGET TAG]
+
+Each blob that the target lacks is sent while it is downloaded, without a temporary file; all
+platforms are copied, byte for byte. SOURCE and TARGET are names or URIs; SOURCE is not of ECR
+Public, whose API cannot download. Without arguments, the script does this in a local ECR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import urllib.request
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from ecr_parts import EcrPartsError, LayerUploader, PushedImage
+from ecr_parts.testing import LocalECR
+
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+INDEX = "application/vnd.oci.image.index.v1+json"
+
+
+def copy(source: LayerUploader, target: LayerUploader, tag: str) -> PushedImage:
+    """Copy the image, or the index and all images in it, that have ``tag``."""
+    return copy_one(source, target, {"imageTag": tag}, [tag])
+
+
+def copy_one(
+    source: LayerUploader, target: LayerUploader, image_id: dict[str, str], tags: list[str]
+) -> PushedImage:
+    """Copy a manifest, after what it refers to."""
+    text, media_type = read_manifest(source, image_id)
+    document = json.loads(text)
+    for child in document.get("manifests") or ():
+        copy_one(source, target, {"imageDigest": child["digest"]}, [])
+    if "config" in document:
+        copy_blobs(source, target, [document["config"], *document["layers"]])
+    return target.put_manifest(text, media_type=media_type, tags=tags)
+
+
+def read_manifest(source: LayerUploader, image_id: dict[str, str]) -> tuple[str, str | None]:
+    """A manifest or an index, byte for byte, and its media type."""
+    answer = source.client.batch_get_image(**source.location, imageIds=[image_id])
+    for failure in answer["failures"]:
+        raise ValueError(f"{', '.join(image_id.values())}: {failure['failureReason']}")
+    (image,) = answer["images"]
+    text, digest = image["imageManifest"], image["imageId"]["imageDigest"]
+    if f"sha256:{hashlib.sha256(text.encode()).hexdigest()}" != digest:
+        raise ValueError(f"what was downloaded is not {digest}")
+    return text, image.get("imageManifestMediaType")
+
+
+def copy_blobs(source: LayerUploader, target: LayerUploader, blobs: list[dict[str, Any]]) -> None:
+    """Send the blobs that the target lacks. ECR compares each with its digest."""
+    sizes = {blob["digest"]: blob["size"] for blob in blobs}
+    for digest in target.missing(sizes):
+        answer = source.client.get_download_url_for_layer(**source.location, layerDigest=digest)
+        with urllib.request.urlopen(answer["downloadUrl"], timeout=60) as response:
+            target.upload(response, digest=digest, size=sizes[digest])
+        print(f"copied {digest}, {sizes[digest]:,} bytes")
+
+
+def demonstrate() -> None:
+    """Copy an index of two images in a local ECR, twice."""
+    with LocalECR(["team/app", "mirror/app"]) as ecr:
+        source = LayerUploader(ecr.client(), "team/app")
+        target = LayerUploader(ecr.client(), "mirror/app")
+        images = []
+        for architecture in ("amd64", "arm64"):
+            platform = {"architecture": architecture, "os": "linux"}
+            config = source.upload(json.dumps(platform).encode())
+            layer = source.upload(f"the files for {architecture}".encode())
+            manifest = {
+                "schemaVersion": 2,
+                "mediaType": MANIFEST,
+                "config": config.descriptor("application/vnd.oci.image.config.v1+json"),
+                "layers": [layer.descriptor("application/vnd.oci.image.layer.v1.tar+gzip")],
+            }
+            images.append({**source.put_manifest(manifest).descriptor(), "platform": platform})
+        index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": images}
+        pushed = source.put_manifest(index, tags=["v1"])
+        for _ in range(2):
+            copied = copy(source, target, "v1")
+            if copied.digest != pushed.digest:
+                sys.exit("the image was changed")
+            print(f"{copied.digest} is in both repositories")
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("arguments", nargs="*", metavar="SOURCE TARGET TAG")
+    arguments = parser.parse_args().arguments
+    if not arguments:
+        demonstrate()
+        return
+    if len(arguments) != 3:
+        parser.error("pass SOURCE, TARGET and TAG")
+    try:
+        source, target = map(LayerUploader.for_repository, arguments[:2])
+        image = copy(source, target, arguments[2])
+    except (BotoCoreError, ClientError, EcrPartsError, OSError, ValueError) as error:
+        sys.exit(f"cannot copy {arguments[2]}: {error}")
+    print(image.digest)
+
+
+if __name__ == "__main__":
+    main()
