@@ -18,6 +18,7 @@ from ecr_parts import (
     Part,
     PushedImage,
     UploadedLayer,
+    UploaderOptions,
     UploadSession,
     default_retrying,
 )
@@ -38,6 +39,18 @@ def upload_with_boto3(blob: bytes) -> dict[str, str | int]:
 
 def push(path: str) -> PushedImage:
     return LayerUploader(boto3.client("ecr"), "team/app").push_image(path, tags=["v1"])
+
+
+def build(blob: bytes) -> PushedImage:
+    options: UploaderOptions = {"part_size": 8 * 1024**2}
+    uploader = LayerUploader.for_repository("team/app", region="eu-west-1", **options)
+    LayerUploader.for_repository("team/app", partsize=1)  # type: ignore[call-arg]
+    LayerUploader.for_repository("team/app", overlap="no")  # type: ignore[arg-type]
+    manifest: dict[str, object] = {"config": uploader.upload(blob).descriptor("application/json")}
+    image = uploader.put_manifest(manifest, tags=["v1"])
+    uploader.client.list_images(**uploader.location, maxResults=1)
+    assert_type(image.descriptor(), dict[str, str | int])
+    return uploader.put_manifest(b"{}", media_type=image.media_type)
 
 
 def upload_in_single_steps(uploader: LayerUploader, blob: bytes) -> UploadedLayer:

@@ -72,6 +72,16 @@ def test_region_of_china_and_matching_options(parse: Callable[..., Any]) -> None
     assert (options.repository, options.region) == ("app", "cn-north-1")
 
 
+@pytest.mark.parametrize("command", [("push", "image"), ("upload", "a")])
+def test_host_of_uri_sets_options(command: tuple[str, str], parse: Callable[..., Any]) -> None:
+    public = parse(*command, "public.ecr.aws/alias/team/app")
+    assert (public.repository, public.public, public.region) == ("team/app", True, None)
+    local = parse(*command, "127.0.0.1:5000/app", "--region", "eu-west-1")
+    assert (local.repository, local.endpoint_url) == ("app", "http://127.0.0.1:5000")
+    fips = parse(*command, "012345678910.dkr-ecr-fips.us-west-2.on.aws/app")
+    assert (fips.repository_uri.is_fips, fips.repository_uri.is_dual_stack) == (True, True)
+
+
 def test_first_tag_is_that_of_repository(parse: Callable[..., Any]) -> None:
     assert parse(*PUSH[:2], "app:v2", "--tag", "v1").tags == ["v2", "v1"]
 
@@ -106,6 +116,7 @@ def test_durations_may_have_units(text: str, seconds: int, parse: Callable[..., 
             "REPOSITORY: a layer has no tag, so the name has no colon; an",
         ),
         (("push", "a", "public.ecr.aws/demo"), "must be like public.ecr.aws/ALIAS/NAME, not "),
+        (("upload", "a", f"app@{DIGEST}"), "REPOSITORY: must not have a digest, because that fo"),
         (("push", "a", URI, "--public"), "argument --public: contradicts the repository, 01234"),
         (("push", "a", ":v1"), "REPOSITORY: must have 2 to 256 characters, not 0"),
         (("push", "a", "demo:"), "REPOSITORY[:TAG]: the tag must be 1 to 300 letters, "),

@@ -39,6 +39,45 @@ def test_pushes_image(
         assert stderr.endswith("team/app:v1: 0 of 5 blobs sent, 0 bytes\n")
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://012345678910.dkr-ecr-fips.us-west-2.on.aws/demo:v1",
+        "012345678910.dkr.ecr.us-iso-east-1.c2s.ic.gov/demo:v1",
+        "public.ecr.aws/alias/demo:v1",
+        "{}/demo:v1",
+    ],
+)
+def test_pushes_to_uri_of_every_kind(
+    uri: str, small_image: Path, run_in_process: RunInProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LocalECR() as ecr:
+        if uri.startswith("{}"):  # its URI alone leads to it
+            keys = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}
+            monkeypatch.setattr(ecr, "environ", lambda: keys)
+        uri = uri.format(ecr.endpoint_url.partition("://")[2])
+        status, digest, stderr = run_in_process(ecr, small_image, uri, subcommand="push")
+        assert ecr.registry.repositories["demo"].tags == {"v1": digest.strip()}
+        assert status == 0
+        assert stderr.startswith("image pushed to demo:v1: 2 of 2 blobs sent")
+
+
+def test_alias_of_another_registry_is_an_error(
+    small_image: Path, run_in_process: RunInProcess
+) -> None:
+    with LocalECR() as ecr:
+        found = {"repositoryUri": "public.ecr.aws/mine/demo"}
+        ecr.respond("DescribeRepositories", {"repositories": [found]}, times=9)
+        status, _, stderr = run_in_process(
+            ecr, small_image, "public.ecr.aws/theirs/demo:v1", subcommand="push"
+        )
+    assert status == 1
+    assert stderr == (
+        "error: the repository demo of these credentials has the URI 'public.ecr.aws/mine/demo', "
+        "not public.ecr.aws/theirs/demo: pass that, or check the credentials\n"
+    )
+
+
 def test_pushes_one_platform_without_tag(small_image: Path, run_in_process: RunInProcess) -> None:
     with LocalECR() as ecr:
         options = ("--platform", "linux/amd64", "--max-workers", "1")

@@ -180,6 +180,14 @@ def push_image(text: str, workspace: Workspace) -> None:
     assert workspace.variables["image"].tags == ("v1",)
 
 
+def put_manifest(text: str, workspace: Workspace) -> None:
+    (workspace.path / "a.tar.gz").write_bytes(LAYER)
+    workspace.run_python(text)
+    digest = workspace.variables["image"].descriptor()["digest"]
+    assert workspace.ecr.registry.repositories["team/app"].tags == {"v1": digest}
+    assert workspace.stored_layer() == LAYER
+
+
 def command_line(text: str, workspace: Workspace) -> None:
     tar = b"a layer that is not compressed"
     (workspace.path / "layer.tar").write_bytes(tar)
@@ -349,6 +357,7 @@ CHECKS = [
     Check(first_commands, "text", r"^ecr-parts upload"),
     Check(first_program, "python", r"botocore\.session\.get_session"),
     Check(push_image, "python", r"uploader\.push_image"),
+    Check(put_manifest, "python", r"uploader\.put_manifest"),
     Check(project_tests, "sh", r"venv .*-m pytest"),
     Check(command_line, "bash", r"\| ecr-parts upload -"),
     Check(serve, "sh", r"^ecr-parts local"),
