@@ -101,6 +101,7 @@ def test_pushes_whole_image_once(
     assert stored(ecr) == layout.content()
     assert tags_of(ecr) == {"v1": pushed.digest}
     assert (pushed.media_type, pushed.tags) == (INDEX_TYPE, ("v1",))
+    assert pushed.size == len(stored(ecr)[pushed.digest])
     digests = {layer.digest for layer in pushed.layers}
     assert digests == set(ecr.registry.repositories["demo"].layers)
     assert not any(layer.existed for layer in pushed.layers)

@@ -347,7 +347,8 @@ def test_client_calls_the_endpoint_of_the_host(uri: str, endpoint: str, environ:
 
 def test_local_ecr_is_found_by_the_uri_that_it_reports(ecr: LocalECR, environ: Environ) -> None:
     (repository,) = ecr.client().describe_repositories()["repositories"]
-    environ(AWS_ACCESS_KEY_ID="local", AWS_SECRET_ACCESS_KEY="local")
+    keys = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}
+    environ(**keys, HTTP_PROXY="http://127.0.0.1:1", http_proxy="http://127.0.0.1:1")
     uploader = LayerUploader.for_repository(repository["repositoryUri"], limits=SMALL_LIMITS)
     assert ecr.layer("demo", uploader.upload(BLOB).digest) == BLOB
 

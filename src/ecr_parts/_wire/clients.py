@@ -39,9 +39,10 @@ def create_client(
     public = public or repository.public_alias is not None
     region = repository.region or region or (_PUBLIC_REGION if public else None)
     region = region or os.environ.get("AWS_REGION") or session.get_config_variable("region")
-    if region is None and repository.endpoint_url is not None:
-        region = _LOCAL_REGION
     config = CLIENT_CONFIG
+    if repository.endpoint_url is not None:
+        region = region or _LOCAL_REGION
+        config = config.merge(Config(proxies={}))  # those of the environment cannot reach it
     if repository.is_fips:
         config = config.merge(Config(use_fips_endpoint=True))
     if repository.is_dual_stack:
