@@ -228,9 +228,21 @@ def test_creates_repositories(call: Caller, service: str) -> None:
 # Requests that no SDK sends
 
 
-def test_rejects_unknown_operation(call: Caller) -> None:
-    error = call("get_repository_policy")
-    assert error["code"] == "UnknownOperationException"
+def test_rejects_operation_that_it_does_not_offer(ecr: LocalECR) -> None:
+    with pytest.raises(ClientError, match="LocalECR does not offer DescribeRegistry") as raised:
+        ecr.client().describe_registry()
+    assert raised.value.response["Error"]["Code"] == "UnknownOperationException"
+    assert raised.value.response["ResponseMetadata"]["HTTPStatusCode"] == 400
+    assert ecr.calls[-1].outcome == "UnknownOperationException"
+
+
+@pytest.mark.parametrize(
+    "target", ["AmazonEC2ContainerRegistry_V20150921", "SpencerFrontendService"]
+)
+def test_rejects_unknown_operation(target: str, ecr: LocalECR) -> None:
+    status, error = send_rejected(ecr, f"{target}.NoOperation", b"{}")
+    assert (status, error["__type"]) == (400, "UnknownOperationException")
+    assert "has no operation NoOperation" in str(error["message"])
 
 
 def send(ecr: LocalECR, target: str, body: bytes) -> http.client.HTTPResponse:

@@ -41,8 +41,8 @@ PACKAGES = {
     "__init__": [],
     "testing": [
         "_unknowns", "_body", "_parameters", "_service_model", "_content", "_uploads",
-        "_repositories", "_images", "_registry", "_faults", "_pull", "_service", "_http",
-        "_local_ecr", "__init__", "pytest_plugin", "__main__",
+        "_settings", "_repositories", "_image_ids", "_archive", "_images", "_registry", "_faults",
+        "_pull", "_service", "_http", "_local_ecr", "__init__", "pytest_plugin", "__main__",
     ],
     "_command": [
         "state_directory", "progress", "terminal", "pipe", "values", "options", "common",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -67,6 +68,16 @@ class Repository:
     created_at: float
     """Seconds since 1970."""
     immutable_tags: bool = False
+    """Whether tags cannot be overwritten, except ``mutability_exceptions``."""
+    mutability_exceptions: list[str] = field(default_factory=list)
+    """Filters for tags, with ``*`` as a wildcard, to which the opposite applies."""
+    scan_on_push: bool = False
+    encryption: Mapping[str, object] = field(default_factory=lambda: {"encryptionType": "AES256"})
+    policies: dict[str, str] = field(default_factory=dict)
+    """Their texts, by their names in requests."""
+    catalog_data: dict[str, object] | None = None
+    resource_tags: dict[str, str] = field(default_factory=dict)
+    """The tags of the repository itself."""
     uploads: dict[str, Upload] = field(default_factory=dict)
     completed: set[str] = field(default_factory=set)
     """The IDs of the completed uploads."""
@@ -75,6 +86,13 @@ class Repository:
     """By digest."""
     tags: dict[str, str] = field(default_factory=dict)
     """By tag: the digest of the image."""
+    archived: set[str] = field(default_factory=set)
+    """The digests of the archived images."""
+
+    def is_immutable(self, tag: str) -> bool:
+        """Whether ``tag`` cannot be overwritten."""
+        patterns = (re.escape(text).replace(r"\*", ".*") for text in self.mutability_exceptions)
+        return self.immutable_tags != any(re.fullmatch(pattern, tag) for pattern in patterns)
 
     def tags_by_digest(self) -> dict[str, list[str]]:
         """The tags of each image that has any, in the order in which they were added."""
@@ -101,23 +119,22 @@ class Content:
     random_upload_ids: bool = False
     uploads_started: int = 0
 
-    def create(self, name: str, *, immutable_tags: bool = False) -> Repository:
+    def create(self, name: str) -> Repository:
         """Add an empty repository."""
-        repository = Repository(name, self.clock(), immutable_tags)
-        self.repositories[name] = repository
+        repository = self.repositories[name] = Repository(name, self.clock())
         return repository
 
     def repository(self, request: Request) -> Repository:
         """The repository that ``request`` names."""
-        return self.find_repository(request, request.repository_name)
+        return self.find_repository(request.registry_id, request.repository_name)
 
-    def find_repository(self, request: Request, name: str) -> Repository:
-        """The repository called ``name`` in the registry that ``request`` names."""
+    def find_repository(self, registry_id: str, name: str) -> Repository:
+        """The repository called ``name`` in a registry."""
         repository = self.repositories.get(name)
-        if repository is None or request.registry_id != REGISTRY_ID:
+        if repository is None or registry_id != REGISTRY_ID:
             raise EcrError(
                 "RepositoryNotFoundException",
                 f"The repository with name '{name}' does not exist in the registry with id "
-                f"'{request.registry_id}'",
+                f"'{registry_id}'",
             )
         return repository

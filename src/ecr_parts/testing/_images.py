@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from ecr_parts._model.manifests import INDEX_TYPES, find_violation
+from ecr_parts.testing._archive import image_status, restore_image
 from ecr_parts.testing._content import Content, Image, Repository
+from ecr_parts.testing._image_ids import (
+    ImageFailureError,
+    find_image,
+    for_each_image,
+    resolve_image,
+)
 from ecr_parts.testing._parameters import (
-    DIGEST,
+    RESTORE,
     EcrError,
     Request,
     descriptor,
@@ -22,11 +30,6 @@ from ecr_parts.testing._parameters import (
 
 _MEDIA_TYPE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9!#$&^_.+-]{0,126}/[a-zA-Z0-9!#$&^_.+-]{1,127}")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]*")
-_T = TypeVar("_T")
-
-
-class _NotFoundError(Exception):
-    """An image that a request names does not exist: the code and the reason, as ECR says them."""
 
 
 def put_image(content: Content, request: Request) -> dict[str, object]:
@@ -42,22 +45,30 @@ def put_image(content: Content, request: Request) -> dict[str, object]:
             f"The digest of the manifest is {digest}, not that of the request",
         )
     image = _parse_image(content, request, text)
-    _check_references(repository, image)
+    is_archived = digest in repository.archived
+    if not is_archived:
+        _check_references(repository, image)
     layers = [repository.layers[layer].size for layer in image.layers]
     images = [repository.images[child].size for child in image.images]
     image = replace(image, size=max([sum(layers), *images]))
-    if digest in repository.images and (not tag or repository.tags.get(tag) == digest):
+    is_known = digest in repository.images and (not tag or repository.tags.get(tag) == digest)
+    if is_known and not is_archived:
         raise EcrError(
             "ImageAlreadyExistsException",
-            f"Image with digest '{digest}' and tag '{tag}' already exists in the repository",
+            f"Image with digest '{digest}' and tag '{tag}' already exists in the repository with "
+            f"name '{repository.name}' in registry with id '{request.registry_id}'",
         )
-    if repository.immutable_tags and repository.tags.get(tag, digest) != digest:
+    if repository.is_immutable(tag) and repository.tags.get(tag, digest) != digest:
         raise EcrError(
             "ImageTagAlreadyExistsException",
             f"The image tag '{tag}' already exists in the '{repository.name}' repository and "
-            "cannot be overwritten because the repository is immutable.",
+            "cannot be overwritten because the tag is immutable.",
         )
     repository.images.setdefault(digest, image)
+    if is_archived:
+        # "When you push an image that is currently archived, that image will be immediately
+        # restored": AWS's user guide, "Restoring an image".
+        restore_image(repository, digest)
     if tag:
         repository.tags[tag] = digest
     return {"image": _image(request, repository, digest, tag)}
@@ -68,10 +79,14 @@ def get_images(content: Content, request: Request) -> dict[str, object]:
     repository = content.repository(request)
 
     def get_one(image_id: Mapping[str, Any]) -> list[dict[str, object]]:
-        digest, tag = _resolve(repository, image_id)
+        digest, tag = resolve_image(repository, image_id)
+        if digest in repository.archived:
+            raise ImageFailureError(
+                "ImageInaccessible", f"The image '{digest}' is archived: {RESTORE}"
+            )
         return [_image(request, repository, digest, tag)]
 
-    images, failures = _for_each(request, get_one)
+    images, failures = for_each_image(request, get_one)
     return {"images": images, "failures": failures}
 
 
@@ -96,14 +111,45 @@ def describe_images(content: Content, request: Request) -> dict[str, object]:
     more: dict[str, object] = {}
     if image_ids:
         request.refuse_paging("imageIds")
-        digests = [_find(request, repository, image_id) for image_id in image_ids]
+        digests = [find_image(request, repository, image_id) for image_id in image_ids]
     else:
         selected = _filtered(tags, repository, request)
         digests, more = request.page({digest: digest for digest in selected})
     details = [
-        _details(request, digest, repository.images[digest], tags.get(digest)) for digest in digests
+        request.echo(**_details(request, repository, digest, tags.get(digest)))
+        for digest in digests
     ]
     return {"imageDetails": details, **more}
+
+
+def describe_image_tags(content: Content, request: Request) -> dict[str, object]:
+    """DescribeImageTags. A tag is as old as its image."""
+    repository = content.repository(request)
+    details = {
+        tag: {
+            "imageTag": tag,
+            "createdAt": repository.images[digest].pushed_at,
+            "imageDetail": _details(request, repository, digest),
+        }
+        for tag, digest in repository.tags.items()
+    }
+    page, more = request.page(details)
+    return {"imageTagDetails": page, **more}
+
+
+def list_referrers(content: Content, request: Request) -> dict[str, object]:
+    """ListImageReferrers."""
+    repository, wanted = content.repository(request), request.get("filter", {})
+    types, status = wanted.get("artifactTypes"), wanted.get("artifactStatus", "ACTIVE")
+    referrers = {
+        digest: _referrer(repository, digest)
+        for digest, image in repository.images.items()
+        if image.subject == request.get("subjectId")["imageDigest"]
+        and (not types or image.artifact_type in types)
+        and status in ("ANY", image_status(repository, digest))
+    }
+    page, more = request.page(referrers, default_size=20)
+    return {"referrers": page, **more}
 
 
 def delete_images(content: Content, request: Request) -> dict[str, object]:
@@ -111,23 +157,24 @@ def delete_images(content: Content, request: Request) -> dict[str, object]:
     repository = content.repository(request)
 
     def delete_one(image_id: Mapping[str, Any]) -> list[dict[str, str]]:
-        digest, tag = _resolve(repository, image_id)
+        digest, tag = resolve_image(repository, image_id)
         tags = repository.tags_by_digest()
         deleted = _image_ids(tags, digest)
         if not image_id.get("imageDigest") and len(deleted) > 1:
             del repository.tags[tag]
             return [{"imageDigest": digest, "imageTag": tag}]
         if indexes := repository.indexes_of(digest):
-            raise _NotFoundError(
+            raise ImageFailureError(
                 "ImageReferencedByManifestList",
                 f"Requested image referenced by manifest list: [{', '.join(indexes)}]",
             )
         for one_tag in tags.get(digest, ()):
             del repository.tags[one_tag]
         del repository.images[digest]
+        repository.archived.discard(digest)
         return deleted
 
-    image_ids, failures = _for_each(request, delete_one)
+    image_ids, failures = for_each_image(request, delete_one)
     return {"imageIds": image_ids, "failures": failures}
 
 
@@ -158,84 +205,56 @@ def _parse_image(content: Content, request: Request, text: str) -> Image:
 
 
 def _check_references(repository: Repository, image: Image) -> None:
-    missing = sorted(image.images - set(repository.images))
-    if missing:
-        raise EcrError(
-            "ReferencedImagesNotFoundException",
-            f"Not found in the repository: {', '.join(missing)}",
-        )
-    for digest in sorted(image.layers):
+    archived = image.images & repository.archived
+    _raise_if_missing(
+        "ReferencedImagesNotFoundException", image.images - set(repository.images), archived
+    )
+    missing = set()
+    for digest in image.layers:
         layer = repository.layers.get(digest)
         if layer is None:
-            missing.append(digest)
+            missing.add(digest)
+        elif layer.status == "ARCHIVED":
+            archived |= {digest}
         elif layer.image_lag:
             layer.image_lag -= 1
-            missing.append(digest)
+            missing.add(digest)
+    _raise_if_missing("LayersNotFoundException", missing, archived)
+
+
+def _raise_if_missing(code: str, missing: AbstractSet[str], archived: AbstractSet[str]) -> None:
     if missing:
-        raise EcrError(
-            "LayersNotFoundException", f"Not found in the repository: {', '.join(missing)}"
-        )
-
-
-def _for_each(
-    request: Request, act: Callable[[Mapping[str, Any]], list[_T]]
-) -> tuple[list[_T], list[dict[str, object]]]:
-    """What ``act`` returns for the images that ``request`` names, and the failures."""
-    done: list[_T] = []
-    failures: list[dict[str, object]] = []
-    for image_id in request.get("imageIds"):
-        try:
-            done += act(image_id)
-        except _NotFoundError as error:
-            code, reason = error.args
-            failures.append({"imageId": image_id, "failureCode": code, "failureReason": reason})
-    return done, failures
-
-
-def _resolve(repository: Repository, image_id: Mapping[str, Any]) -> tuple[str, str]:
-    """The digest of the image that ``image_id`` names, and the tag in ``image_id``."""
-    tag, digest = image_id.get("imageTag", ""), image_id.get("imageDigest", "")
-    if not tag and not digest:
-        raise _NotFoundError(
-            "MissingDigestAndTag",
-            "Invalid request parameters: both tag and digest cannot be null",
-        )
-    if digest and not DIGEST.fullmatch(digest):
-        raise _NotFoundError(
-            "InvalidImageDigest",
-            f"Invalid request parameters: image digest should satisfy the regex '{DIGEST.pattern}'",
-        )
-    tagged = repository.tags.get(tag, "")
-    if (digest or tagged) not in repository.images or (tag and not tagged):
-        raise _NotFoundError("ImageNotFound", "Requested image not found")
-    if digest and tag and tagged != digest:
-        raise _NotFoundError(
-            "ImageTagDoesNotMatchDigest", f"The tag '{tag}' is not a tag of the image '{digest}'"
-        )
-    return digest or tagged, tag
-
-
-def _find(request: Request, repository: Repository, image_id: Mapping[str, Any]) -> str:
-    try:
-        return _resolve(repository, image_id)[0]
-    except _NotFoundError as error:
-        digest, tag = image_id.get("imageDigest", "null"), image_id.get("imageTag", "null")
-        raise EcrError(
-            "ImageNotFoundException",
-            f"The image with imageId {{imageDigest:'{digest}', imageTag:'{tag}'}} does not exist "
-            f"within the repository with name '{repository.name}' in the registry with id "
-            f"'{request.registry_id}'",
-        ) from error
+        raise EcrError(code, f"Not found in the repository: {', '.join(sorted(missing))}")
+    if archived:
+        raise EcrError(code, f"Archived: {', '.join(sorted(archived))}. To push it, {RESTORE}")
 
 
 def _filtered(tags: Mapping[str, list[str]], repository: Repository, request: Request) -> list[str]:
     """The digests of the images that the filter of ``request`` selects."""
-    status = request.get("filter", {}).get("tagStatus", "ANY")
+    wanted = request.get("filter", {})
+    tag_status, status = wanted.get("tagStatus", "ANY"), wanted.get("imageStatus", "ACTIVE")
     return [
         digest
         for digest in repository.images
-        if status == "ANY" or (status == "TAGGED") == (digest in tags)
+        if (tag_status == "ANY" or (tag_status == "TAGGED") == (digest in tags))
+        and status in ("ANY", image_status(repository, digest))
     ]
+
+
+def _referrer(repository: Repository, digest: str) -> dict[str, object]:
+    """A descriptor of an image, as OCI's list of referrers has it."""
+    image = repository.images[digest]
+    optional = {
+        "artifactType": image.artifact_type,
+        "annotations": parse_manifest(image.manifest).get("annotations"),
+    }
+    return {
+        "digest": digest,
+        "mediaType": image.media_type,
+        "size": len(image.manifest.encode()),
+        "artifactStatus": image_status(repository, digest),
+        **{name: value for name, value in optional.items() if value},
+    }
 
 
 def _image_ids(tags: Mapping[str, list[str]], digest: str) -> list[dict[str, str]]:
@@ -254,17 +273,17 @@ def _image(request: Request, repository: Repository, digest: str, tag: str) -> d
 
 
 def _details(
-    request: Request, digest: str, image: Image, tags: list[str] | None
+    request: Request, repository: Repository, digest: str, tags: list[str] | None = None
 ) -> dict[str, object]:
-    optional = {
-        "imageTags": tags,
-        "artifactMediaType": image.artifact_type,
-        "subjectManifestDigest": None if request.public else image.subject,
-    }
-    return request.echo(
-        imageDigest=digest,
-        imageSizeInBytes=image.size,
-        imagePushedAt=image.pushed_at,
-        imageManifestMediaType=image.media_type,
+    image = repository.images[digest]
+    optional = {"imageTags": tags, "artifactMediaType": image.artifact_type}
+    if not request.public:
+        optional["subjectManifestDigest"] = image.subject
+        optional["imageStatus"] = image_status(repository, digest)
+    return {
+        "imageDigest": digest,
+        "imageSizeInBytes": image.size,
+        "imagePushedAt": image.pushed_at,
+        "imageManifestMediaType": image.media_type,
         **{name: value for name, value in optional.items() if value is not None},
-    )
+    }

@@ -43,10 +43,19 @@ class LocalECR:
     part takes once its request is complete, in seconds. ``port=0`` picks a free port.
 
     The operations of its API are BatchCheckLayerAvailability, BatchDeleteImage, BatchGetImage,
-    CompleteLayerUpload, CreateRepository, DeleteRepository, DescribeImages, DescribeRepositories,
-    GetAuthorizationToken, GetDownloadUrlForLayer, InitiateLayerUpload, ListImages, PutImage and
-    UploadLayerPart, for ECR and ECR Public. By the registry's API, images can be pulled. A pull
-    needs no token, and any is accepted. Pushes by that API are refused.
+    CompleteLayerUpload, CreateRepository, DeleteLifecyclePolicy, DeleteRepository,
+    DeleteRepositoryPolicy, DescribeImageTags, DescribeImages, DescribeRegistries,
+    DescribeRepositories, GetAuthorizationToken, GetDownloadUrlForLayer, GetLifecyclePolicy,
+    GetRepositoryCatalogData, GetRepositoryPolicy, InitiateLayerUpload, ListImageReferrers,
+    ListImages, ListTagsForResource, PutImage, PutImageScanningConfiguration, PutImageTagMutability,
+    PutLifecyclePolicy, PutRepositoryCatalogData, SetRepositoryPolicy, TagResource, UntagResource,
+    UpdateImageStorageClass and UploadLayerPart, for ECR and ECR Public as far as the service, and
+    the installed botocore, has them. Others are refused with ``UnknownOperationException``.
+    Policies are kept and returned, not evaluated; nothing is scanned; what is archived is restored
+    at once.
+
+    By the registry's API, images can be pulled. A pull needs no token, and any is accepted. Pushes
+    by that API are refused.
     """
 
     __module__ = "ecr_parts.testing"

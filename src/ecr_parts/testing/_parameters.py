@@ -18,6 +18,8 @@ REPOSITORY_NAME = re.compile(
     r"(?=.{2,256}$)[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*"
 )
 DIGEST = re.compile(r"[a-zA-Z0-9-_+.]+:[a-fA-F0-9]+")  # as in ECR's own message
+RESTORE = "restore its image with UpdateImageStorageClass"
+"""What to do about a layer that is archived."""
 _T = TypeVar("_T")
 
 
@@ -62,9 +64,14 @@ class Request:
         """The parameter ``name``. ``default`` is for one that the request does not have."""
         return self._parameters.get(name, default)
 
-    def page(self, items: Mapping[str, _T]) -> tuple[list[_T], dict[str, object]]:
+    def __contains__(self, name: str) -> bool:
+        return name in self._parameters
+
+    def page(
+        self, items: Mapping[str, _T], default_size: int = 100
+    ) -> tuple[list[_T], dict[str, object]]:
         """The page of ``items`` to answer, in the order of their keys, and ``nextToken``."""
-        size: int = self.get("maxResults", 100)
+        size: int = self.get("maxResults", default_size)
         last_key = self._last_key()
         keys = sorted(key for key in items if key > last_key)
         page = [items[key] for key in keys[:size]]

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, quote, unquote
 from ecr_parts._base.validation import is_digest
 from ecr_parts.testing._body import Blob
 from ecr_parts.testing._content import Repository
-from ecr_parts.testing._parameters import REGISTRY_ID, REPOSITORY_NAME
+from ecr_parts.testing._parameters import REGISTRY_ID, REPOSITORY_NAME, RESTORE
 
 _ORIGIN = re.compile(r"https?://[^/]*", re.IGNORECASE)
 _PATH = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs|tags)/(?P<reference>[^/]+)")
@@ -98,6 +98,9 @@ def _manifest(repository: Repository, reference: str, accept: str) -> PullAnswer
     image = repository.images.get(digest)
     if image is None:
         raise _RefusedError(404, "MANIFEST_UNKNOWN", f"Requested image not found: {reference}")
+    if digest in repository.archived:
+        message = f"The image {reference} is archived: {RESTORE}"
+        raise _RefusedError(404, "MANIFEST_UNKNOWN", message)
     ranges = (media_range.lower().partition(";") for media_range in accept.split(","))
     accepted = {name.strip() for name, _, rest in ranges if not _REFUSED.search(rest)}
     if accept and not accepted & {image.media_type.lower(), "*/*", "application/*"}:
@@ -110,8 +113,10 @@ def _blob(repository: Repository, digest: str, byte_range: str) -> PullAnswer:
     if not is_digest(digest):
         raise _RefusedError(400, "DIGEST_INVALID", f"'{digest}' is not a sha256 digest")
     layer = repository.layers.get(digest)
-    if layer is None or layer.status == "ARCHIVED":
+    if layer is None:
         raise _RefusedError(404, "BLOB_UNKNOWN", f"Requested layer not found: {digest}")
+    if layer.status == "ARCHIVED":
+        raise _RefusedError(404, "BLOB_UNKNOWN", f"The layer {digest} is archived: {RESTORE}")
     whole = _content(layer.blobs, "application/octet-stream", digest)
     whole.headers["Accept-Ranges"] = "bytes"
     wanted = _RANGE.fullmatch(byte_range)

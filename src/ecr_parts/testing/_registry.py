@@ -7,22 +7,37 @@ from collections.abc import Callable, Iterable, Mapping
 
 from ecr_parts._base.validation import check_int, short_repr
 from ecr_parts._model.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
+from ecr_parts.testing._archive import update_storage_class
 from ecr_parts.testing._content import Content, Repository
 from ecr_parts.testing._images import (
     delete_images,
+    describe_image_tags,
     describe_images,
     get_images,
     list_images,
+    list_referrers,
     put_image,
 )
 from ecr_parts.testing._parameters import REGISTRY_ID, REPOSITORY_NAME, EcrError, Request
 from ecr_parts.testing._repositories import (
     create_repository,
     delete_repository,
+    describe_registries,
     describe_repositories,
     get_authorization_token,
 )
 from ecr_parts.testing._service_model import check_parameters, has_operation
+from ecr_parts.testing._settings import (
+    LIFECYCLE_POLICY,
+    REPOSITORY_POLICY,
+    get_catalog_data,
+    list_tags,
+    put_catalog_data,
+    put_scanning_configuration,
+    put_tag_mutability,
+    tag_resource,
+    untag_resource,
+)
 from ecr_parts.testing._unknowns import Unknowns
 from ecr_parts.testing._uploads import (
     check_availability,
@@ -40,16 +55,34 @@ OPERATIONS: dict[str, Callable[[Content, Request], dict[str, object]]] = {
     "BatchGetImage": get_images,
     "CompleteLayerUpload": complete_upload,
     "CreateRepository": create_repository,
+    "DeleteLifecyclePolicy": LIFECYCLE_POLICY.delete,
     "DeleteRepository": delete_repository,
+    "DeleteRepositoryPolicy": REPOSITORY_POLICY.delete,
+    "DescribeImageTags": describe_image_tags,
     "DescribeImages": describe_images,
+    "DescribeRegistries": describe_registries,
     "DescribeRepositories": describe_repositories,
     "GetAuthorizationToken": get_authorization_token,
     "GetDownloadUrlForLayer": get_download_url,
+    "GetLifecyclePolicy": LIFECYCLE_POLICY.get,
+    "GetRepositoryCatalogData": get_catalog_data,
+    "GetRepositoryPolicy": REPOSITORY_POLICY.get,
     "InitiateLayerUpload": initiate_upload,
+    "ListImageReferrers": list_referrers,
     "ListImages": list_images,
+    "ListTagsForResource": list_tags,
     "PutImage": put_image,
+    "PutImageScanningConfiguration": put_scanning_configuration,
+    "PutImageTagMutability": put_tag_mutability,
+    "PutLifecyclePolicy": LIFECYCLE_POLICY.put,
+    "PutRepositoryCatalogData": put_catalog_data,
+    "SetRepositoryPolicy": REPOSITORY_POLICY.put,
+    "TagResource": tag_resource,
+    "UntagResource": untag_resource,
+    "UpdateImageStorageClass": update_storage_class,
     "UploadLayerPart": upload_part,
 }
+"""What LocalECR offers, as far as the service, and botocore's model of it, has it."""
 _UPLOADS = (
     "BatchCheckLayerAvailability",
     "CompleteLayerUpload",
@@ -120,8 +153,16 @@ class Registry:
 
         ``endpoint_url`` is where the URLs in answers lead to.
         """
-        if operation not in OPERATIONS or not has_operation(operation, public=public):
-            raise EcrError("UnknownOperationException", f"There is no operation {operation}")
+        service = "ECR Public" if public else "ECR"
+        if not has_operation(operation, public=public):
+            message = f"{service} has no operation {operation}, as far as botocore knows"
+            raise EcrError("UnknownOperationException", message)
+        if operation not in OPERATIONS:
+            message = (
+                f"LocalECR does not offer {operation} of {service}: help(LocalECR) lists what it "
+                "offers"
+            )
+            raise EcrError("UnknownOperationException", message)
         limits = self._limits or (ECR_PUBLIC_LIMITS if public else ECR_LIMITS)
         checked = check_parameters(operation, parameters, public=public)
         request = Request(checked, limits, public=public, endpoint_url=endpoint_url)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 
 from ecr_parts.testing._content import Content, Repository
-from ecr_parts.testing._parameters import REGISTRY_ID, EcrError, Request, invalid
+from ecr_parts.testing._parameters import REGISTRY_ID, EcrError, Request
+from ecr_parts.testing._settings import describe_settings, set_up
 
 _TOKEN_LIFETIME = 12 * 3600  # seconds, as the AWS documentation says
 
@@ -19,18 +20,20 @@ def create_repository(content: Content, request: Request) -> dict[str, object]:
             f"The repository with name '{name}' already exists in the registry with id "
             f"'{request.registry_id}'",
         )
-    mutability = request.get("imageTagMutability", "MUTABLE")
-    if mutability not in ("MUTABLE", "IMMUTABLE"):
-        raise invalid("imageTagMutability", "LocalECR offers MUTABLE and IMMUTABLE only")
-    repository = content.create(name, immutable_tags=mutability == "IMMUTABLE")
-    return {"repository": _describe(request, repository)}
+    repository = Repository(name, content.clock())
+    set_up(repository, request)
+    content.repositories[name] = repository
+    answer: dict[str, object] = {"repository": _describe(request, repository)}
+    if repository.catalog_data is not None:
+        answer["catalogData"] = repository.catalog_data
+    return answer
 
 
 def describe_repositories(content: Content, request: Request) -> dict[str, object]:
     """DescribeRepositories."""
     if names := request.get("repositoryNames"):
         request.refuse_paging("repositoryNames")
-        found = [content.find_repository(request, name) for name in names]
+        found = [content.find_repository(request.registry_id, name) for name in names]
         return {"repositories": [_describe(request, one) for one in found]}
     mine = content.repositories if request.registry_id == REGISTRY_ID else {}
     page, more = request.page(mine)
@@ -48,6 +51,19 @@ def delete_repository(content: Content, request: Request) -> dict[str, object]:
         )
     del content.repositories[repository.name]
     return {"repository": _describe(request, repository)}
+
+
+def describe_registries(_content: Content, request: Request) -> dict[str, object]:
+    """DescribeRegistries. The registry has no alias, and none is in the URIs of repositories."""
+    registry = {
+        "registryId": REGISTRY_ID,
+        "registryArn": f"arn:aws:ecr-public::{REGISTRY_ID}:registry/{REGISTRY_ID}",
+        "registryUri": _host(request),
+        "verified": False,
+        "aliases": [],
+    }
+    page, more = request.page({REGISTRY_ID: registry})
+    return {"registries": page, **more}
 
 
 def get_authorization_token(content: Content, request: Request) -> dict[str, object]:
@@ -70,12 +86,12 @@ def _describe(request: Request, repository: Repository) -> dict[str, object]:
         "repositoryArn": f"arn:aws:{service}:{region}:{REGISTRY_ID}:repository/{repository.name}",
         "registryId": REGISTRY_ID,
         "repositoryName": repository.name,
-        "repositoryUri": f"{request.endpoint_url.partition('://')[2]}/{repository.name}",
+        "repositoryUri": f"{_host(request)}/{repository.name}",
         "createdAt": repository.created_at,
     }
-    if not request.public:
-        mutability = "IMMUTABLE" if repository.immutable_tags else "MUTABLE"
-        described["imageTagMutability"] = mutability
-        described["imageScanningConfiguration"] = {"scanOnPush": False}
-        described["encryptionConfiguration"] = {"encryptionType": "AES256"}
-    return described
+    return described if request.public else described | describe_settings(repository)
+
+
+def _host(request: Request) -> str:
+    """The host and port in the URIs of repositories."""
+    return request.endpoint_url.partition("://")[2]

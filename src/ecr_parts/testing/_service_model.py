@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from ecr_parts._base import fast_base64
 from ecr_parts.testing._parameters import invalid
 
 if TYPE_CHECKING:
     from botocore.loaders import Loader
     from botocore.model import ServiceModel
 
+_PART = "LayerPartBlob"
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "string": str,
     "blob": (bytes, memoryview),
@@ -24,6 +27,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "structure": dict,
 }
 _RANGES = {
+    "blob": (0, sys.maxsize),
     "integer": (-(2**31), 2**31 - 1),
     "long": (-(2**63), 2**63 - 1),
     "string": (0, sys.maxsize),
@@ -77,6 +81,9 @@ def _check_members(shape: Any, members: Mapping[str, object], prefix: str) -> di
 
 def _check(shape: Any, value: Any, name: str) -> Any:
     """Return ``value``, of structures only the members that ``shape`` has."""
+    if shape.type_name == "blob" and isinstance(value, str):
+        with suppress(ValueError):  # it is no blob then
+            value = fast_base64.decode(value.encode())
     if violated := _violated_constraint(shape, value):
         raise invalid(name, violated)
     if isinstance(value, dict):
@@ -92,10 +99,10 @@ def _check(shape: Any, value: Any, name: str) -> Any:
 def _violated_constraint(shape: Any, value: Any) -> str:
     """The constraint that ``value`` violates, in ECR's words; empty if there is none.
 
-    The members of lists and structures are not checked, nor is the size of a blob: ``Limits`` and
-    ``Unknowns`` say how large a part may be.
+    The members of lists and structures are not checked, nor is the size of a part: ``Limits`` and
+    ``Unknowns`` say how large it may be.
     """
-    kind, limits = shape.type_name, shape.metadata
+    kind, limits = shape.type_name, {} if shape.name == _PART else shape.metadata
     if not _has_type(value, kind):
         return f"Member must be a {kind}"
     if kind in _RANGES:

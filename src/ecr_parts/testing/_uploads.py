@@ -6,7 +6,7 @@ import uuid
 
 from ecr_parts._base.validation import is_digest
 from ecr_parts.testing._content import Content, Layer, Upload
-from ecr_parts.testing._parameters import EcrError, Request, invalid
+from ecr_parts.testing._parameters import RESTORE, EcrError, Request, invalid
 
 _LAYER_MEDIA_TYPE = "application/vnd.docker.image.rootfs.diff.tar"
 
@@ -74,8 +74,11 @@ def complete_upload(content: Content, request: Request) -> dict[str, object]:
         )
     del repository.uploads[upload_id]
     repository.completed.add(upload_id)
-    if digest in repository.layers:
-        raise EcrError("LayerAlreadyExistsException", f"The layer {digest} already exists")
+    if (existing := repository.layers.get(digest)) is not None:
+        archived = f", but is archived: {RESTORE}" if existing.status == "ARCHIVED" else ""
+        raise EcrError(
+            "LayerAlreadyExistsException", f"The layer {digest} already exists{archived}"
+        )
     repository.layers[digest] = Layer(
         upload.blobs,
         upload.size,
@@ -125,12 +128,13 @@ def get_download_url(content: Content, request: Request) -> dict[str, object]:
             f"The layer with digest '{digest}' could not be found in the repository with name "
             f"'{repository.name}'",
         )
-    referenced = any(digest in image.layers for image in repository.images.values())
-    if layer.status == "ARCHIVED" or not referenced:
+    problem = f"archived: {RESTORE}" if layer.status == "ARCHIVED" else ""
+    if not any(digest in image.layers for image in repository.images.values()):
         # "You can only get URLs for image layers that are referenced in an image", says AWS.
+        problem = "in no image of the repository"
+    if problem:
         raise EcrError(
-            "LayerInaccessibleException",
-            f"The layer with digest '{digest}' is archived, or in no image of the repository",
+            "LayerInaccessibleException", f"The layer with digest '{digest}' is {problem}"
         )
     url = f"{request.endpoint_url}/v2/{repository.name}/blobs/{digest}"
     return {"downloadUrl": url, "layerDigest": digest}
