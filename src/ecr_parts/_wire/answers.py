@@ -97,8 +97,15 @@ def check_complete_refusal(digest: str, error: ClientError) -> None:
 
 
 def parse_images(answer: Answer) -> set[str]:
-    """The digests of the images in an answer to DescribeImages."""
-    return {_member(image, "imageDigest", str) for image in _member(answer, "imageDetails", list)}
+    """The digests of the images in an answer to DescribeImages, except archived ones.
+
+    An image is archived also while it is restored; ECR Public has no archive.
+    """
+    return {
+        _member(image, "imageDigest", str)
+        for image in _member(answer, "imageDetails", list)
+        if not isinstance(image, Mapping) or image.get("imageStatus") in (None, "ACTIVE")
+    }
 
 
 def parse_image_ids(answer: Answer) -> set[str]:

@@ -240,10 +240,12 @@ REMEDIES: dict[str | tuple[str, str], str] = {
     ),
     "LayersNotFoundException": (
         "Push the image again: what is missing will be uploaded; before put_manifest, upload the "
-        "config and the layers"
+        "config and the layers; if a layer is archived, restore its image with "
+        "UpdateImageStorageClass"
     ),
     "ReferencedImagesNotFoundException": (
-        "Push the images of this index first; if they were pushed just now, push it again"
+        "Push the images of this index first; if they were pushed just now, push it again; if one "
+        "is archived, restore it with UpdateImageStorageClass"
     ),
     ("PutImage", "LimitExceededException"): (
         "The repository has as many images as its quota allows: delete some, or request more"

@@ -159,6 +159,12 @@ class Repository:
         """The sizes, in bytes, of those layers of ``wanted`` that exist with the wanted size."""
         sizes = {}
         for digest, layer in self.availability(wanted).items():
+            if layer.status == "ARCHIVED":
+                _log.info(
+                    "%s is archived, so it counts as missing: UpdateImageStorageClass restores its "
+                    "image",
+                    digest,
+                )
             size = wanted.get(digest) or layer.size
             if layer.is_available and size and layer.size in (None, size):
                 sizes[digest] = size
