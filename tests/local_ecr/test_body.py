@@ -17,10 +17,11 @@ from ecr_calls import Caller
 from helpers import digest_of, random_bytes
 from hypothesis import given
 from hypothesis import strategies as st
+from pytest_mock import MockerFixture
 
 from ecr_parts import LayerUploader, Limits
-from ecr_parts.testing import LocalECR, Unknowns
-from ecr_parts.testing._body import parse_body
+from ecr_parts.testing import LocalECR, Unknowns, _body
+from ecr_parts.testing._body import BodyBuffers, parse_body
 
 MIB = 1024 * 1024
 
@@ -97,6 +98,63 @@ def test_rejects_body_that_is_not_utf8(encoding: str) -> None:
         parse_body('{"other": "\u00e9"}'.encode(encoding))
 
 
+@pytest.mark.parametrize("size", [5, 5_000, MIB], ids=str)
+@pytest.mark.parametrize("rest", [{}, {"other": "text"}, {"other": "x" * 5_000}], ids=len)
+def test_finds_part_before_other_parameters(size: int, rest: dict[str, str]) -> None:
+    blob = random_bytes(size)
+    body = json.dumps({"layerPartBlob": base64.b64encode(blob).decode(), **rest}).encode()
+    assert parse_body(body) == {**rest, "layerPartBlob": blob}
+
+
+@pytest.mark.parametrize("body", [b'{"layerPartBlob": "AAAA', b'{"layerPartBlob": "'])
+def test_rejects_part_without_an_end(body: bytes) -> None:
+    with pytest.raises(ValueError, match="Unterminated string"):
+        parse_body(body)
+
+
+def test_uses_few_buffers_again() -> None:
+    buffers = BodyBuffers()
+    taken = [buffers.take(2 * MIB) for _ in range(3)]
+    assert len({id(buffer) for buffer in taken}) == 3
+    for buffer in (buffers.take(5), *taken):
+        buffers.give_back(buffer)
+    assert len(buffers.take(5)) == 5
+    again = [buffers.take(MIB) for _ in range(3)]
+    assert [buffer is taken[i] for i, buffer in zip((1, 0, 2), again, strict=True)] == [
+        True,
+        True,
+        False,
+    ]
+    buffers.give_back(again[0])
+    assert len(buffers.take(3 * MIB)) >= 3 * MIB
+
+
+def test_receives_all_parts_in_one_buffer(mocker: MockerFixture) -> None:
+    new_buffer = mocker.spy(_body, "new_buffer")
+    limits = Limits(min_part=1, max_part=2 * MIB, max_parts=5, max_layer=10 * MIB)
+    with LocalECR(limits=limits) as ecr:
+        call = Caller(ecr.client())
+        upload_id = call.initiate()
+        for part in range(5):
+            call.part(upload_id, part * 2 * MIB, bytes(2 * MIB))
+    sizes = [args.args[0] for args in new_buffer.call_args_list]
+    assert len([size for size in sizes if size > 2 * MIB]) == 1  # bodies, with their base64
+
+
+def test_parts_of_other_sizes_do_not_mix() -> None:
+    sizes = (3 * MIB, 2 * MIB, 5, 4 * MIB, MIB)
+    limits = Limits(min_part=1, max_part=4 * MIB, max_parts=5, max_layer=sum(sizes))
+    blobs = [random_bytes(size, size) for size in sizes]
+    with LocalECR(limits=limits) as ecr:
+        call = Caller(ecr.client())
+        upload_id, first = call.initiate(), 0
+        for blob in blobs:
+            call.part(upload_id, first, blob)
+            first += len(blob)
+        digest = digest_of(b"".join(blobs))
+        assert call.complete(upload_id, digest)["layerDigest"] == digest
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_stored_layers_take_little_more_memory_than_their_size(
     start_server: Callable[..., tuple[subprocess.Popen[str], str]],
@@ -114,7 +172,8 @@ def test_stored_layers_take_little_more_memory_than_their_size(
     before = memory()
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(upload, range(4)))
-    assert memory() - before < (160 + 4 * 10) * MIB
+    kept = 2 * 14  # for bodies of requests
+    assert memory() - before < (160 + 4 * 10 + kept) * MIB
 
 
 def test_leaves_what_is_no_text_to_the_check_of_parameters() -> None:

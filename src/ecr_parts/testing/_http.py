@@ -10,13 +10,14 @@ import socket
 import struct
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
 
 from typing_extensions import override
 
-from ecr_parts.testing._body import Blob, new_buffer, parse_body
+from ecr_parts.testing._body import Blob, BodyBuffers, parse_body
 from ecr_parts.testing._faults import Effect, Reply
 from ecr_parts.testing._pull import PullAnswer, PullRequest, refuse
 from ecr_parts.testing._service import Service
@@ -25,6 +26,8 @@ _IS_PUBLIC = {"AmazonEC2ContainerRegistry_V20150921": False, "SpencerFrontendSer
 _DRIPS_EVERY = 0.05  # seconds
 _LARGEST_REQUEST = 1024**3  # bytes
 _READ = 1024**2  # bytes
+MAX_CONNECTIONS = 256
+"""At a time; further ones wait. Each takes a thread, and often two of the process's 1,024 files."""
 _LINGER = 2.0  # seconds without a byte
 _LOOPBACK = re.compile(r"(127(\.[0-9]{1,3}){3}|localhost|\[::1\])(:[0-9]+)?", re.IGNORECASE)
 # Others open a file, which a forked child would inherit.
@@ -42,6 +45,13 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, service: Service, port: int) -> None:
         self.service = service
+        self.buffers = BodyBuffers()
+        self._slots = threading.Semaphore(MAX_CONNECTIONS)
+        self._idle: dict[socket.socket, None] = {}
+        """The connections that wait for a request, the longest waiting one first."""
+        self._needs_room = False
+        """Whether the next connection that waits for a request is to be closed."""
+        self._idle_lock = threading.Lock()
         self._wakeup, self._waker = socket.socketpair()
         self._connections: set[socket.socket] = set()
         self._handlers: list[threading.Thread] = []
@@ -59,6 +69,7 @@ class Server(ThreadingHTTPServer):
     def shutdown(self) -> None:
         """End ``serve`` at once: with ``serve_forever``, it would wait for the next poll."""
         self._waker.send(b"\0")
+        self._slots.release()  # it may wait for one
 
     @override
     def server_close(self) -> None:
@@ -68,6 +79,10 @@ class Server(ThreadingHTTPServer):
 
     @override
     def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._slots.acquire(blocking=False):
+            self._make_room()
+            self._slots.acquire()  # until a connection has ended
+            self._needs_room = False
         # Daemons, so that a server that was not stopped does not keep the process alive.
         handler = threading.Thread(
             target=self.process_request_thread, args=(request, client_address), daemon=True
@@ -80,6 +95,30 @@ class Server(ThreadingHTTPServer):
     def shutdown_request(self, request: Any) -> None:
         self._connections.discard(request)
         super().shutdown_request(request)
+        self._slots.release()
+
+    @contextmanager
+    def idle(self, connection: socket.socket) -> Iterator[None]:
+        """For the time in which a connection waits for a request."""
+        with self._idle_lock:
+            self._idle[connection] = None
+            if self._needs_room:
+                self._needs_room = False
+                _shut(connection)
+        try:
+            yield
+        finally:
+            with self._idle_lock:
+                self._idle.pop(connection, None)
+
+    def _make_room(self) -> None:
+        """Close the connection that waits longest for a request, or the first that will wait."""
+        with self._idle_lock:
+            longest = next(iter(self._idle), None)
+            if longest is None:
+                self._needs_room = True
+            else:
+                _shut(longest)
 
     @override
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -119,11 +158,20 @@ class _Handler(BaseHTTPRequestHandler):
 
         That one falls back to HTTP, but only if the answer is HTTP.
         """
-        if cast("io.BufferedReader", self.rfile).peek(1)[:1] == _TLS_HANDSHAKE:
+        with self.server.idle(self.connection):
+            first = cast("io.BufferedReader", self.rfile).peek(1)[:1]
+        if first == _TLS_HANDSHAKE:
             self.command, self.requestline, self.request_version = "", "", "HTTP/1.1"
             self.send_error(400, "This server speaks HTTP, not TLS")
             return
         super().handle_one_request()
+
+    @override
+    def handle_expect_100(self) -> bool:
+        """Send what curl waits for before it sends a large body."""
+        goes_on = super().handle_expect_100()
+        self.wfile.flush()
+        return goes_on
 
     @override
     def finish(self) -> None:
@@ -212,11 +260,12 @@ class _Handler(BaseHTTPRequestHandler):
         ecr = self.server.service
         target, _, operation = self.headers.get("X-Amz-Target", "").partition(".")
         planned: Effect | None = "reset"
+        buffer = self.server.buffers.take(length)
         body: Blob
         if ecr.begin_request(operation):
-            body = self._read_body(length // 2)
+            body = self._read_body(buffer[: length // 2])
         else:
-            body = self._read_body(length)
+            body = self._read_body(buffer[:length])
             planned = ecr.end_request(operation, complete=len(body) == length)
             if len(body) < length:  # the client has closed the connection, or was silent
                 ecr.keep_fragment(body)
@@ -231,15 +280,16 @@ class _Handler(BaseHTTPRequestHandler):
             public = _IS_PUBLIC[target]
         except (KeyError, RecursionError, ValueError) as error:
             return self._send(Reply(400, _NOT_A_REQUEST, repr(error)))
-        del body  # so that it takes no memory while the call is carried out
+        self.server.buffers.give_back(buffer)
+        del body, buffer  # so that they take no memory while the call is carried out
         endpoint_url = f"http://{self.headers['Host'].strip()}"
         return self._send(
             ecr.answer(operation, parameters, planned, public=public, endpoint_url=endpoint_url)
         )
 
-    def _read_body(self, length: int) -> memoryview:
-        """The body, or what has arrived of it when the connection closes or is silent for long."""
-        body, received = new_buffer(length), 0
+    def _read_body(self, body: memoryview) -> memoryview:
+        """Fill ``body``. Only what has arrived if the connection closes or is silent for long."""
+        length, received = len(body), 0
         self.connection.settimeout(self.server.service.unknowns.longest_silence)
         with suppress(OSError):
             while received < length and (count := self.rfile.readinto1(body[received:])):
