@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # at run time, each name is imported when it is first used
     from ecr_parts._model.limits import ECR_LIMITS, ECR_PUBLIC_LIMITS, Limits
     from ecr_parts._model.parts import Chunker, Part
     from ecr_parts._model.session import UploadSession
+    from ecr_parts._upload.layer_file import LayerFile
     from ecr_parts._upload.setup import UploaderOptions
     from ecr_parts._uploader import LayerUploader
     from ecr_parts._wire.api import EcrClient, ImageClient
@@ -51,6 +52,7 @@ __all__ = [
     "ImageClient",
     "InvalidImageError",
     "Layer",
+    "LayerFile",
     "LayerSource",
     "LayerTooLargeError",
     "LayerUploader",
@@ -78,6 +80,7 @@ _MODULES = {
     "_wire.retry": ("CLIENT_CONFIG", "default_retrying"),
     "_model.session": ("UploadSession",),
     "_upload.setup": ("UploaderOptions",),
+    "_upload.layer_file": ("LayerFile",),
     "_uploader": ("LayerUploader",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

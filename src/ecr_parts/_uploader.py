@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -30,7 +31,9 @@ from ecr_parts._model.parts import Part
 from ecr_parts._model.session import UploadSession, check_session
 from ecr_parts._sources.chunks import contiguous_view, slices
 from ecr_parts._upload.batch import BatchOptions, BatchUpload
+from ecr_parts._upload.handover import WrittenLayer
 from ecr_parts._upload.layer import UploadOptions, upload_layer
+from ecr_parts._upload.layer_file import LayerBlock, LayerFile
 from ecr_parts._upload.plan import Planner
 from ecr_parts._upload.setup import UploaderOptions, connect
 from ecr_parts._upload.steps import Steps, raise_error, start_upload
@@ -242,6 +245,41 @@ class LayerUploader:
         """
         options = BatchOptions(max_workers, check_existing, progress)
         return BatchUpload(self._repository, self._planner, options).run(layers)
+
+    def open_layer(
+        self,
+        *,
+        compress: bool = False,
+        digest: str | None = None,
+        size: int | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> AbstractContextManager[LayerFile]:
+        """Open a layer to be written, as a file, in a ``with`` block.
+
+        >>> with uploader.open_layer(compress=True) as file:
+        ...     with tarfile.open(fileobj=file, mode="w|") as tar:
+        ...         tar.add("app", "opt/app")
+        >>> file.layer.digest, file.diff_id
+
+        It is uploaded in parts while it is written. If the block ends normally, the layer is
+        complete at ECR. If an exception ends it, nothing more is sent, and nothing is completed.
+        Close or flush what wraps the file inside the block: a ``TarFile`` writes its end when it is
+        closed. A wrapper that closes the file neither completes nor abandons the layer.
+
+        ``compress`` compresses with gzip, by zlib at its default level in several threads; the
+        digest depends on what is written and on the zlib. ``digest``, ``size`` and ``progress`` are
+        those of ``upload``; ``progress`` is called in the thread that writes. A layer of one part
+        or less is sent at the end, if ECR does not have it. A larger one is sent again each time,
+        unless ``digest`` is passed, and cannot be resumed: for that, write a file and ``upload``
+        it.
+
+        Raises ``EmptyLayerError`` and ``LayerTooLargeError``; ``TypeError`` and ``ValueError`` for
+        bad arguments. The block raises what ``LayerFile.complete`` raises, and ``RuntimeError`` if
+        no thread can be started.
+        """
+        check_callback("progress", progress)
+        layer = WrittenLayer(self._repository, self._planner, compress, digest, size)
+        return LayerBlock(layer, progress)
 
     def push_image(
         self,

@@ -32,7 +32,10 @@ PACKAGES = {
         "registries", "gate", "bandwidth", "uplink", "retry", "signature", "failures", "answers",
         "api", "clients", "request", "call", "repository",
     ],
-    "_upload": ["checkpoint", "plan", "pipeline", "steps", "layer", "batch", "setup"],
+    "_upload": [
+        "checkpoint", "plan", "pipeline", "steps", "layer", "batch", "handover", "layer_file",
+        "setup",
+    ],
     "_images": [
         "tar", "files", "documents", "contents", "choice", "rewrite", "layout", "docker",
         "selection", "plain", "plan", "put", "push",

@@ -7,7 +7,6 @@ others write has plain ones.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ from ecr_parts._images.rewrite import CompressedLayer
 from ecr_parts._model.layers import FileRegion, Layer, UnnamedFile
 from ecr_parts._sources.base import Source
 from ecr_parts._sources.compression import (
+    CORES,
     MAGIC_SIZE,
     PIECE_SIZE,
     DamagedError,
@@ -33,9 +33,6 @@ from ecr_parts._sources.kinds import open_source
 
 Heartbeat: TypeAlias = Callable[[int], object]
 """Called with the number of bytes that were read of the layer since the last time."""
-_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-REGISTRY_COMPRESSIONS = ("gzip", "zstd")
-"""Those that clients can decompress when they pull."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +101,9 @@ def _compress(
         started: deque[Task[bytes]] = deque()
         first_byte = 0
         while piece := bytes(source.read(first_byte, PIECE_SIZE)):
-            if len(started) == _CORES:
+            if len(started) == CORES:
                 write(waiter.result(started.popleft()))
-            thread = first_byte // PIECE_SIZE % _CORES  # the one that has nothing to do any more
+            thread = first_byte // PIECE_SIZE % CORES  # the one that has nothing to do any more
             started.append(waiter.start(f"gzip {thread}", gzip.add(piece)))
             content.update(piece)
             first_byte += len(piece)

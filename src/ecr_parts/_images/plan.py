@@ -11,7 +11,7 @@ from ecr_parts._images.choice import tag_of_attached
 from ecr_parts._images.contents import Contents, Descriptor, Manifest, verified
 from ecr_parts._images.documents import member, parse_json
 from ecr_parts._images.files import read_file
-from ecr_parts._images.plain import REGISTRY_COMPRESSIONS, PlainLayer, stored_compression
+from ecr_parts._images.plain import PlainLayer, stored_compression
 from ecr_parts._images.rewrite import (
     PLAIN_TYPES,
     CompressedLayer,
@@ -22,7 +22,7 @@ from ecr_parts._images.selection import Selection
 from ecr_parts._model.layers import FileRegion, Layer
 from ecr_parts._model.limits import MAX_MANIFEST
 from ecr_parts._model.manifests import find_violation
-from ecr_parts._sources.compression import can_decompress
+from ecr_parts._sources.compression import REGISTRY_COMPRESSIONS, can_decompress
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ and the specifications of the formats of xz, bzip2 and LZ4.
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,6 +19,9 @@ from ecr_parts._model.layers import Blob
 
 MAGIC_SIZE = 6  # bytes at the start that tell the format
 PIECE_SIZE = 1024 * 1024  # bytes
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+REGISTRY_COMPRESSIONS = ("gzip", "zstd")
+"""Those that clients can decompress when they pull."""
 _READ_SIZE = 64 * 1024  # bytes
 _DICTIONARY_SIZE = 32 * 1024  # bytes: how far back deflate can refer
 _XZ_MEMORY = 200 * 1024 * 1024  # bytes: more than "xz -9" needs, which is 65 MiB
@@ -134,13 +138,15 @@ class GzipWriter:
 
     Each is compressed by itself, with the bytes before it as its dictionary, as pigz does. So the
     pieces can be compressed in threads, and the result does not depend on how many there are. It
-    depends on the compressor: isal, if it is installed, or zlib.
+    depends on the compressor: isal, if it is installed, or zlib. With ``portable``, it is always
+    zlib, at its default level.
     """
 
     header = _GZIP_HEADER
     """What comes before the first piece."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, portable: bool = False) -> None:
+        self._portable = portable
         self._checksum = 0
         self._size = 0
         self._dictionary = b""
@@ -153,7 +159,7 @@ class GzipWriter:
             self._dictionary,
             bytes(memoryview(piece)[-_DICTIONARY_SIZE:]),
         )
-        return partial(_deflate, piece, dictionary)
+        return partial(_deflate, piece, dictionary, portable=self._portable)
 
     @property
     def trailer(self) -> bytes:
@@ -162,9 +168,9 @@ class GzipWriter:
         return _LAST_BLOCK + self._checksum.to_bytes(4, "little") + size.to_bytes(4, "little")
 
 
-def _deflate(piece: Blob, dictionary: bytes) -> bytes:
-    module: Any = _isal or zlib
-    level = 1 if _isal is None else 2
+def _deflate(piece: Blob, dictionary: bytes, *, portable: bool) -> bytes:
+    module: Any = zlib if portable else _isal or zlib
+    level = zlib.Z_DEFAULT_COMPRESSION if portable else 1 if _isal is None else 2
     more = {"zdict": dictionary} if dictionary else {}
     compressor = module.compressobj(level, zlib.DEFLATED, -15, **more)
     compressed: bytes = compressor.compress(piece) + compressor.flush(zlib.Z_SYNC_FLUSH)
