@@ -30,6 +30,11 @@ _INCOMPLETE = (
     "block: write it again from its beginning, in a new open_layer()"
 )
 
+_CLOSED = (
+    "the layer's file is closed, so nothing can be written to it: close what wraps it, such as a "
+    "TarFile, inside the block, and before the file"
+)
+
 
 class LayerFile(io.BufferedIOBase):
     """A layer that is uploaded while it is written. ``LayerUploader.open_layer`` returns it.
@@ -97,6 +102,8 @@ class LayerFile(io.BufferedIOBase):
         ``progress`` raises.
         """
         blob = data if type(data) is bytes else contiguous_view(cast("Blob", data))
+        if self._layer is not None:
+            raise ValueError(_CLOSED)
         with ClearOwnFrames():
             self._run(partial(self._add, blob))
         return len(blob)
@@ -160,7 +167,7 @@ class LayerFile(io.BufferedIOBase):
     def _run(self, step: Callable[[], None]) -> None:
         """Run ``step``, unless the layer is incomplete. If it raises, the layer is incomplete."""
         self._check_process()
-        if self._handover.abandoned and self._layer is None:
+        if self._handover.abandoned:
             return
         if not self._turn.acquire(blocking=False):
             self._handover.abandon()
@@ -175,16 +182,17 @@ class LayerFile(io.BufferedIOBase):
         try:
             self._is_running = True
             step()
+            self._is_running = False
             done = True
         finally:
-            self._is_running = False
             if not done:
+                self._is_running = False
                 self._handover.abandon()
         self._turn.release()
 
     def _add(self, blob: Blob) -> None:
         if self._closed:
-            raise ValueError("the layer's file is closed, so nothing can be written to it any more")
+            raise ValueError(_CLOSED)
         size = len(blob)
         if self._size is not None and self._written + size > self._size:
             raise SourceChangedError(
@@ -287,10 +295,11 @@ class LayerBlock(AbstractContextManager[LayerFile]):
     ) -> None:
         # ``ExitStack.close`` passes no exception. If it is called while one is handled, and was not
         # when the block began, that exception ends the block.
-        handled, self._handled = self._handled, None
-        current = sys.exc_info()[1]
         file = cast("LayerFile", self._file)
-        if error is None and (current is None or current is handled):
-            file.complete()
-        else:
-            file._abandon()
+        try:
+            handled, self._handled = self._handled, None
+            current = sys.exc_info()[1]
+            if error is None and (current is None or current is handled):
+                file.complete()
+        finally:
+            file._abandon()  # unless it is complete
