@@ -19,7 +19,8 @@ each blob of the registry's API, for some time before it answers. The bound is t
 transfers and the processing of the last part, or that of the first transfer and all processing,
 whichever is longer. "Office" is a link of 30 MiB/s and 300 ms for each part.
 
-Memory: the peak of a process that uploads a file, a huge file, a stream, or several files at once.
+Memory: the peak of a process that uploads a file, a huge file, a stream, or several files at once,
+or writes a layer of the same size as the huge file.
 
 Images: a docker archive of files of this machine in four plain layers, of which one is more than
 half, and an OCI image layout with the same layers, gzipped. The server remembers the layers that it
@@ -290,6 +291,19 @@ def ecr_parts_from_a_pipe(url: str, path: str) -> Callable[[], object]:
     return upload
 
 
+def ecr_parts_written(url: str, path: str) -> Callable[[], object]:
+    """Write the layer to ``open_layer``, as a program does that makes it."""
+    from ecr_parts import LayerUploader
+
+    uploader = LayerUploader(make_client(url), "demo")
+
+    def upload() -> None:
+        with uploader.open_layer() as file, Path(path).open("rb") as source:
+            shutil.copyfileobj(source, file)
+
+    return upload
+
+
 def upload_many(url: str, max_workers: str, *paths: str) -> Callable[[], object]:
     from ecr_parts import LayerUploader
 
@@ -367,7 +381,7 @@ OFFICE_VARIANTS: list[Variant] = [
     botocore_loop,
     *REGISTRY_VARIANTS,
     *(ecr_parts, ecr_parts_without_pybase64, ecr_parts_without_overlap),
-    *(ecr_parts_checked, ecr_parts_from_a_pipe),
+    *(ecr_parts_checked, ecr_parts_from_a_pipe, ecr_parts_written),
 ]
 LOOPBACK_VARIANTS: list[Variant] = [*OFFICE_VARIANTS, two_hashes]
 IMAGE_VARIANTS: list[Variant] = [
@@ -609,7 +623,8 @@ def print_peaks(url: str, directory: Path, small_mib: int, huge_mib: int) -> Non
     huge = make_sparse_layer(directory / "huge", huge_mib)
     print(f"peak at {small_mib} MiB: {peak(ecr_parts, small[0])} MiB", end="; ")
     print(f"at {huge_mib} MiB: {peak(ecr_parts, huge)} MiB", end="; ")
-    print(f"at {small_mib} MiB from a pipe: {peak(ecr_parts_from_a_pipe, small[0])} MiB")
+    print(f"at {small_mib} MiB from a pipe: {peak(ecr_parts_from_a_pipe, small[0])} MiB", end="; ")
+    print(f"at {huge_mib} MiB written: {peak(ecr_parts_written, huge)} MiB")
     # A worker needs more memory from its second layer on, so the last two have two for each worker.
     runs = ((4, 1), (4, 2), (4, 4), (8, 8), (2, 1), (8, 4))
     peaks = {run: peak(upload_many, run[1], *small[: run[0]]) for run in runs}

@@ -1,4 +1,4 @@
-"""Upload many times, interrupted at random instants: ``python random_deadlines.py UPLOADS``.
+"""Upload and write layers, interrupted at random instants: ``python random_deadlines.py UPLOADS``.
 
 Writes how many uploads were interrupted, and how many exceptions Python dropped: it drops what a
 signal handler raises while an object is finalized, which no library can prevent.
@@ -15,6 +15,12 @@ from interrupts import DeadlineError, joining_new_threads
 
 from ecr_parts import LayerUploader
 from ecr_parts.testing import LocalECR
+
+
+def write(uploader: LayerUploader, blob: bytes) -> None:
+    with uploader.open_layer() as file:
+        for start in range(0, len(blob), 3):
+            file.write(blob[start : start + 3])
 
 
 def main(uploads: int) -> None:
@@ -37,10 +43,14 @@ def main(uploads: int) -> None:
         for number in range(uploads):
             raised.clear()
             blob = random_bytes(45, number)
-            source = blob if number % 3 else iter([blob])
             signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0001, 0.02))
             try:
-                uploader.upload(source, check_existing=number % 2 == 0)
+                if number % 3 == 0:
+                    uploader.upload(iter([blob]), check_existing=number % 2 == 0)
+                elif number % 3 == 1:
+                    uploader.upload(blob, check_existing=number % 2 == 0)
+                else:
+                    write(uploader, blob)
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except DeadlineError as error:
                 if raised != [error]:

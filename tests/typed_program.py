@@ -5,6 +5,14 @@ It must have no type errors if the stubs of boto3 and botocore are installed.
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
+import shutil
+import tarfile
+import zipfile
+from typing import BinaryIO
+
 import boto3
 import botocore.session
 from mypy_boto3_ecr import ECRClient
@@ -14,6 +22,7 @@ from typing_extensions import assert_type
 from ecr_parts import (
     CLIENT_CONFIG,
     Chunker,
+    LayerFile,
     LayerUploader,
     Part,
     PushedImage,
@@ -51,6 +60,24 @@ def build(blob: bytes) -> PushedImage:
     uploader.client.list_images(**uploader.location, maxResults=1)
     assert_type(image.descriptor(), dict[str, str | int])
     return uploader.put_manifest(b"{}", media_type=image.media_type)
+
+
+def write_layers(uploader: LayerUploader, source: BinaryIO) -> str:
+    with uploader.open_layer(compress=True, progress=print) as file:
+        assert_type(file, LayerFile)
+        with tarfile.open(fileobj=file, mode="w|") as tar:
+            tar.add("app")
+    with uploader.open_layer(size=45) as file, zipfile.ZipFile(file, "w") as archive:
+        archive.write("app")
+    with uploader.open_layer() as file, gzip.GzipFile(fileobj=file, mode="wb") as zipped:
+        shutil.copyfileobj(source, zipped)
+    with uploader.open_layer() as file, io.TextIOWrapper(file) as text:
+        csv.writer(text).writerow(["a", 1])
+    with uploader.open_layer() as file:
+        shutil.copyfileobj(source, file)
+        file.write(memoryview(b"end"))
+        assert_type(file.complete(), UploadedLayer)
+    return file.diff_id + file.layer.digest
 
 
 def upload_in_single_steps(uploader: LayerUploader, blob: bytes) -> UploadedLayer:

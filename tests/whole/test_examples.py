@@ -62,6 +62,14 @@ def test_lambda_resume() -> None:
     assert completed.stdout.endswith("the layer arrived whole\n")
 
 
+def test_web_upload() -> None:
+    completed = run("web_upload")
+    assert completed.returncode == 0, completed.stderr
+    first, second = completed.stdout.splitlines()
+    assert first == "a client left: its layer is abandoned"
+    assert second.startswith("HTTP/1.1 201 Created sha256:")
+
+
 def test_quickstart_with_path(tmp_path: Path) -> None:
     layer = write_layer(random_bytes(1000), tmp_path)
     missing = run("quickstart", str(tmp_path / "missing"))

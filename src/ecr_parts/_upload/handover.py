@@ -11,7 +11,7 @@ import hashlib
 import threading
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import TypeAlias
@@ -48,9 +48,9 @@ class Handover:
     def __init__(self, writer: object) -> None:
         self.confirmed: deque[int] = deque()
         """Numbers of bytes that ECR has confirmed, and that were not reported yet."""
-        self.abandoned = False
+        self.abandoned: bool = False
         """Whether the layer is never completed, and nothing more is sent."""
-        self.ended = False
+        self.ended: bool = False
         """Whether the upload has ended, so that nobody takes the next piece."""
         self._writer = weakref.ref(writer)
         self._piece: Blob = b""
@@ -64,9 +64,14 @@ class Handover:
     # For the thread that writes. If a signal handler raises an exception here, the layer is
     # abandoned.
 
-    def put(self, piece: Blob, waiter: Waiter, *, is_last: bool) -> None:
-        """Wait until the slot is free, and put ``piece`` there, unless the upload has ended."""
-        waiter.acquire(self._free)
+    def put(
+        self, piece: Blob, acquire: Callable[[threading.Lock], object], *, is_last: bool
+    ) -> None:
+        """Wait until the slot is free, and put ``piece`` there, unless the upload has ended.
+
+        ``acquire`` acquires a lock, as ``Waiter.acquire`` does.
+        """
+        acquire(self._free)
         if not self.ended:
             self._piece, self._is_last = piece, is_last
             self._filled.release()
