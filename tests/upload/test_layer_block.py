@@ -99,6 +99,11 @@ def stopping(ecr: LocalECR) -> Iterator[None]:
             ecr.stop()
 
 
+def layer_threads() -> list[threading.Thread]:
+    """Those that upload layers that are written."""
+    return [thread for thread in threading.enumerate() if thread.name == "ecr_parts layer"]
+
+
 def check_incomplete(file: LayerFile, ecr: LocalECR) -> None:
     """The layer is not complete, and cannot be completed any more."""
     for get in (file.complete, lambda: file.layer, lambda: file.diff_id):
@@ -305,6 +310,20 @@ def test_write_that_failed_makes_the_layer_incomplete(
         ):
             file.write(BLOB * 2)
     check_incomplete(file, ecr)
+
+
+def test_interrupted_write_ends_the_upload_at_once(ecr: LocalECR, uploader: LayerUploader) -> None:
+    """Not only at the next write, or at the end of the block."""
+
+    def progress(_newly_confirmed: int) -> None:
+        raise StopUploadError
+
+    with ending_incomplete(uploader.open_layer(progress=progress)) as file:
+        wait_until(lambda: bool(layer_threads()))
+        with pytest.raises(StopUploadError):
+            file.write(random_bytes(500))
+        wait_until(lambda: not layer_threads())
+    assert not ecr.registry.repositories["demo"].layers
 
 
 class Refused(io.BytesIO):
@@ -683,6 +702,26 @@ def test_forked_child_gets_an_error_and_its_parent_goes_on(
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (done.stdout, done.stderr) == (f"{DIGEST} {10 + errors}\n", "")
+
+
+AT_EXIT = """
+from ecr_parts import LayerUploader
+from ecr_parts.testing import LocalECR
+
+ecr = LocalECR()
+ecr.start()
+file = LayerUploader(ecr.client(), "demo").open_layer(compress=True).__enter__()
+file.write(bytes(3 << 20))
+print("ended")
+"""
+
+
+def test_process_ends_although_a_block_was_never_left() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", AT_EXIT],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr, done.returncode) == ("ended\n", "", 0)
 
 
 # asyncio

@@ -62,6 +62,14 @@ def test_lambda_resume() -> None:
     assert completed.stdout.endswith("the layer arrived whole\n")
 
 
+def test_build_image_sends_no_layer_twice() -> None:
+    completed = run("build_image")
+    assert completed.returncode == 0, completed.stderr
+    sent = re.findall(r"^(v\d): ([\d,]+) bytes of layers sent$", completed.stdout, re.MULTILINE)
+    assert [tag for tag, _ in sent] == ["v1", "v2"]
+    assert int(sent[0][1].replace(",", "")) > 1_000 > int(sent[1][1])
+
+
 def test_web_upload() -> None:
     completed = run("web_upload")
     assert completed.returncode == 0, completed.stderr
