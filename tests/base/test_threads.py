@@ -81,6 +81,25 @@ def test_thread_ends_even_if_giving_it_a_task_was_interrupted(
                 sys.settrace(trace_before)
 
 
+def test_what_an_interruption_leaves_is_freed_when_the_task_ends() -> None:
+    freed: list[str] = []
+    going_on = threading.Event()
+    with Waiter() as waiter:
+        task = waiter.start("task", going_on.wait)
+        task.when_over(lambda: freed.append("memory"))
+        trace_before = sys.gettrace()
+        sys.settrace(raise_before("release()"))
+        try:
+            with pytest.raises(InterruptError):
+                waiter.wait(task, 0)
+        finally:
+            sys.settrace(trace_before)
+        assert freed == []
+        going_on.set()
+        Waiter().acquire(task.ended)  # wait until it has ended
+    assert freed == ["memory"]
+
+
 @pytest.mark.parametrize("ends", [True, False])
 def test_late_thread_is_waited_for(ends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that begins the task before its time is over runs it, also if it never ends."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import random
+import threading
+from collections.abc import Callable, Iterator
 
 import pytest
 from pytest_mock import MockerFixture
@@ -252,17 +255,70 @@ def test_connection_that_was_lost_in_the_end_was_not_too_slow(uplink: Uplink, cl
     assert not uplink.is_slow
 
 
-def test_turn_begins_although_the_one_before_was_interrupted(
-    uplink: Uplink, mocker: MockerFixture
-) -> None:
+def test_turn_begins_after_one_that_was_left_by_another_thread(uplink: Uplink) -> None:
     make_slow(uplink)
-    first, second = (uplink.ask(5 * MIB, smallest=True) for _ in range(2))
-    mocker.patch.object(uplink, "_begin_turns", side_effect=KeyboardInterrupt)
-    with pytest.raises(KeyboardInterrupt):
-        first.leave()
-    mocker.stopall()
-    assert not second.wait(0)
-    assert second.wait(0)
+    first, second, third = (uplink.ask(5 * MIB, smallest=True) for _ in range(3))
+    run_in_thread(second.leave)
+    run_in_thread(first.leave)
+    assert not third.wait(0)  # it finds out now
+    assert is_sending(third)
+
+
+def run_in_thread(function: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    return thread
+
+
+@pytest.fixture
+def locked(clock: Clock, uplink: Uplink) -> Iterator[Turn]:
+    """A turn of this thread, while another thread is stopped in the middle of asking for one."""
+    turn = uplink.ask(5 * MIB, smallest=True)
+    stopped, going_on, read_clock = threading.Event(), threading.Event(), uplink.now
+
+    def stop() -> float:
+        uplink.now = read_clock
+        stopped.set()
+        going_on.wait(60)
+        return clock()
+
+    uplink.now = stop
+    thread = threading.Thread(target=uplink.ask, args=(1,), kwargs={"smallest": True})
+    thread.start()
+    assert stopped.wait(10)
+    yield turn
+    going_on.set()
+    thread.join()
+
+
+def test_leaving_in_another_thread_waits_for_nothing(locked: Turn) -> None:
+    """It is the caller's thread, which a signal handler may interrupt while it holds a lock."""
+    run_in_thread(locked.leave)
+
+
+@pytest.mark.usefixtures("locked")
+def test_forked_process_does_not_wait_for_its_parent(uplink: Uplink, mocker: MockerFixture) -> None:
+    mocker.patch("os.getpid", return_value=os.getpid() + 1)
+    turns: list[Turn] = []
+    run_in_thread(lambda: make_slow(uplink))
+    run_in_thread(lambda: turns.append(uplink.ask(5 * MIB, smallest=True)))
+    assert is_sending(turns[0])
+
+
+def test_part_that_takes_no_time_is_quick(uplink: Uplink, clock: Clock) -> None:
+    make_slow(uplink)
+    store(uplink.ask(5 * MIB, smallest=True), clock, 0)  # Windows' clock has steps of 16 ms
+    assert not uplink.is_slow
+
+
+def test_body_that_is_alone_after_another_was_left_never_gives_up(
+    uplink: Uplink, clock: Clock
+) -> None:
+    turn, other = (uplink.ask(5 * MIB, smallest=True) for _ in range(2))
+    run_in_thread(other.leave)
+    send(turn, clock, BODY / 10_000)
 
 
 # Simulated links

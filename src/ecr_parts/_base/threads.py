@@ -33,6 +33,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Generic, TypeVar, cast
 
 from typing_extensions import Self
@@ -126,10 +127,14 @@ class Task(Generic[_T]):
         self._releases.append(release)
 
     def release(self) -> None:
-        """Free what the task holds."""
-        releases, self._releases = self._releases, []
-        for release in releases:
+        """Free what the task holds.
+
+        What is not freed because a signal handler raises in between is freed when the task ends.
+        """
+        for release in tuple(self._releases):
             release()
+            with suppress(ValueError):  # the task's thread may be doing the same
+                self._releases.remove(release)
 
 
 def _without_first_frame(error: BaseException) -> BaseException:

@@ -20,11 +20,11 @@ share of a link whose connections are limited one by one.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 
 PIECE_SIZE = 256 * 1024  # bytes of a body that are sent at once
 _log = logging.getLogger("ecr_parts")
@@ -57,6 +57,8 @@ class Turn:
         """``Uplink.generation`` when the turn began."""
         self.began_at = 0.0
         self._uplink = uplink
+        self._has_left = False
+        self._process, self._thread = os.getpid(), threading.get_ident()
         self._waiting = threading.Lock()
         """Held until the turn begins."""
         self._waiting.acquire()
@@ -77,14 +79,25 @@ class Turn:
     def wait(self, seconds: float) -> bool:
         """Wait up to ``seconds`` for the turn. Returns whether it has begun."""
         if not self._waiting.acquire(timeout=seconds):
-            self._uplink.begin_turns()  # if an interrupted thread has not
+            self._uplink.begin_turns()  # another turn may have ended in the caller's thread
             return False
         self._waiting.release()  # for the next call
         return True
 
     def leave(self) -> None:
-        """End the turn, or stop waiting for it. May be called more than once, in any thread."""
-        self._uplink.leave(self)
+        """End the turn, or stop waiting for it. May be called more than once, in any thread.
+
+        In the caller's thread, where a signal handler may raise, this is one assignment and
+        acquires no lock: those that wait find out within half a second.
+        """
+        self._has_left = True
+        if threading.get_ident() == self._thread:
+            self._uplink.begin_turns()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was left, or is that of the process from which this one was forked."""
+        return self._has_left or self._process != os.getpid()
 
     def sending(self, sent: int, total: int, *, measured: bool) -> None:
         """To be called before each piece of the body, and after the last one.
@@ -153,7 +166,12 @@ class Uplink:
         self._refusals = 0
         self._sending: set[Turn] = set()
         self._waiting: deque[Turn] = deque()
-        self._lock = threading.Lock()
+        self._locks: dict[int, threading.Lock] = {}
+
+    @property
+    def _lock(self) -> threading.Lock:
+        """That of this process: another thread may have held its parent's during the fork."""
+        return self._locks.setdefault(os.getpid(), threading.Lock())
 
     @property
     def is_slow(self) -> bool:
@@ -179,18 +197,15 @@ class Uplink:
             self._begin_turns()
 
     def _begin_turns(self) -> None:
+        self._forget_those_that_left()
         while self._waiting and len(self._sending) < self._at_a_time:
             turn = self._waiting.popleft()
             self._sending.add(turn)
             turn.begin(self._generation, self.now(), alone=self._at_a_time == 1)
 
-    def leave(self, turn: Turn) -> None:
-        """End a turn."""
-        with self._lock:
-            self._sending.discard(turn)
-            with suppress(ValueError):
-                self._waiting.remove(turn)
-            self._begin_turns()
+    def _forget_those_that_left(self) -> None:
+        self._sending = {turn for turn in self._sending if not turn.is_over}
+        self._waiting = deque(turn for turn in self._waiting if not turn.is_over)
 
     def is_too_slow(self, turn: Turn, rate: float, total: int, of_all: float) -> bool:
         """Whether ``total`` bytes take too long at ``rate`` bytes per second.
@@ -198,6 +213,7 @@ class Uplink:
         ``of_all`` is the rate of all bodies together, for messages.
         """
         with self._lock:
+            self._forget_those_that_left()
             in_time = total <= rate * _TOO_LONG * self._max_age
             if in_time or (turn.smallest and len(self._sending) == 1):
                 return False
@@ -231,7 +247,7 @@ class Uplink:
             if self.is_slow and quick and turn.generation == self._generation:
                 self._change(self._at_a_time * 2)
                 self._begin_turns()
-                rate = _in_bits(turn.size * 4 / 3 / seconds)
+                rate = _in_bits(turn.size * 4 / 3 / max(seconds, 0.001))
                 news = (
                     f"the uplink is faster ({rate} a part): {self._at_a_time:.0f} parts at a time"
                 )
