@@ -31,7 +31,7 @@ from ecr_parts._upload.plan import Planner
 from ecr_parts._wire.gate import Gate
 from ecr_parts._wire.request import Attempt
 from ecr_parts._wire.uplink import Turn, Uplink
-from ecr_parts.testing import EcrError, LocalECR
+from ecr_parts.testing import EcrError, LocalECR, Unknowns
 
 MIB = 1024 * 1024
 BLOB = random_bytes(45)  # six parts of 8 bytes, or twelve of 4
@@ -287,9 +287,27 @@ def test_fragment_of_part_that_was_cut_again(
     assert ecr.layer("demo", layer.digest) == BLOB
 
 
-# Parts that give up
-
 LARGER = Limits(min_part=300_000, max_part=600_000, max_parts=60, max_layer=10**7)
+
+
+@pytest.mark.usefixtures("age")
+def test_fragment_of_part_that_was_sent_ahead_of_one_that_was_cut_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The first part is stored, but its answer is lost. Then it is refused, and cut again."""
+    caplog.set_level(logging.INFO)
+    blob = random_bytes(1_800_000)
+    fragment = Unknowns(broken_part="fragment")
+    with LocalECR(limits=LARGER, part_size=600_000, processing_time=0.1, unknowns=fragment) as ecr:
+        uploader = LayerUploader(ecr.client(), "demo", limits=LARGER, retrying=NO_WAIT)
+        ecr.fail("UploadLayerPart", "answer_lost")
+        ecr.respond("UploadLayerPart", EXPIRED, call=2)
+        layer = uploader.upload(blob)
+        assert ecr.layer("demo", layer.digest) == blob
+    assert [message for message in caplog.messages if "continuing after the fragment" in message]
+
+
+# Parts that give up
 
 
 @pytest.fixture

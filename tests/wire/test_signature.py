@@ -56,7 +56,15 @@ def test_other_errors_are_no_expired_signatures(failure: Exception) -> None:
     [
         (EXPIRED, 1, "This machine's clock is 340 s behind: set it, for example by NTP"),
         (EXPIRED, 280, "This machine's clock is 61 s behind: set it, for example by NTP"),
-        (EXPIRED, 300, None),
+        (EXPIRED, 281, "This machine's clock is 60 s behind: set it, for example by NTP"),
+        (EXPIRED, 282, None),
+        (EXPIRED, 400, None),
+        (EXPIRED, 401, "This machine's clock is 60 s ahead: set it, for example by NTP"),
+        (
+            EXPIRED.replace("110743", "110203"),
+            1,
+            "This machine's clock is 0 s behind: set it, for example by NTP",
+        ),
         (NOT_YET_CURRENT, 1, "This machine's clock is 3,601 s ahead: set it, for example by NTP"),
         ("Signature expired", 1, "Set this machine's clock, for example by NTP"),
         ("Signature expired", 2, None),

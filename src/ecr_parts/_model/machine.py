@@ -242,9 +242,9 @@ class Machine:
             self._move(part, last_byte)
         return event, action
 
-    def note_sent(self, part: Part) -> None:
-        """Note that ECR may have stored bytes of ``part``, which was cut again."""
-        self._received.sent_up_to = max(self._received.sent_up_to, part.last_byte)
+    def note_sent(self, last_byte: int) -> None:
+        """Note that ECR may have stored the layer up to ``last_byte``, before it was cut again."""
+        self._received.sent_up_to = max(self._received.sent_up_to, last_byte)
 
     def _move(self, part: Part, last_byte: int) -> None:
         """Move to ``last_byte``, and update what is known about the parts that ECR has."""

@@ -8,7 +8,6 @@ from typing import NoReturn, cast
 
 from ecr_parts._model.layers import SentPart
 from ecr_parts._model.machine import MOVES, Event, Machine, NextAction
-from ecr_parts._model.parts import Part
 from ecr_parts._model.session import UploadSession
 from ecr_parts._upload.plan import Planner
 from ecr_parts._wire.call import PartCall, outcome_of
@@ -63,14 +62,15 @@ class Steps:
         have done so."""
         self.existing_size: int | None = None
         """If it was asked whether the layer exists, and it does: its size in bytes."""
-        self._part: Part | None = None
-        """The part that was sent last."""
+        self._call: PartCall | None = None
+        """The call that sends a part, until it is settled or has failed."""
         self._repository = repository
         self._replayable = replayable
 
     def take(self, step: Callable[[], NextAction]) -> NextAction:
         """Take a step: the action that it returns, or the one that follows from its failed call."""
         outcome = outcome_of(step)
+        call, self._call = self._call, None
         if not isinstance(outcome, CallFailed):
             return outcome
         self.error, self.in_doubt = outcome.error, outcome.in_doubt
@@ -78,7 +78,7 @@ class Steps:
         action = self._after(event)
         if action is NextAction.CUT_AGAIN:
             self.error = None
-            self.machine.note_sent(cast("Part", self._part))
+            self.machine.note_sent(cast("PartCall", call).sent_up_to)
             _log.debug("%s; %s", outcome.description, action.value)
         if outcome.operation == "CompleteLayerUpload":
             if action is NextAction.FAIL and outcome.in_doubt:
@@ -91,7 +91,7 @@ class Steps:
 
     def settle(self, call: PartCall) -> NextAction:
         """Wait for ECR's answer to a part, and move the session to the last byte that ECR has."""
-        self._part = call.part
+        self._call = call
         answer = call.settle()
         event, action = self.machine.receive(
             call.part,

@@ -69,13 +69,11 @@ def _says(error: Exception, pattern: re.Pattern[str]) -> bool:
 def _seconds_ahead(error: Exception, age: float) -> float | None:
     """By how much this machine's clock is ahead, if AWS's message has both times."""
     message = error_message(error.response) if isinstance(error, ClientError) else ""
-    texts = _TIME.findall(message)
-    if len(texts) < 2:
-        return None
     try:
         signed, *_, now = [
-            datetime.strptime(text, _FORMAT).replace(tzinfo=timezone.utc) for text in texts
+            datetime.strptime(text, _FORMAT).replace(tzinfo=timezone.utc)
+            for text in _TIME.findall(message)
         ]
-    except ValueError:  # it is no time of the calendar
+    except ValueError:  # there are fewer than two, or one is no time of the calendar
         return None
     return (signed - now).total_seconds() + age
