@@ -373,6 +373,42 @@ os.wait()
     assert (done.stdout, done.stderr, done.returncode) == ("uploaded\n", "", 0)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="requires os.fork")
+def test_forked_process_does_not_wait_for_a_part_of_its_parent() -> None:
+    """The uplink is slow, and it is the parent's turn."""
+    done = run_program("""
+import os, signal, threading, warnings
+from ecr_parts._wire.signature import SigningTime
+from ecr_parts.testing import EcrError
+warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads
+SigningTime.age = 400
+client = ecr.client()
+uploader = LayerUploader(client, "demo", limits=SMALL_LIMITS)
+ecr.respond("UploadLayerPart", EcrError("InvalidSignatureException", "Signature expired"))
+uploader.upload(b"slow")
+sent, forked = threading.Event(), threading.Event()
+
+def hold(**_event):
+    if not sent.is_set():
+        sent.set()
+        forked.wait(20)
+
+client.meta.events.register("after-call.ecr.UploadLayerPart", hold)
+thread = threading.Thread(target=uploader.upload, args=(b"parent",))
+thread.start()
+sent.wait(20)
+child = os.fork()
+if child == 0:
+    signal.alarm(20)  # or else a child that hangs would be left behind
+    uploader.upload(b"child")
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+forked.set()
+thread.join()
+""")
+    assert (done.stdout, done.stderr, done.returncode) == ("0\n", "", 0)
+
+
 FORK_IN_PROGRESS = """
 import os, signal, sys, threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads
