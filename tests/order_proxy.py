@@ -181,9 +181,13 @@ class _Connection:
     def forward_answers(self) -> None:
         with suppress(OSError):
             while piece := self._server.recv(65_536):
-                answered = re.search(rb'ByteReceived": (-?\d+)', piece)
+                answered = re.search(rb'(Valid)?ByteReceived": (-?\d+)', piece)
                 if answered is not None and self._part is not None:
-                    self._proxy.confirm(*self._part, int(answered[1]))
+                    upload_id, first_byte = self._part
+                    last_byte = int(answered[2])
+                    if not answered[1]:  # it may be counted from the part's first byte
+                        last_byte = max(first_byte, last_byte)
+                    self._proxy.confirm(upload_id, first_byte, last_byte)
                 self._proxy.end(self)
                 self._client.sendall(piece)
         self._proxy.end(self)
