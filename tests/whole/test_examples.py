@@ -56,10 +56,13 @@ def run(name: str, *arguments: str, **variables: str) -> subprocess.CompletedPro
 # Scripts. ``test_readme`` runs the quickstart without arguments.
 
 
-def test_lambda_resume() -> None:
-    completed = run("lambda_resume")
+@pytest.mark.parametrize("name", ["lambda_resume", "s3_to_ecr", "ci_job"])
+def test_prints_what_the_index_shows(name: str) -> None:
+    completed = run(name)
     assert completed.returncode == 0, completed.stderr
-    assert completed.stdout.endswith("the layer arrived whole\n")
+    index = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(rf"^\| \[`{name}\.py`\].*\| `(.*)` \|$", index, re.MULTILINE)
+    assert shown in completed.stdout
 
 
 def test_build_image_sends_no_layer_twice() -> None:

@@ -1,4 +1,4 @@
-"""The README: every code block is executed, and tables and figures are checked.
+"""The README and the guides: every code block is executed, and tables and figures are checked.
 
 A block is recognized by its code and a table by its content, so headings, order and prose are free.
 """
@@ -35,22 +35,27 @@ from ecr_parts.testing import Fault, LocalECR, Unknowns
 MIB = 1024 * 1024
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = {ROOT: README, ROOT / "examples": GUIDES}
+"""By the directory that links are relative to."""
 CI_SCRIPT = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 LAYER = random_bytes(12 * MIB)  # two parts: 10 MiB and 2 MiB
 DIGEST = digest_of(LAYER)
 
 
 class Block(NamedTuple):
-    """A fenced code block of the README."""
+    """A fenced code block."""
 
     language: str
     text: str
 
 
-BLOCKS = [
-    Block(*match)
-    for match in re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-]
+def parse_blocks(markdown: str) -> list[Block]:
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", markdown, re.MULTILINE | re.DOTALL)
+    return [Block(*block) for block in blocks]
+
+
+BLOCKS = parse_blocks(README) + parse_blocks(GUIDES)
 
 Table: TypeAlias = list[list[str]]
 """The cells of a table's rows. The first row is the header."""
@@ -65,7 +70,7 @@ def parse_tables(markdown: str) -> list[Table]:
     return tables
 
 
-TABLES = parse_tables(README)
+TABLES = parse_tables(README) + parse_tables(GUIDES)
 
 
 def names_in_first_column(table: Table) -> list[str]:
@@ -133,7 +138,7 @@ def last_command(text: str) -> list[str]:
 
 def is_run_by_ci(text: str) -> bool:
     """Whether ``.ci/run``, which takes shell blocks of the README by number, runs this one."""
-    shell_blocks = [block.text for block in BLOCKS if block.language == "sh"]
+    shell_blocks = [block.text for block in parse_blocks(README) if block.language == "sh"]
     return f'readme_command {shell_blocks.index(text) + 1})"' in CI_SCRIPT
 
 
@@ -162,9 +167,24 @@ def project_tests(text: str, _workspace: Workspace) -> None:
 
 
 def first_program(text: str, workspace: Workspace) -> None:
+    docker_archive(workspace.path / "image.tar", [LAYER])
     workspace.run_python(text)
     assert workspace.variables["layer"].digest == DIGEST
     assert workspace.stored_layer() == LAYER
+    assert workspace.variables["image"].tags == ("v1",)
+
+
+def own_client(text: str, workspace: Workspace) -> None:
+    workspace.run_python(f"from ecr_parts import LayerUploader\n{text}")
+    assert workspace.variables["uploader"].upload("layer.tar.gz").digest == DIGEST
+
+
+def written_layer(text: str, workspace: Workspace) -> None:
+    (workspace.path / "rootfs").mkdir()
+    (workspace.path / "rootfs" / "hello").write_text("hello")
+    workspace.run_python(text)
+    tar = gzip.decompress(workspace.stored_layer(workspace.variables["file"].layer.digest))
+    assert workspace.variables["file"].diff_id == digest_of(tar)
 
 
 def first_commands(text: str, workspace: Workspace) -> None:
@@ -174,18 +194,11 @@ def first_commands(text: str, workspace: Workspace) -> None:
     assert workspace.ecr.registry.repositories["team/app"].tags == {"v1": image}
 
 
-def push_image(text: str, workspace: Workspace) -> None:
-    docker_archive(workspace.path / "image.tar", [LAYER])
-    workspace.run_python(text)
-    assert workspace.variables["image"].tags == ("v1",)
-
-
 def put_manifest(text: str, workspace: Workspace) -> None:
-    (workspace.path / "a.tar.gz").write_bytes(LAYER)
+    written_layer(text_of(written_layer), workspace)
     workspace.run_python(text)
     digest = workspace.variables["image"].descriptor()["digest"]
     assert workspace.ecr.registry.repositories["team/app"].tags == {"v1": digest}
-    assert workspace.stored_layer() == LAYER
 
 
 def command_line(text: str, workspace: Workspace) -> None:
@@ -355,12 +368,13 @@ CHECKS = [
     Check(quickstart, "sh", r"venv .*quickstart\.py$"),
     Check(quickstart_output, "text", r"^\$ ecr-parts upload"),
     Check(first_commands, "text", r"^ecr-parts upload"),
-    Check(first_program, "python", r"botocore\.session\.get_session"),
-    Check(push_image, "python", r"uploader\.push_image"),
+    Check(first_program, "python", r"for_repository\("),
+    Check(own_client, "python", r"botocore\.session\.get_session"),
+    Check(written_layer, "python", r"open_layer\("),
     Check(put_manifest, "python", r"uploader\.put_manifest"),
     Check(project_tests, "sh", r"venv .*-m pytest"),
     Check(command_line, "bash", r"\| ecr-parts upload -"),
-    Check(serve, "sh", r"^ecr-parts local"),
+    Check(serve, "bash", r"^ecr-parts local"),
     Check(interrupted_session, "python", r"^finally:\n.* = session\.to_json\(\)"),
     Check(resumed_session, "python", r"^layer = uploader\.upload\(.*UploadSession\.from_json"),
     Check(compressed_stream, "python", r"zlib\.compressobj"),
@@ -406,7 +420,7 @@ def test_every_public_error_is_documented() -> None:
 
 def test_every_fault_is_documented() -> None:
     faults = list(get_args(Fault))
-    paragraphs_and_items = re.split(r"\n\n|\n(?=- )", README)
+    paragraphs_and_items = re.split(r"\n\n|\n(?=- )", GUIDES)
     (list_of_faults,) = [text for text in paragraphs_and_items if f'`"{faults[0]}"`' in text]
     assert set(re.findall(r'`"(\w+)"`', list_of_faults)) == set(faults)
 
@@ -434,12 +448,17 @@ def test_parameters_errors_and_options_of_upload_layer_part_are_complete() -> No
 # Figures and links
 
 
-def test_comparison_has_figures_of_what_was_measured() -> None:
-    (comparison,) = [table for table in TABLES if "office, MiB/s" in table[0]]
-    columns = [comparison[0].index(f"{name}, MiB/s") for name in ("loopback", "office")]
-    for row in comparison[1:]:
-        measured = row[-1] != "not measured"
-        assert [row[column].isdigit() for column in columns] == [measured, measured]
+def test_front_page_is_short() -> None:
+    assert README.count("\n") <= 250
+    assert len(README.split()) <= 1_800
+
+
+def test_comparison_has_the_same_figures_in_both_documents() -> None:
+    short, full = [
+        {row[0]: row[1:3] for row in table[1:]} for table in TABLES if "office" in table[0]
+    ]
+    assert all(figure.isdigit() for row in full.values() for figure in row)
+    assert short.items() <= full.items()
 
 
 def test_longest_duration_of_a_call_is_22_minutes() -> None:
@@ -463,11 +482,26 @@ def test_longest_duration_of_a_call_is_22_minutes() -> None:
     assert 10 * attempt + longest < 22.1 * 60
 
 
-def test_links_lead_to_headings_and_files_that_exist() -> None:
-    anchors = {
+def anchors_of(markdown: str) -> set[str]:
+    return {
         re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
-        for heading in re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+        for heading in re.findall(r"^#+ (.*)$", markdown, re.MULTILINE)
     }
-    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= anchors
-    for path in re.findall(r"\]\(((?!http|#)[^)]+)\)", README):
-        assert (ROOT / path).exists()
+
+
+@pytest.mark.parametrize("directory", DOCUMENTS, ids=["README", "guides"])
+def test_links_lead_to_headings_and_files_that_exist(directory: Path) -> None:
+    links = re.findall(r"\]\(((?!http)[^)]+)\)", DOCUMENTS[directory])
+    assert links
+    for path, _, anchor in (link.partition("#") for link in links):
+        target = directory / path if path else directory / "README.md"
+        assert target.exists()
+        assert not anchor or anchor in anchors_of(target.read_text(encoding="utf-8")), anchor
+
+
+def test_index_lists_every_example() -> None:
+    examples = {
+        path.name for path in (ROOT / "examples").iterdir() if path.suffix[:3] in (".py", ".ip")
+    }
+    (index,) = [table for table in TABLES if table[0][0] == "example"]
+    assert set(names_in_first_column(index)) == examples
