@@ -81,6 +81,8 @@ def parse_repository(text: str, *, public: bool = False) -> RepositoryUri:
     anything else is to follow the name of an argument. It never shows a password.
     """
     registry = _parse_registry(text)
+    if registry.fields and not registry.path:
+        raise ValueError(f"must have a name after the host, as in {text.rstrip('/')}/NAME")
     path, at, digest = registry.path.partition("@")
     if at and not is_digest(digest):
         raise ValueError(
@@ -105,7 +107,8 @@ def parse_repository(text: str, *, public: bool = False) -> RepositoryUri:
 def _parse_registry(text: str) -> _Registry:
     scheme, has_scheme, rest = text.partition("://") if "://" in text else ("https", "", text)
     host, slash, path = rest.partition("/")
-    if not slash and not has_scheme:
+    is_private, is_public = _LIKE_PRIVATE_HOST.fullmatch(host), host in PUBLIC_HOSTS
+    if not (slash or has_scheme or is_private or is_public):
         return _Registry(rest)
     if "@" in host:  # is not shown, because it may have a password
         raise ValueError("must not have a user name or a password: " + _FORMS)
@@ -113,9 +116,9 @@ def _parse_registry(text: str) -> _Registry:
         endpoint_url = f"{scheme if has_scheme else 'http'}://{host}"
         return _Registry(path, {"endpoint_url": endpoint_url})
     if scheme == "https":
-        if _LIKE_PRIVATE_HOST.fullmatch(host):
+        if is_private:
             return _Registry(path, _parse_private_host(host))
-        if host in PUBLIC_HOSTS:
+        if is_public:
             alias, slash, path = path.partition("/")
             if not slash or not _ALIAS.fullmatch(alias):
                 raise ValueError(f"must be like {host}/ALIAS/NAME, not {short_repr(text)}")
