@@ -13,6 +13,7 @@ from ecr_calls import PushingClient
 from helpers import NO_WAIT, SMALL_LIMITS, digest_of, operations, random_bytes
 from hypothesis import given
 from hypothesis import strategies as st
+from pytest_mock import MockerFixture
 
 from ecr_parts import ECR_PUBLIC_LIMITS, LayerUploader
 from ecr_parts._model.limits import REPOSITORY_NAME
@@ -417,6 +418,18 @@ def test_for_repository_refuses_bad_arguments(
     assert message in str(raised.value)
     assert "secret" not in str(raised.value)
     assert raised.value.__cause__ is None
+
+
+def test_exception_of_a_signal_handler_passes_unchanged(
+    environ: Environ, mocker: MockerFixture
+) -> None:
+    """Creating a client takes long enough for a time limit to end it."""
+    environ()
+    error = RuntimeError("out of time")
+    mocker.patch("botocore.session.Session.create_client", side_effect=error)
+    with pytest.raises(RuntimeError) as raised:
+        LayerUploader.for_repository("demo", region="us-east-1")
+    assert raised.value is error
 
 
 def test_endpoint_of_the_repository_may_be_passed_too(ecr: LocalECR, environ: Environ) -> None:

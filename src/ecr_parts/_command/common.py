@@ -13,13 +13,14 @@ import tenacity
 from botocore.client import BaseClient
 from botocore.exceptions import NoRegionError
 
+from ecr_parts._base.redaction import show_error
 from ecr_parts._base.validation import to_printable
 from ecr_parts._command.state_directory import checkpoint_directory
 from ecr_parts._command.terminal import Terminal
 from ecr_parts._model.layers import UploadedLayer
 from ecr_parts._upload.checkpoint import BestEffortPath
 from ecr_parts._uploader import LayerUploader
-from ecr_parts._wire.clients import create_client, describe_creation_error
+from ecr_parts._wire.clients import create_client
 from ecr_parts._wire.retry import default_retrying
 from ecr_parts.testing.__main__ import print_whole
 
@@ -158,9 +159,11 @@ def describe_os_error(error: Exception) -> str:
 
 
 def _describe_error(error: Exception) -> str:
-    if not isinstance(error, OSError):
-        return describe_creation_error(error)
-    return f"{type(error).__name__}: {to_printable(describe_os_error(error)).strip().rstrip('.')}"
+    shown = describe_os_error(error) if isinstance(error, OSError) else show_error(error)
+    if shown.startswith("Invalid endpoint"):  # botocore shows the URL, which may have a password
+        shown = "the endpoint URL is malformed"
+    text = to_printable(shown).strip().rstrip(".")
+    return f"{type(error).__name__}: {text}"
 
 
 def layer_details(layer: UploadedLayer) -> dict[str, object]:

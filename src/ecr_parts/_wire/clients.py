@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 import botocore.session
 from botocore.client import BaseClient
 from botocore.config import Config
-from botocore.exceptions import NoRegionError
+from botocore.exceptions import BotoCoreError, NoRegionError
 
-from ecr_parts._base.redaction import show_error, show_url
+from ecr_parts._base.redaction import show_text, show_url
 from ecr_parts._base.validation import check_name, short_repr, to_printable
 from ecr_parts._wire.api import EcrClient, endpoint_url, service_name
 from ecr_parts._wire.registries import RepositoryUri, is_loopback, parse_repository
@@ -69,8 +69,6 @@ def client_for(
     Raises ``TypeError`` and ``ValueError`` for bad arguments, and if botocore finds no region or
     cannot create a client.
     """
-    if not isinstance(repository, str):
-        raise TypeError(f"repository must be a str, not {short_repr(repository)}")
     if not isinstance(public, bool):
         raise TypeError(f"public must be True or False, not {short_repr(public)}")
     for name, value in (("region", region), ("profile", profile), ("endpoint_url", endpoint_url)):
@@ -90,9 +88,9 @@ def client_for(
             "there is no AWS region: pass region or the repository's URI, or set AWS_REGION or the "
             "region of the profile"
         )
-    except Exception as error:  # noqa: BLE001  (of any type: botocore reads files)
+    except (BotoCoreError, ValueError) as error:  # a signal handler may raise any other
         message = (
-            f"cannot create a client: {describe_creation_error(error)}. Check the AWS "
+            f"cannot create a client: {_describe(error)}. Check the AWS "
             "configuration, profile, region and endpoint_url"
         )
     raise ValueError(message)  # without the error, which may show a password
@@ -105,7 +103,7 @@ def find_conflict(
 
     ``values`` are arguments by the name that ``RepositoryUri`` has for them.
     """
-    if public and (repository.registry_id is not None or repository.region is not None):
+    if public and repository.registry_id is not None:
         return "public", f"contradicts the repository, {repository.text}: omit one of them"
     for name, value in values.items():
         found = getattr(repository, name)
@@ -117,12 +115,11 @@ def find_conflict(
     return None
 
 
-def describe_creation_error(error: Exception) -> str:
-    """The type and the message of an error of botocore, without a password."""
-    shown = show_error(error)
-    if isinstance(error, ValueError) and str(error).startswith("Invalid endpoint"):
-        shown = "the endpoint URL is malformed"  # botocore shows it, and it may have a password
-    return f"{type(error).__name__}: {to_printable(shown).strip().rstrip('.')}"
+def _describe(error: Exception) -> str:
+    text = show_text(str(error))
+    if str(error).startswith("Invalid endpoint"):  # botocore shows it, and it may have a password
+        text = "the endpoint URL is malformed"
+    return f"{type(error).__name__}: {to_printable(text).rstrip('.')}"
 
 
 def read_repository(argument: str, text: object, *, public: bool) -> RepositoryUri:
