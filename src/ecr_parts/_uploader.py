@@ -122,7 +122,7 @@ class LayerUploader:
         (``127.0.0.1:PORT/NAME``). ``public`` is for the name of a repository at ECR Public. The
         region is that of the URI, ``region``, ``AWS_REGION``, or the one that botocore finds. The
         credentials are those of ``profile``, or those that botocore finds. ``options`` are those
-        of ``LayerUploader``. If ECR tells that the alias in the URI of a public repository is not
+        of ``LayerUploader``. If ECR reports that the alias in the URI of a public repository is not
         that of the credentials, the first call raises ``ValueError``.
 
         Raises ``TypeError`` and ``ValueError`` for bad arguments, if there is no region, and if

@@ -168,7 +168,7 @@ def test_host_of_another_partition_is_refused(host: tuple[str, str, dict[str, st
         ("public.ecr.aws/ab/", "must have a name after the host, as in public.ecr.aws/ab/"),
         (f"{ACCOUNT}.dkr.ecr.us-east-1.amazonaws.com/app/", "only between letters or digits"),
         (f"{ACCOUNT}.dkr.ecr.us-east-1.amazonaws.com//app", "only between letters or digits"),
-        (f"{ACCOUNT}.dkr.ecr.us-east-1.amazonaws.com/App", "must be lower case, as all names"),
+        (f"{ACCOUNT}.dkr.ecr.us-east-1.amazonaws.com/App", "must be lower case, as ECR requires"),
         ("public.ecr.aws/app", "must be like public.ecr.aws/ALIAS/NAME, not 'public.ecr.aws/app'"),
         ("public.ecr.aws/A/app", "must be like public.ecr.aws/ALIAS/NAME"),
         ("public.ecr.aws/ab/" + "a" * 206, "must have 2 to 205 characters"),

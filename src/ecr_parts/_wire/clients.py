@@ -1,4 +1,4 @@
-"""A client for a repository that is named by its URI: one that is made, or the caller's own."""
+"""Clients for a repository that is named by its URI: created here, or passed by the caller."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def create_client(
 ) -> BaseClient:
     """A client for ``repository``, with ``CLIENT_CONFIG``. Raises what botocore raises.
 
-    The region is ``region`` or that of the repository, of which one is ``None`` or both are equal;
-    else that of ``AWS_REGION``, like in the AWS CLI and other SDKs, since botocore reads
+    The region is ``region`` or that of the repository, which do not differ if both are given;
+    else that of ``AWS_REGION``, as in the AWS CLI and other SDKs, since botocore reads
     ``AWS_DEFAULT_REGION`` only; else the one that botocore finds.
     """
     public = public or repository.public_alias is not None

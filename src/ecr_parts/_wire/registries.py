@@ -177,5 +177,5 @@ def _problem_of_name(name: str, max_length: int) -> str | None:
     if invalid is not None:
         return f"must not contain {short_repr(invalid[0])}, as in {short_repr(name)}"
     if name != name.lower():
-        return f"must be lower case, as all names at ECR, not {short_repr(name)}"
+        return f"must be lower case, as ECR requires, not {short_repr(name)}"
     return f"must have '.', '_', '-' and '/' only between letters or digits, not {short_repr(name)}"
