@@ -462,3 +462,8 @@ def push_observed(
     push = ImagePush(uploader._repository, uploader._planner, image, options)
     with ClearOwnFrames():
         return push.run()
+
+
+def internals_of(uploader: LayerUploader) -> tuple[Repository, Planner]:
+    """What the command makes calls of its own with."""
+    return uploader._repository, uploader._planner

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -38,14 +39,11 @@ def test_prints_digest_to_stdout_and_messages_to_stderr(ecr: LocalECR, path: Pat
     status, stdout, stderr = run(ecr, path, "demo")
     assert (status, stdout) == (0, f"{DIGEST}\n")
     assert ecr.layer("demo", DIGEST) == BLOB
-    lost, refused, summary = stderr.splitlines()
-    assert "bytes 5242880-10485759, attempt 1: ConnectionClosedError" in lost
-    assert "attempt 2: ECR already has this part; continuing at byte 10485760" in refused
-    assert summary == "layer uploaded to demo: 12,582,912 bytes, 3 parts sent"
+    assert stderr.startswith("demo: 1 layer, 12.0 MiB, which ECR lacks\n")
 
     status, stdout, stderr = run(ecr, path, "demo")
     assert (status, stdout) == (0, f"{DIGEST}\n")
-    assert stderr == "layer already exists in demo: 12,582,912 bytes, 0 parts sent\n"
+    assert stderr.startswith("demo: 1 layer, 12.0 MiB, all of which ECR has already\n")
 
 
 def test_reads_standard_input(ecr: LocalECR, path: Path) -> None:
@@ -72,9 +70,8 @@ def test_reports_broken_pipe_of_stdout(ecr: LocalECR, path: Path) -> None:
         os.close(write_end)
         _, stderr = process.communicate()
     assert process.returncode == 1
-    assert stderr.decode().splitlines() == [
-        "layer uploaded to demo: 12,582,912 bytes, 3 parts sent",
-        f"error: ECR has {DIGEST}, but printing to standard output failed: Broken pipe",
+    assert stderr.decode().splitlines()[2:] == [
+        f"error: ECR has {DIGEST}, but printing to standard output failed: Broken pipe"
     ]
 
 
@@ -150,7 +147,7 @@ def test_passes_options_to_uploader_and_client(
     assert stderr.startswith("error: there are no AWS credentials: set --profile or AWS_PROFILE, ")
     status, _, stderr = run_in_process(ecr, path, "demo", "--digest", digest_of(b"other"))
     assert status == 1
-    assert stderr.startswith("error: CompleteLayerUpload in repository 'demo', upload ")
+    assert f"error: {path}: CompleteLayerUpload in repository 'demo', upload " in stderr
     assert f": the bytes that ECR received do not match {digest_of(b'other')}: " in stderr
     status, _, stderr = run_in_process(ecr, path, "demo", "--registry-id", "999999999999")
     assert status == 1
@@ -183,12 +180,13 @@ def test_error_tells_where_checkpoint_resumes(
 # On a terminal
 
 
-@pytest.mark.parametrize(("columns", "start_of_bar"), [(20, "5.0 of 12.0 MiB"), (63, "[####")])
+@pytest.mark.parametrize(("columns", "start_of_bar"), [(20, "12.0 of 12.0 MiB"), (63, "[####")])
 def test_bar_is_narrower_than_terminal(
     columns: int, start_of_bar: str, ecr: LocalECR, path: Path
 ) -> None:
     output = run_on_terminal(partial(start, ecr, path, "demo"), columns)
-    bars = [line.partition("\r\n")[0] for line in output.split("\r\x1b[K")[1:]]
+    lines = [line.partition("\r\n") for line in output.split("\r\x1b[K")[1:]]
+    bars = [bar for bar, end, _ in lines if not end]  # the others are messages
     assert any(bar.startswith(start_of_bar) for bar in bars)
     assert max(map(len, bars)) < columns
 
@@ -202,7 +200,7 @@ def test_shows_no_total_for_stream_of_unknown_size(ecr: LocalECR) -> None:
     output = read_terminal(terminal)
     os.close(terminal)
     assert process.returncode == 1
-    assert "\r\x1b[K5.0 MiB  " in output
+    assert re.search(r"\r\x1b\[K[0-9.]+ MiB  ", output)
     assert "Traceback" not in output
     assert output.splitlines()[-1].endswith(
         "policy (--profile). Run the command again to start over: standard input cannot be resumed"
@@ -226,16 +224,15 @@ def test_resumes_after_ctrl_c(ecr: LocalECR, path: Path, tmp_path: Path) -> None
     os.close(terminal)
     assert (process.returncode, stdout) == (130, b"")
     assert "\r\x1b[K[------------------------------]   0%  0.0 of 12.0 MiB  " in output
-    assert "\r\x1b[K[############------------------]  42%  5.0 of 12.0 MiB  " in output
-    assert "\r\x1b[KUploadLayerPart in repository 'demo', bytes 5242880-10485759, attempt" in output
+    assert f"\r\x1b[Klayer {DIGEST[:19]}…: ECR asks for fewer calls a second; trying" in output
     last_line = output.splitlines()[-1]
-    assert last_line == "interrupted. Run the same command again to resume at byte 5,242,880"
+    assert last_line.endswith("interrupted. Run the same command again to resume at byte 5,242,880")
 
     with LocalECR() as without_faults:
         without_faults.registry = ecr.registry
         status, digest, stderr = run(without_faults, *arguments)
     assert (status, digest) == (0, f"{DIGEST}\n")
-    assert stderr.splitlines()[0].endswith(" at byte 5242880")
+    assert f"layer {DIGEST[:19]}…: continuing at 5,242,880 of 12,582,912 bytes\n" in stderr
     assert first_bytes_sent(without_faults) == [5 * MIB, 10 * MIB]
     assert not checkpoint.exists()
 
@@ -266,6 +263,7 @@ def test_ctrl_c_remains_ignored_if_it_was_ignored_before(ecr: LocalECR, path: Pa
         stderr=subprocess.PIPE,
     ) as process:
         assert process.stderr is not None
+        assert process.stderr.readline().startswith(b"demo: 1 layer, ")
         assert b"trying again in" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         stdout, _ = process.communicate()
@@ -317,10 +315,11 @@ def test_reports_that_memory_is_not_enough(
     source = path if subcommand == "upload" else image
     status, stdout, stderr = run_in_process(ecr, source, "demo", subcommand=subcommand)
     assert (status, stdout) == (1, "")
-    assert stderr.startswith(
+    _, error = stderr.splitlines()
+    assert error.startswith(
         "error: there is not enough memory: pass --part-size 5MiB, or a smaller --max-workers"
     )
-    assert len(stderr.splitlines()) == 1
+    assert "byte 0" not in error
 
 
 def test_advice_to_resume_if_memory_is_not_enough(
@@ -380,9 +379,13 @@ def test_rejects_other_sizes(value: str, run_in_process: RunInProcess) -> None:
     ("options", "status", "message"),
     [
         ([], 0, "warning: a stream without --size or --digest: if its producer fails, a"),
-        (["--size", str(len(BLOB))], 0, "layer uploaded"),
-        (["--digest", DIGEST], 0, "layer uploaded"),
-        (["--size", str(len(BLOB) + 1)], 1, "error: the source ended after"),
+        (["--size", str(len(BLOB))], 0, "demo: 1 layer from a pipe"),
+        (["--digest", DIGEST], 0, "demo: 1 layer from a pipe"),
+        (
+            ["--size", str(len(BLOB) + 1)],
+            1,
+            "demo: 1 layer from a pipe, 12.0 MiB\nerror: the source ended after",
+        ),
     ],
 )
 def test_warns_of_stream_that_may_be_truncated(

@@ -76,7 +76,7 @@ def test_error_has_the_digest_that_could_not_be_printed(
 ) -> None:
     with stdout_with(problem):
         _, _, stderr = run_in_process(ecr, path, "demo")
-    _summary, error = stderr.splitlines()
+    _first, _summary, error = stderr.splitlines()
     assert error == f"error: ECR has {DIGEST}, but printing to standard output failed: {problem}"
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 from functools import partial
 from pathlib import Path
 
@@ -24,13 +26,13 @@ def test_prints_progress_as_lines(
     _, _, stderr = run_in_process(ecr, path, "demo")
     lines = stderr.splitlines()
     assert len(lines) > 3
-    assert any(line.startswith("42%  5.0 of 12.0 MiB  ") for line in lines)
+    assert any(re.match(r"[0-9]+%  [0-9.]+ of 12.0 MiB  ", line) for line in lines)
     assert not set("\r\x1b") & set(stderr)
 
     with LocalECR() as other:
         stream = run(other, "-", "demo", "--progress", "plain", stdin=BLOB)
     assert stream[0] == 0  # the ten seconds have not passed
-    assert len(stream[2].splitlines()) == 2
+    assert len(stream[2].splitlines()) == 3
 
 
 @pytest.mark.parametrize("options", [("--progress", "none"), ("--progress", "plain")])
@@ -38,7 +40,7 @@ def test_prints_no_line_before_ten_seconds(
     options: tuple[str, ...], ecr: LocalECR, path: Path, run_in_process: RunInProcess
 ) -> None:
     _, _, stderr = run_in_process(ecr, path, "demo", *options)
-    assert len(stderr.splitlines()) == 1
+    assert len(stderr.splitlines()) == 2
 
 
 def test_draws_bar_if_it_is_asked_for(
@@ -87,10 +89,12 @@ def test_narrow_bar_leaves_out_what_does_not_fit(
     mocker.patch("os.get_terminal_size", return_value=os.terminal_size((columns, 24)))
     terminal = Terminal("bar")
     terminal.upload.size = 100 * MIB
-    terminal.upload.begin_part(1.0)
+    now.return_value = 1.0
+    terminal.begin_part("request")
     for now.return_value in (3.0, 5.0):
-        terminal.upload.end_part(10 * MIB, now.return_value)
-        terminal.progress(10 * MIB)
+        terminal.send("request", 10 * MIB)
+    terminal.end_part("request")
+    terminal.progress(20 * MIB)
     assert capfd.readouterr().err.rpartition("\r\x1b[K")[2] == line
 
 
@@ -98,14 +102,47 @@ def test_no_escape_sequences_on_dumb_terminal(ecr: LocalECR, path: Path) -> None
     start_it = partial(start, ecr, path, "demo", environ={"TERM": "dumb"})
     output = run_on_terminal(start_it)
     assert "\x1b" not in output
-    assert output.splitlines()[0].startswith("layer uploaded to demo: ")
+    assert output.splitlines()[0].startswith("demo: 1 layer, 12.0 MiB, ")
 
 
-def test_only_parts_that_were_sent_count_for_the_rate(
+def test_only_what_this_run_sends_is_reported(
     ecr: LocalECR, path: Path, run_in_process: RunInProcess, mocker: MockerFixture
 ) -> None:
-    sent = mocker.spy(Progress, "end_part")
+    sent = mocker.spy(Progress, "send")
     ecr.fail("UploadLayerPart", "access_denied", call=3)
-    for status in (1, 0, 0):  # interrupted, resumed, exists
-        assert run_in_process(ecr, path, "demo")[0] == status
-    assert [call.args[1] for call in sent.call_args_list] == [5 * MIB, 5 * MIB, 2 * MIB]
+    assert run_in_process(ecr, path, "demo")[0] == 1
+    in_flight = sum(call.args[2] for call in sent.call_args_list)
+    assert 12 * MIB <= in_flight < 12 * MIB + 3_000  # bytes of the parameters
+    _, _, stderr = run_in_process(ecr, path, "demo")
+    assert stderr.endswith(": 2,097,152 bytes sent\n")
+
+
+def test_bar_moves_while_a_part_is_sent(
+    ecr: LocalECR, path: Path, run_in_process: RunInProcess, mocker: MockerFixture
+) -> None:
+    mocker.patch("ecr_parts._command.terminal._REDRAW_INTERVAL", -1)  # draw each time
+    _, _, stderr = run_in_process(ecr, path, "demo", "--progress", "bar")
+    shown = [float(text) for text in re.findall(r"([0-9.]+) of 12.0 MiB", stderr)]
+    assert len({amount for amount in shown if amount < 5}) > 5
+    bars = [int(text) for text in re.findall(r"\] +([0-9]+)%", stderr)]
+    assert bars == sorted(bars)
+
+
+def test_same_message_is_printed_once(capfd: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal("none")
+    for text in ("lost", "lost", "found", "lost"):
+        terminal.emit(logging.LogRecord("ecr_parts", logging.INFO, "", 0, text, None, None))
+    assert capfd.readouterr().err == "lost\nfound\nlost\n"
+
+
+def test_thread_that_never_stops_printing_holds_up_nobody(
+    capfd: pytest.CaptureFixture[str], mocker: MockerFixture
+) -> None:
+    """A signal handler may have interrupted it at any point."""
+    mocker.patch("ecr_parts._command.terminal._MAX_WAIT", 0)
+    terminal = Terminal("bar")
+    with terminal.exclusively() as alone:
+        assert alone
+        terminal.refresh(at_once=True)  # draws nothing
+        terminal.end("interrupted")
+    assert capfd.readouterr().err == "interrupted\n"

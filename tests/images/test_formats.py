@@ -36,7 +36,8 @@ from image_makers import (
 from pytest_mock import MockerFixture
 
 from ecr_parts import InvalidImageError, LayerUploader, PushedImage, ServiceError
-from ecr_parts._images.push import PushObserver, PushOptions
+from ecr_parts._images.observer import PushObserver
+from ecr_parts._images.push import PushOptions
 from ecr_parts._uploader import push_observed
 from ecr_parts.testing import LocalECR
 

@@ -114,7 +114,7 @@ def test_pushes_whole_image_once(
     again = uploader.push_image(str(image), checkpoint_dir=directory)
     assert (again.digest, again.tags) == (pushed.digest, pushed.tags)
     assert all(layer.existed for layer in again.layers)
-    asked = ["DescribeRepositories", "BatchCheckLayerAvailability"]
+    asked = ["BatchCheckLayerAvailability", "DescribeRepositories"]
     assert operations(ecr) == [*asked, *["PutImage"] * 3]
     assert directory is None or list(directory.iterdir()) == []
 

@@ -102,8 +102,8 @@ def test_quickstart_on_terminal(colour: bool, tmp_path: Path) -> None:
     assert "[##############################] 100%" in output
     assert ("\x1b[32mthe layer arrived whole\x1b[0m" in output) == colour
     assert "killed while the part at byte 0 was in flight" in output
-    assert " at byte 0\r\n" in output
-    assert "ECR already has this part; continuing at byte 1000" in output
+    assert ": continuing at 0 of 1,000 bytes\r\n" in output
+    assert "ECR already has this part; continuing at byte 1,000" in output
 
 
 def test_copied_tests_pass(tmp_path: Path) -> None:

@@ -33,12 +33,12 @@ PACKAGES = {
         "api", "clients", "request", "call", "repository",
     ],
     "_upload": [
-        "checkpoint", "plan", "pipeline", "steps", "layer", "batch", "handover", "layer_file",
-        "setup",
+        "checkpoint", "plan", "pipeline", "steps", "current", "layer", "batch", "handover",
+        "layer_file", "setup",
     ],
     "_images": [
         "tar", "files", "documents", "contents", "choice", "rewrite", "layout", "docker",
-        "selection", "plain", "plan", "put", "push",
+        "selection", "observer", "plain", "plan", "put", "push",
     ],
     "_uploader": [],
     "__init__": [],
@@ -48,8 +48,8 @@ PACKAGES = {
         "_pull", "_service", "_http", "_local_ecr", "__init__", "pytest_plugin", "__main__",
     ],
     "_command": [
-        "state_directory", "progress", "terminal", "pipe", "values", "options", "common",
-        "upload", "push", "cli",
+        "state_directory", "progress", "messages", "debug", "terminal", "in_flight", "pipe",
+        "image_argument", "values", "options", "common", "upload", "push", "cli",
     ],
     "__main__": [],
 }  # fmt: skip

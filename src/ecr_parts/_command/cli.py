@@ -55,15 +55,16 @@ def main() -> int:
     options = parse_options()
     if options.command == "local":
         return serve(options)
-    terminal = Terminal(options.progress, quiet=options.quiet)
+    terminal = Terminal(options.progress, quiet=options.quiet, debug=options.debug)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # unless it is ignored
         signal.signal(signal.SIGINT, terminal.interrupt)
     for number in _ENDING_SIGNALS:
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, terminal.interrupt)
-    log = logging.getLogger("ecr_parts")
-    log.addHandler(terminal)
-    log.setLevel(logging.INFO)
+    for name in ("ecr_parts", "botocore") if options.debug else ("ecr_parts",):
+        log = logging.getLogger(name)
+        log.addHandler(terminal)
+        log.setLevel(logging.DEBUG if options.debug else logging.INFO)
     kind: type[Command] = PushCommand if options.command == "push" else UploadCommand
     command = kind(options, terminal)
     try:
@@ -82,6 +83,7 @@ def main() -> int:
             isinstance(error, ServiceError) and error.code not in _PERMANENT
         ):
             advice = command.how_to_resume(started=error.session is not None)
+        terminal.trace(error)
         file = _file_of(error) if options.command == "upload" else ""
         terminal.end(f"error: {file}{_describe(error)}. {advice}".rstrip(". "))
         return 1

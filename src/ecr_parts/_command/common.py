@@ -7,6 +7,8 @@ import json
 import os
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from functools import partial
 
 import botocore.session
 import tenacity
@@ -14,16 +16,20 @@ from botocore.client import BaseClient
 from botocore.exceptions import NoRegionError
 
 from ecr_parts._base.redaction import show_error
+from ecr_parts._base.threads import Waiter
 from ecr_parts._base.validation import to_printable
+from ecr_parts._command.in_flight import count_parts
 from ecr_parts._command.state_directory import checkpoint_directory
 from ecr_parts._command.terminal import Terminal
 from ecr_parts._model.layers import UploadedLayer
 from ecr_parts._upload.checkpoint import BestEffortPath
-from ecr_parts._uploader import LayerUploader
+from ecr_parts._uploader import LayerUploader, internals_of
+from ecr_parts._wire.call import answer_of
 from ecr_parts._wire.clients import create_client
 from ecr_parts._wire.retry import default_retrying
 from ecr_parts.testing.__main__ import print_whole
 
+_ANY_DIGEST = f"sha256:{'0' * 64}"
 START_OVER = "Run the command again to start over: "
 
 
@@ -95,9 +101,7 @@ class Command(ABC):
                 f"cannot create a client: {_describe_error(error)}. Check the AWS configuration, "
                 "--profile, --region and --endpoint-url"
             ) from error
-        events = client.meta.events
-        events.register("before-parameter-build.*.UploadLayerPart", self._terminal.part_begins)
-        events.register("after-call.*.UploadLayerPart", self._terminal.part_ends)
+        self._terminal.redactor.client = client
         return client
 
     def _create_uploader(self, client: BaseClient) -> LayerUploader:
@@ -109,7 +113,7 @@ class Command(ABC):
                 stop=tenacity.stop_after_delay(options.retry_for),
                 wait=tenacity.wait_random_exponential(multiplier=0.5, max=longest),
             )
-        return LayerUploader(
+        uploader = LayerUploader(
             client,
             options.repository_uri.text,
             registry_id=options.registry_id,
@@ -117,6 +121,21 @@ class Command(ABC):
             retrying=retrying,
             max_bandwidth=options.limit_rate,
         )
+        count_parts(client, self._terminal)
+        return uploader
+
+    def _look_at_repository(self, uploader: LayerUploader, digest: str | None = None) -> None:
+        """Raise an error if there is no such repository, before minutes are spent on reading."""
+        self._terminal.begin("asking ECR for the repository")
+        self._find_existing(uploader, {digest or _ANY_DIGEST: None})
+
+    def _find_existing(
+        self, uploader: LayerUploader, wanted: Mapping[str, int | None]
+    ) -> dict[str, int]:
+        """The sizes (bytes) of those layers of ``wanted`` that ECR has with the wanted size."""
+        repository, _ = internals_of(uploader)
+        with Waiter(partial(self._terminal.progress, 0)) as waiter:
+            return answer_of(partial(repository.with_waiter(waiter).existing_sizes, wanted))
 
     def _checkpoint_directory(self, client: BaseClient) -> BestEffortPath | None:
         """The default directory for checkpoints of uploads to this repository."""
@@ -164,6 +183,11 @@ def _describe_error(error: Exception) -> str:
         shown = "the endpoint URL is malformed"
     text = to_printable(shown).strip().rstrip(".")
     return f"{type(error).__name__}: {text}"
+
+
+def bytes_sent(layers: Iterable[UploadedLayer]) -> int:
+    """The bytes that this run has sent, without those that ECR had before."""
+    return sum(part.part.size for layer in layers for part in layer.parts)
 
 
 def layer_details(layer: UploadedLayer) -> dict[str, object]:

@@ -16,33 +16,43 @@ from ecr_parts._wire.bandwidth import min_bandwidth
 from ecr_parts._wire.clients import find_conflict
 from ecr_parts._wire.registries import parse_repository
 from ecr_parts.testing.__main__ import DESCRIPTION, Parser, add_options, print_or_exit
+from ecr_parts.testing.__main__ import EPILOG as LOCAL_EPILOG
 
 _EXIT_STATUS = (
-    "Exit status: 0 if ECR has everything, 1 after an error, 2 for an invalid command line, 130\n"
+    "Exit status: 0 if ECR has everything, 1 after an error, 2 for an invalid command line, 130 "
     "after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."
 )
-_PUSH_EPILOG = f"""\
+_EPILOG = """\
 examples:
   ecr-parts push image.tar team/app:v1
-  docker save app:v1 | ecr-parts push - team/app:v1
+  ecr-parts upload layer.tar.gz team/app
+  ecr-parts local --repository team/app"""
+_PUSH_EPILOG = f"""\
+{_EXIT_STATUS}
 
-{_EXIT_STATUS}"""
-_UPLOAD_EPILOG = f"""\
 examples:
-  ecr-parts upload base.tar.gz app.tar.gz team/app
-  curl --fail URL | ecr-parts upload - team/app --digest sha256:...
-
+  ecr-parts push image.tar team/app:v1
+  ecr-parts push oci:build/image:latest team/app:v1 --platform linux/arm64
+  docker save app:v1 | ecr-parts push - team/app:v1"""
+_UPLOAD_EPILOG = f"""\
 If the producer of a pipe fails, its output looks like a shorter layer, which is uploaded without an
 error. Pass --digest or --size: then a truncated layer is not completed. If you know neither, run
 'set -o pipefail' first, so that the shell reports that the producer failed.
 
-{_EXIT_STATUS}"""
+{_EXIT_STATUS}
+
+examples:
+  ecr-parts upload layer.tar.gz team/app
+  ecr-parts upload base.tar.gz app.tar.gz team/app --json
+  curl --fail URL | ecr-parts upload - team/app --digest sha256:..."""
 
 
 def parse_options() -> argparse.Namespace:
     """The options of the command line. Exits with 2 if it is not valid."""
     parser = Parser(
-        prog="ecr-parts", description="Upload images and layers to Amazon ECR in parts, resumably."
+        prog="ecr-parts",
+        description="Upload images and layers to Amazon ECR in parts, resumably.",
+        epilog=_EPILOG,
     )
     parser.add_argument(
         "--version", action=_PrintVersion, nargs=0, help="show program's version number and exit"
@@ -56,15 +66,15 @@ def parse_options() -> argparse.Namespace:
         "save) or dir:, each as a directory or an archive, which may be compressed. Prints its "
         "digest to standard output, and everything else to standard error.",
         epilog=_PUSH_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     push.add_argument(
         "image",
         type=values.path,
         metavar="IMAGE",
-        help="the image's directory or archive, or - for an archive from standard input, which is "
-        "saved to a temporary file first",
+        help="the image's directory or archive, also as oci:PATH[:NAME], oci-archive:PATH[:NAME], "
+        "docker-archive:PATH[:NAME], dir:PATH or PATH:NAME; or - for an archive from standard "
+        "input, which is saved to a temporary file first",
     )
     push.add_argument(
         "repository", metavar="REPOSITORY[:TAG]", help="the repository's name or URI, and a tag"
@@ -102,7 +112,7 @@ def parse_options() -> argparse.Namespace:
         action="store_true",
         help="create the repository if it does not exist",
     )
-    _add_common_options(push, "blobs")
+    _add_common_options(push, "layers")
     push.add_argument(
         "--checkpoint-dir",
         type=values.path,
@@ -117,7 +127,6 @@ def parse_options() -> argparse.Namespace:
         description="Upload layers. Prints their digests to standard output, and everything else "
         "to standard error.",
         epilog=_UPLOAD_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     upload.add_argument(
@@ -145,7 +154,10 @@ def parse_options() -> argparse.Namespace:
         "the same command again to resume",
     )
     local = commands.add_parser(
-        "local", help="serve a local emulator of ECR", description=DESCRIPTION
+        "local",
+        help="serve a local emulator of ECR",
+        description=DESCRIPTION,
+        epilog=LOCAL_EPILOG.format(command="ecr-parts local"),
     )
     add_options(local)
     options, rest = parser.parse_known_args()
@@ -202,6 +214,11 @@ def _add_common_options(parser: argparse.ArgumentParser, items: str) -> None:
     )
     parser.add_argument(
         "--quiet", action="store_true", help="print nothing but warnings and errors"
+    )
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        help="print what is called and answered, and where an error comes from, without secrets",
     )
     parser.add_argument("--json", action="store_true", help="print JSON objects instead of digests")
     parser.add_argument("--no-checkpoint", action="store_true", help="do not save progress")

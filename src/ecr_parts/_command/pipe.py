@@ -15,12 +15,16 @@ class Pipe:
     """Standard input, or another file that cannot be read again.
 
     ``size``: its size in bytes, if known. The library reads no more than that of a stream, but a
-    pipe that has more would be a layer that is cut off.
+    pipe that has more would be a layer that is cut off. ``waiting`` is called twice a second while
+    there is nothing to read.
     """
 
-    def __init__(self, descriptor: int, size: int | None) -> None:
+    def __init__(
+        self, descriptor: int, size: int | None, waiting: Callable[[], object] = lambda: None
+    ) -> None:
         self._descriptor = descriptor
         self._size = size
+        self._waiting = waiting
         self._bytes_read = 0
 
     def read(self, size: int, /) -> bytes:
@@ -47,5 +51,5 @@ class Pipe:
     def _read(self, size: int) -> bytes:
         # Not only ``os.read``: a signal just before it would be noticed when it returns.
         while os.name == "posix" and not select.select([self._descriptor], [], [], _INTERVAL)[0]:
-            pass
+            self._waiting()
         return os.read(self._descriptor, size)

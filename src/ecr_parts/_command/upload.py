@@ -5,23 +5,28 @@ from __future__ import annotations
 import argparse
 import os
 import stat
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import BinaryIO
 
 from typing_extensions import override
 
-from ecr_parts._command.common import START_OVER, Command, layer_details
+from ecr_parts._command.common import START_OVER, Command, bytes_sent, layer_details
+from ecr_parts._command.messages import count_layers, describe
 from ecr_parts._command.options import service_limits
 from ecr_parts._command.pipe import Pipe
+from ecr_parts._command.progress import amount
 from ecr_parts._command.terminal import Terminal
+from ecr_parts._images.observer import Summary
 from ecr_parts._model.layers import Layer, UploadedLayer
 from ecr_parts._model.session import UploadSession
-from ecr_parts._sources.digest import hash_source
+from ecr_parts._sources.digest import CHUNK_SIZE, hash_source
 from ecr_parts._sources.kinds import open_source
+from ecr_parts._upload.batch import BatchOptions, BatchUpload
 from ecr_parts._upload.checkpoint import BestEffortPath, Checkpoint, checkpoint_name
 from ecr_parts._upload.plan import Planner
-from ecr_parts._uploader import LayerUploader
+from ecr_parts._uploader import LayerUploader, internals_of
 from ecr_parts.errors import CheckpointError, EcrPartsError
 from ecr_parts.testing.__main__ import check_standard_output
 
@@ -34,6 +39,10 @@ class UploadCommand(Command):
         self._from_stdin = options.files == ["-"]
         self._planner = Planner(service_limits(options), options.part_size)
         self._layers: list[Layer] = []
+        self._start = 0
+        """The byte of standard input at which the layer starts, if it is a regular file."""
+        self._sizes: list[int | None] = []
+        """Those of the layers, in bytes; ``None`` for a stream whose size was not passed."""
 
     @override
     def run(self) -> None:
@@ -50,6 +59,10 @@ class UploadCommand(Command):
                 )
                 for source in sources
             ]
+            if options.digest is None and not all(isinstance(one, Pipe) for one in sources):
+                self._look_at_repository(uploader)
+                self._terminal.begin("hashing", self._terminal.upload.size)
+            self._layers = [self._with_digest(layer) for layer in self._layers]
             if options.checkpoint is None and not self._from_stdin:
                 directory = self._checkpoint_directory(client)
                 if directory is not None:
@@ -57,7 +70,7 @@ class UploadCommand(Command):
             uploaded = self._upload(uploader)
             for source in sources:
                 if isinstance(source, Pipe):
-                    self._terminal.upload.activity = "reading the rest of the pipe"
+                    self._terminal.begin("reading the rest of the pipe")
                     source.drain(lambda: self._terminal.progress(0))
         self._report(uploaded)
 
@@ -97,7 +110,8 @@ class UploadCommand(Command):
             return None
         size = status.st_size
         if self._from_stdin:
-            size -= os.lseek(self._standard_input, 0, os.SEEK_CUR)
+            self._start = os.lseek(self._standard_input, 0, os.SEEK_CUR)
+            size -= self._start
         expected = self._options.size
         if expected not in (None, size):
             raise ValueError(
@@ -110,6 +124,11 @@ class UploadCommand(Command):
             if not self._from_stdin:
                 error.layer = Layer(file)
             raise
+        if self._options.checkpoint is not None:
+            checkpoint = Checkpoint(self._options.checkpoint)
+            if not self._from_stdin and checkpoint.is_at(file):
+                raise ValueError(f"the checkpoint must not be the layer's own file, {file!r}")
+            checkpoint.load()  # raises if it cannot be read or written
         return size
 
     def _open(self, file: str, files: ExitStack) -> str | BinaryIO | Pipe:
@@ -123,58 +142,87 @@ class UploadCommand(Command):
         else:
             descriptor = os.open(file, os.O_RDONLY)
             files.callback(os.close, descriptor)
-        return Pipe(descriptor, self._options.size)
+        return Pipe(descriptor, self._options.size, self._terminal.refresh)
+
+    def _with_digest(self, layer: Layer) -> Layer:
+        """The layer with its digest, if it can be read again."""
+        if isinstance(layer.source, Pipe):
+            self._sizes.append(layer.size)
+            return layer
+        with open_source(layer.source) as source:
+            digest, size, error = layer.digest, source.size, None
+            if digest is None:
+                digest, size = hash_source(source, self._count_hashed)
+                error = source.error_at_end(size)
+        if error is not None:
+            raise error
+        if self._from_stdin:
+            os.lseek(self._standard_input, self._start, os.SEEK_SET)
+        self._sizes.append(size)
+        return replace(layer, digest=digest)
+
+    def _count_hashed(self) -> None:
+        self._terminal.upload.advance(CHUNK_SIZE)
+        self._terminal.progress(0)
 
     def _with_checkpoints(self, directory: BestEffortPath) -> list[Layer]:
         """The layers, each with a checkpoint that is named by its digest."""
-        terminal, digests = self._terminal, set[str]()
+        digests = set[str]()
         layers: list[Layer] = []
-        terminal.upload.activity = "hashing"
         for layer in self._layers:
-            if isinstance(layer.source, Pipe):
-                layers.append(layer)  # cannot be resumed
+            # A pipe cannot be resumed, and of equal layers, one is sent.
+            digest = None if isinstance(layer.source, Pipe) else layer.digest
+            if digest is None or digest in digests:
+                layers.append(layer)
                 continue
-            digest = layer.digest
-            if digest is None:
-                with open_source(layer.source) as source:
-                    digest, size = hash_source(source, lambda: terminal.progress(0))
-                    error = source.error_at_end(size)
-                if error is not None:
-                    raise error
-            # Of equal layers, one is sent.
-            checkpoint = None if digest in digests else directory / checkpoint_name(digest)
-            layers.append(replace(layer, digest=digest, checkpoint=checkpoint))
             digests.add(digest)
-        terminal.upload.activity = ""
+            layers.append(replace(layer, checkpoint=directory / checkpoint_name(digest)))
         return layers
 
     def _upload(self, uploader: LayerUploader) -> list[UploadedLayer]:
-        if len(self._layers) > 1:
-            return uploader.upload_many(
-                self._layers,
-                max_workers=self._options.max_workers,
-                progress=self._terminal.progress,
-            )
-        (layer,) = self._layers
-        uploaded = uploader.upload(
-            layer.source,
-            digest=layer.digest,
-            size=layer.size,
-            checkpoint=layer.checkpoint,
-            progress=self._terminal.progress,
+        terminal, repository = self._terminal, self._options.repository
+        wanted = {
+            layer.digest: size
+            for layer, size in zip(self._layers, self._sizes, strict=True)
+            if layer.digest is not None
+        }
+        terminal.begin("asking ECR what it has")
+        existing = self._find_existing(uploader, wanted)
+        terminal.begin("")
+        terminal.say(f"{repository}: {self._describe(wanted, existing)}")
+        batch_options = BatchOptions(
+            self._options.max_workers,
+            progress=terminal.progress,
+            sizes_at_ecr={digest: existing.get(digest) for digest in wanted},
         )
-        return [uploaded]
+        return BatchUpload(*internals_of(uploader), batch_options).run(self._layers)
+
+    def _describe(self, wanted: Mapping[str, int | None], existing: Mapping[str, int]) -> str:
+        """What is about to be sent, in words."""
+        if None in self._sizes or any(layer.digest is None for layer in self._layers):
+            size = "" if None in self._sizes else f", {amount(sum(filter(None, self._sizes)))}"
+            return f"{count_layers(len(self._layers))} from a pipe{size}"
+        sizes = {digest: size or 0 for digest, size in wanted.items()}
+        missing = sizes.keys() - existing.keys()
+        summary = Summary(
+            layers=len(sizes),
+            size=sum(sizes.values()),
+            missing=len(missing),
+            missing_size=sum(sizes[digest] for digest in missing),
+        )
+        return describe(summary)
 
     def _report(self, uploaded: list[UploadedLayer]) -> None:
-        repository = self._options.repository
+        repository, took = self._options.repository, self._terminal.took
         new = sum(not layer.existed for layer in uploaded)
-        parts = sum(len(layer.parts) for layer in uploaded)
-        if len(uploaded) > 1:
-            line = f"{len(uploaded)} layers are in {repository}, {new} of them uploaded now"
+        sent = bytes_sent(uploaded)
+        if new:
+            which = f"{new:,} of {len(uploaded):,} layers" if len(uploaded) > 1 else "the layer"
+            line = f"uploaded {which} to {repository} in {took}: {sent:,} bytes sent"
         else:
-            what = "uploaded to" if new else "already exists in"
-            line = f"layer {what} {repository}: {uploaded[0].size:,} bytes"
-        self._terminal.succeed(f"{line}, {parts:,} part{'' if parts == 1 else 's'} sent")
+            which = f"all {len(uploaded):,} layers" if len(uploaded) > 1 else "the layer"
+            line = f"{repository} has {which} already: no layer was sent ({took})"
+        self._terminal.succeed(line)
         for layer in uploaded:
             self._print(layer.digest, layer_details(layer))
 
@@ -192,7 +240,8 @@ class UploadCommand(Command):
             unsure = self._options.checkpoint is not None and not started
             condition = " if the checkpoint belongs to this layer" if unsure else ""
             byte = sessions[0].next_byte
-            return f"Run the same command again to resume at byte {byte:,}{condition}"
+            where = f" to resume at byte {byte:,}{condition}" if byte else ""
+            return f"Run the same command again{where}"
         if sessions or (confirmed and any(layer.checkpoint for layer in self._layers)):
             return "Run the same command again to resume"
         if confirmed and self._from_stdin:

@@ -49,14 +49,28 @@ class ImageFiles(Protocol):
         """Whether a link leads from the image to this file elsewhere, as Bazel writes them."""
 
 
+def is_compressed_archive(path: str) -> bool:
+    """Whether there is a file at ``path`` that must be decompressed before it can be read."""
+    if not os.path.isfile(path):
+        return False
+    with open_regular(path) as file:
+        start = file.read(_HEADER_SIZE)
+    return not is_tar(start) and bool(compression_of(start))
+
+
 def open_image_files(
-    path: str, temporary_files: ExitStack, heartbeat: Callable[[], object]
+    path: str,
+    temporary_files: ExitStack,
+    heartbeat: Callable[[], object],
+    decompressed: Callable[[int, int], object] = lambda _position, _size: None,
 ) -> ImageFiles:
     """Find out what is at ``path``. Raises ``InvalidImageError``, and what opening it raises.
 
     A compressed archive is decompressed into a temporary file, which ``temporary_files`` removes.
+    ``decompressed`` is called with how many of the archive's bytes were read, and how many it has.
     """
-    mode = os.stat(path).st_mode
+    status = os.stat(path)
+    mode, size = status.st_mode, status.st_size
     if stat.S_ISDIR(mode):
         return _Directory(path, os.path.realpath(path), heartbeat)
     if not stat.S_ISREG(mode):
@@ -68,7 +82,12 @@ def open_image_files(
     compression = "" if is_tar(start) else compression_of(start)
     readable = path
     if compression:
-        readable = _decompress(path, compression, temporary_files, heartbeat)
+
+        def report(position: int) -> None:
+            heartbeat()
+            decompressed(position, size)
+
+        readable = _decompress(path, compression, temporary_files, report)
     entries = _read_entries(path, readable, heartbeat)
     return _Archive(path, readable, _without_top_directory(entries), temporary_files, heartbeat)
 
@@ -162,15 +181,16 @@ class _Archive:
 
 
 def _decompress(
-    path: str, compression: str, temporary_files: ExitStack, heartbeat: Callable[[], object]
+    path: str, compression: str, temporary_files: ExitStack, report: Callable[[int], object]
 ) -> str:
     """The path of a temporary file with the content of a compressed archive."""
     copy = TemporaryFile(temporary_files, "decompressing the image")
     start = b""
+    report(0)
     try:
         with open_regular(path) as file:
             for piece in decompress(file.read, compression, may_be_followed=True):
-                heartbeat()
+                report(file.tell())
                 copy.write(piece)
                 if len(start) < _HEADER_SIZE:
                     start += piece

@@ -11,6 +11,7 @@ from ecr_parts._images.choice import tag_of_attached
 from ecr_parts._images.contents import Contents, Descriptor, Manifest, verified
 from ecr_parts._images.documents import member, parse_json
 from ecr_parts._images.files import read_file
+from ecr_parts._images.observer import Summary
 from ecr_parts._images.plain import PlainLayer, stored_compression
 from ecr_parts._images.rewrite import (
     PLAIN_TYPES,
@@ -59,6 +60,20 @@ class Plan:
     def size_to_read(self) -> int:
         """The bytes of the layers that are compressed or checked before they are sent."""
         return sum(layer.region.size for layer in self.plain.values())
+
+    def summary(self, sizes_at_ecr: Mapping[str, int | None]) -> Summary:
+        """What is sent, if ``sizes_at_ecr`` is what ECR has: sizes by digest, ``None`` if not."""
+        others = [manifest for one in self.attached for manifest in one.manifests]
+        configs = {one.config.digest for one in (*self.manifests, *others) if one.config}
+        missing = [digest for digest in self.blobs if sizes_at_ecr.get(digest) is None]
+        return Summary(
+            layers=len({*self.blobs, *self.plain} - configs),
+            size=self.size_to_send,
+            missing=len({*missing, *self.plain} - configs),
+            missing_size=sum(self.blobs[digest].size or 0 for digest in missing),
+            to_prepare=len(self.plain),
+            to_compress=sum(not layer.compression for layer in self.plain.values()),
+        )
 
     def with_layers(self, prepared: Mapping[str, tuple[CompressedLayer, Layer]]) -> Plan:
         """The plan whose ``plain`` layers are ``prepared``; by digest."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -26,6 +25,7 @@ from ecr_parts._images.docker import read_docker_archive
 from ecr_parts._images.documents import read_json
 from ecr_parts._images.files import image_error, open_image_files
 from ecr_parts._images.layout import read_directory, read_layout, unknown_format
+from ecr_parts._images.observer import PushObserver
 from ecr_parts._images.plain import PlainLayer, prepare_layer
 from ecr_parts._images.plan import Plan, make_plan
 from ecr_parts._images.put import check_immutable_tags, check_names
@@ -41,28 +41,7 @@ from ecr_parts._wire.call import answer_of, outcome_of
 from ecr_parts._wire.repository import Repository
 from ecr_parts.errors import CheckpointError, EcrPartsError
 
-_log = logging.getLogger("ecr_parts")
 PLATFORM = re.compile(r"[a-z0-9]+(/[a-z0-9_.-]+){1,2}")
-
-
-class PushObserver:
-    """Is told how a push goes on. The command shows it."""
-
-    def begin(self, activity: str) -> None:
-        """Called when something begins that takes time and sends nothing; empty if it has ended."""
-
-    def plan(self, to_send: int, to_read: int) -> None:
-        """Called with the bytes of blobs that are planned to be sent, and to be compressed before.
-
-        Later with a negative number, when a layer has become smaller.
-        """
-
-    def read(self, size: int) -> None:
-        """Called, in any thread, when bytes were read of a layer that is compressed."""
-
-    def notice(self, text: str) -> None:
-        """Called with what is not as a user may expect."""
-        _log.warning("%s", text)
 
 
 @dataclass(frozen=True)
@@ -80,9 +59,17 @@ class PushOptions:
     observer: PushObserver = field(default_factory=PushObserver)
 
 
-def read_image(path: str, temporary_files: ExitStack, heartbeat: Callable[[], object]) -> Contents:
-    """What an image file has. Raises ``InvalidImageError``, and what opening it raises."""
-    files = open_image_files(path, temporary_files, heartbeat)
+def read_image(
+    path: str,
+    temporary_files: ExitStack,
+    heartbeat: Callable[[], object],
+    decompressed: Callable[[int, int], object] = lambda _position, _size: None,
+) -> Contents:
+    """What an image file has. Raises ``InvalidImageError``, and what opening it raises.
+
+    ``decompressed`` is that of ``open_image_files``.
+    """
+    files = open_image_files(path, temporary_files, heartbeat, decompressed)
     if files.find("index.json") is not None:
         return read_layout(files)
     if files.find("manifest.json") is not None:
@@ -176,27 +163,33 @@ class ImagePush:
     def _run(self, temporary_files: ExitStack) -> PushedImage:
         self._observer.begin("reading the image")
         found = self._waiter.run("disk", partial(self._read, temporary_files))
+        self._observer.begin("asking ECR what it has")
         if self._create_repository:
             self._repository.create_if_missing()
         chosen, present = found.chosen, self._ask_for(found.absent)
         plan = self._waiter.run("disk", partial(self._make_plan, found, present))
-        self._check_tags(plan, chosen.tags)
         if self._checkpoint_dir is not None:
             self._waiter.run("disk", partial(_make_directory, self._checkpoint_dir))
+        sizes_at_ecr = self._ask_for_blobs(plan)
+        self._check_tags(plan, chosen.tags)
         for name in chosen.dropped:
             self._observer.notice(
                 f"{short_repr(name)} is not a tag, so the image gets none from it"
             )
         self._observer.plan(plan.size_to_send, plan.size_to_read)
         self._observer.begin("")
-        done, sent = self._send_blobs(plan, temporary_files)
+        self._observer.start(chosen.tags, plan.summary(sizes_at_ecr))
+        done, sent = self._send_blobs(plan, temporary_files, sizes_at_ecr)
         for notice in done.notices:
             self._observer.notice(notice)
+        self._observer.begin("putting the manifest")
         failed = outcome_of(partial(self._put_manifests, done, chosen.tags))
         if failed is not None and failed.code == "LayersNotFoundException":
             # ECR may delete layers that no image refers to, so upload them again.
             self._notify(-sum(layer.size for layer in sent))
-            done, sent = self._send_blobs(plan, temporary_files)
+            self._observer.begin("")
+            done, sent = self._send_blobs(plan, temporary_files, {})
+            self._observer.begin("putting the manifest")
             failed = outcome_of(partial(self._put_manifests, done, chosen.tags))
         if failed is not None:
             raise failed.error
@@ -215,7 +208,8 @@ class ImagePush:
     # Reading
 
     def _read(self, temporary_files: ExitStack) -> _Found:
-        contents = read_image(self._path, temporary_files, check_current_task)
+        decompressed = self._observer.decompressed
+        contents = read_image(self._path, temporary_files, check_current_task, decompressed)
         attached = find_attached(contents)
         chosen = choose(contents, attached, self._wanted)
         if contents.index is not None and chosen.root.digest == contents.index.digest:
@@ -246,6 +240,17 @@ class ImagePush:
             present |= dict.fromkeys(manifests, 0)
         return present
 
+    def _ask_for_blobs(self, plan: Plan) -> dict[str, int | None]:
+        """The sizes at ECR of what is sent as it is; ``None`` for what ECR lacks.
+
+        Also finds out whether there is such a repository, before minutes are spent on compressing.
+        """
+        for blob in plan.blobs.values():
+            self._planner.check_layer(blob.size)  # or a batch would refuse it after this call
+        wanted = {digest: blob.size for digest, blob in plan.blobs.items()}
+        sizes = answer_of(partial(self._repository.existing_sizes, wanted))
+        return {digest: sizes.get(digest) for digest in wanted}
+
     def _make_plan(self, found: _Found, present: Mapping[str, int]) -> Plan:
         chosen = found.chosen
         return make_plan(
@@ -264,14 +269,17 @@ class ImagePush:
     # Blobs
 
     def _send_blobs(
-        self, plan: Plan, temporary_files: ExitStack
+        self, plan: Plan, temporary_files: ExitStack, sizes_at_ecr: Mapping[str, int | None]
     ) -> tuple[Plan, tuple[UploadedLayer, ...]]:
         """Upload the blobs that ECR lacks. The plan, with what the plain layers have become.
+
+        ``sizes_at_ecr`` is that of ``BatchOptions``.
 
         They are compressed one after the other, largest first, while others are sent. No more of
         them are kept than there are workers, and the one that is being compressed.
         """
-        batch = BatchUpload(self._batch_repository, self._planner, self._batch_options)
+        options = replace(self._batch_options, sizes_at_ecr=sizes_at_ecr)
+        batch = BatchUpload(self._batch_repository, self._planner, options)
         blobs = [self._with_checkpoint(blob) for blob in plan.blobs.values()]
         if not plan.plain:
             return plan.with_layers({}), tuple(batch.run(blobs))

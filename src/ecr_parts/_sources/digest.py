@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ecr_parts._model.layers import Blob
 from ecr_parts._sources.base import Source
 
-_CHUNK_SIZE = 1024 * 1024  # bytes
+CHUNK_SIZE = 1024 * 1024  # bytes that are hashed at a time
 
 
 class RunningDigest:
@@ -33,7 +33,7 @@ class RunningDigest:
 def hash_source(source: Source, heartbeat: Callable[[], object]) -> tuple[str, int]:
     """Read a source that can be read again: its digest, and its size in bytes."""
     running, first_byte = RunningDigest(), 0
-    while blob := source.read(first_byte, _CHUNK_SIZE):
+    while blob := source.read(first_byte, CHUNK_SIZE):
         heartbeat()
         running.feed(first_byte, blob)
         first_byte += len(blob)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from typing import TypeAlias, TypeVar
@@ -19,6 +19,7 @@ from ecr_parts._model.layers import FileRegion, Layer, LayerSource, UploadedLaye
 from ecr_parts._sources.digest import hash_source
 from ecr_parts._sources.kinds import check_source, is_background_readable, open_source
 from ecr_parts._upload.checkpoint import Checkpoint
+from ecr_parts._upload.current import Uploading
 from ecr_parts._upload.layer import NOT_RESUMABLE, UploadOptions, upload_layer
 from ecr_parts._upload.plan import Planner
 from ecr_parts._wire.call import answer_of
@@ -38,6 +39,8 @@ class BatchOptions:
     max_workers: int = 4
     check_existing: bool = True
     progress: Callable[[int], object] | None = None
+    sizes_at_ecr: Mapping[str, int | None] = field(default_factory=dict)
+    """By digest: the sizes (bytes) of layers that ECR was asked for; ``None`` if it lacks one."""
     finished: Callable[[Layer], object] = lambda _layer: None
     """Called in any thread when ECR has a layer, and its source is not needed any more."""
 
@@ -58,8 +61,6 @@ class _Item:
     size: int | None
     """Bytes; ``None`` for a stream whose size the caller did not pass."""
     digest: str | None
-    existence_checked: bool = False
-    """Whether ECR was asked if the layer exists, together with others."""
 
     @property
     def size_or_0(self) -> int:
@@ -94,8 +95,8 @@ class BatchUpload:
         self._error: BaseException | None = None
         # What is known about the layers. Indexes, because items hold the sources.
         self._checkpoints: set[str] = set()
-        self._existing_sizes: dict[str, int] = {}
-        """By digest: the sizes in bytes of layers that existed before."""
+        self._sizes_at_ecr = dict(options.sizes_at_ecr)
+        """By digest, for those that ECR was asked for."""
         self._first_with_digest: dict[str, int] = {}
         """By digest: the index of the first layer, which is sent for all with this digest."""
         self._results: dict[int, UploadedLayer] = {}
@@ -249,15 +250,13 @@ class BatchUpload:
         """Ask ECR in one call which of ``items`` with a known digest exist."""
         wanted: dict[str, int | None] = {}
         for item in items:
-            if item.digest is not None:
+            if item.digest is not None and item.digest not in self._sizes_at_ecr:
                 wanted.setdefault(item.digest, item.size)
         layers = [item.layer for item in items]
         with Waiter(partial(self._notify_all, layers, 0), self._stop.is_requested) as waiter:
             repository = self._repository.with_waiter(waiter)
             sizes = answer_of(partial(repository.existing_sizes, wanted))
-        self._existing_sizes |= sizes
-        for item in items:
-            item.existence_checked = item.digest is not None
+        self._sizes_at_ecr |= {digest: sizes.get(digest) for digest in wanted}
 
     def _first_of(self, item: _Item) -> int:
         """The index of the first layer with the digest of ``item``, which may be its own."""
@@ -281,7 +280,7 @@ class BatchUpload:
 
     def _send(self, item: _Item) -> None:
         digest = item.digest or ""
-        size = self._existing_sizes.get(digest)
+        size = self._sizes_at_ecr.get(digest)
         if size is None:
             self._upload(item)
         else:
@@ -295,11 +294,13 @@ class BatchUpload:
         progress = partial(self._notify, item.layer)
         layer = replace(item.resolved, digest=item.digest, progress=progress)
         options = UploadOptions(
-            check_existing=self._check_existing and not item.existence_checked,
+            check_existing=self._check_existing and item.digest not in self._sizes_at_ecr,
             cancelled=self._stop.is_requested,
             must_be_regular=item.background_readable,
         )
-        self._results[item.index] = upload_layer(self._repository, self._planner, layer, options)
+        with Uploading(item.digest, item.size):
+            result = upload_layer(self._repository, self._planner, layer, options)
+        self._results[item.index] = result
 
     def _copy_results(self, repeats: list[tuple[_Item, int]]) -> None:
         for item, first in repeats:

@@ -9,19 +9,29 @@ import re
 import shlex
 import signal
 import sys
+import textwrap
 import threading
 from contextlib import suppress
-from typing import NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from typing_extensions import override
 
 from ecr_parts._base.validation import short_repr, to_printable
 from ecr_parts._model.limits import check_repository_name
 
+if TYPE_CHECKING:
+    from ecr_parts.testing._local_ecr import LocalECR
+
 DESCRIPTION = (
-    "Serve a LocalECR, which keeps everything in memory, until Ctrl-C. Prints its URL, and the "
-    "environment variables that point the AWS SDKs, the AWS CLI and ecr-parts at it."
+    "Serve a LocalECR, which keeps everything in memory, until Ctrl-C. Prints its URL, the "
+    "environment variables that point the AWS SDKs, the AWS CLI and ecr-parts at it, and how to "
+    "push to it and to pull from it."
 )
+EPILOG = """\
+examples:
+  {command}
+  {command} --port 5000 --repository team/app --repository team/base
+  {command} --slow 0.5"""
 _MAX_MESSAGE_LENGTH = 4_000  # characters
 _MAX_PORT = 65_535
 _MAX_SECONDS = 86_400
@@ -60,8 +70,24 @@ def print_to_stderr(text: str) -> None:
             write_whole(sys.stderr, text)
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Wraps each paragraph to the terminal, but not lines that are indented, such as examples."""
+
+    @override
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n\n".join(
+            paragraph
+            if "\n  " in paragraph
+            else textwrap.fill(" ".join(paragraph.split()), width, break_on_hyphens=False)
+            for paragraph in text.split("\n\n")
+        )
+
+
 class Parser(argparse.ArgumentParser):
     """Exits with 2 if the command line is not valid, and with 1 if the help cannot be printed."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": HelpFormatter, **options})
 
     @override
     def print_help(self, file: object = None) -> None:
@@ -169,16 +195,30 @@ def _serve(options: argparse.Namespace) -> None:
         ecr.fail("UploadLayerPart", "slow", times=sys.maxsize)
     exports = [f"export {name}={shlex.quote(value)}" for name, value in ecr.environ().items()]
     try:
-        print_whole("\n".join([ecr.endpoint_url, *exports, ""]))
+        print_whole("\n".join([ecr.endpoint_url, *exports, *_usage(ecr), ""]))
         while not serving.acquire(timeout=_WAKE_INTERVAL):
             pass  # pragma: no cover  (only after that time)
     finally:
         ecr.stop()
 
 
+def _usage(ecr: LocalECR) -> list[str]:
+    """How to use it, as comments of the shell, so that all lines can be pasted."""
+    image = f"{ecr.endpoint_url.partition('://')[2]}/{next(iter(ecr.registry.repositories))}:v1"
+    name = image.partition("/")[2]
+    return [
+        "# In a shell with these variables, push an image:",
+        f"#   ecr-parts push image.tar {name}",
+        "# Then pull it, with or without them:",
+        f"#   docker pull {image}",
+        f"#   skopeo copy --src-tls-verify=false docker://{image} oci:image",
+    ]
+
+
 def main() -> None:
     """Run the command line."""
-    parser = Parser(prog="python -m ecr_parts.testing", description=DESCRIPTION)
+    command = "python -m ecr_parts.testing"
+    parser = Parser(prog=command, description=DESCRIPTION, epilog=EPILOG.format(command=command))
     add_options(parser)
     sys.exit(serve(parser.parse_args()))
 

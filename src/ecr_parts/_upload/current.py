@@ -1,0 +1,35 @@
+"""Which layer a thread uploads: what is logged meanwhile is about it."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import NamedTuple
+
+
+class CurrentLayer(NamedTuple):
+    """What is known of a layer that is being uploaded."""
+
+    digest: str | None
+    size: int | None
+    """Bytes."""
+
+
+_current: ContextVar[CurrentLayer | None] = ContextVar("ecr_parts_layer", default=None)
+
+
+def current_layer() -> CurrentLayer | None:
+    """The layer that this thread uploads; ``None`` while it does something else."""
+    return _current.get()
+
+
+class Uploading:
+    """A block in which a layer is the current one, also of the calls that are made meanwhile."""
+
+    def __init__(self, digest: str | None, size: int | None) -> None:
+        self._layer = CurrentLayer(digest, size)
+
+    def __enter__(self) -> None:
+        self._previous = _current.set(self._layer)
+
+    def __exit__(self, *_error: object) -> None:
+        _current.reset(self._previous)
