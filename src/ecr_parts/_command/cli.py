@@ -39,6 +39,18 @@ _OPTIONS = {
 _BY_REMEDY = {"max_workers=1": "--max-workers 1, --part-size 5MiB", "clock is": ""}
 """By a part of an error's message: the options that its remedy is about, whatever its code."""
 
+_SELF_EXPLANATORY = {
+    "ConnectTimeoutError",
+    "EndpointConnectionError",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidClientTokenId",
+    "RegistryNotFoundException",
+    "RepositoryNotFoundException",
+    "UnrecognizedClientException",
+}
+"""Codes of errors whose message says what is wrong, whichever call has failed."""
+
 _ARGUMENTS = {
     "pass name ": "--image",
     "pass platforms": "--platform",
@@ -85,7 +97,8 @@ def main() -> int:
             advice = command.how_to_resume(started=error.session is not None)
         terminal.trace(error)
         file = _file_of(error) if options.command == "upload" else ""
-        terminal.end(f"error: {file}{_describe(error)}. {advice}".rstrip(". "))
+        text = _describe(error, creates=options.command == "push")
+        terminal.end(f"error: {file}{text}. {advice}".rstrip(". "))
         return 1
     except MemoryError:
         advice = command.how_to_resume(started=True)
@@ -106,9 +119,17 @@ def _file_of(error: Exception) -> str:
     return "" if str(error).startswith(repr(path)) else f"{to_printable(path)}: "
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: Exception, *, creates: bool) -> str:
+    """What an error says, and which options to check.
+
+    ``creates``: whether the command can create the repository.
+    """
     options = _options_to_check(error)
     text = to_printable(describe_os_error(error), _MAX_MESSAGE_LENGTH).rstrip(".")
+    if isinstance(error, ServiceError) and error.code in _SELF_EXPLANATORY:
+        text = text.partition(f"{error.code}: ")[2] or text
+    if creates and isinstance(error, ServiceError) and error.code == "RepositoryNotFoundException":
+        options = f"--create-repository, {options}"
     return f"{text} ({options})" if options else text
 
 

@@ -34,7 +34,8 @@ _REASONS = {
     "ThrottlingException": "ECR asks for fewer calls a second",
     "malformed answer": "the answer cannot be read",
 }
-"""By the name of an error: why the first attempt of a call has failed."""
+"""By the name of an error: why an attempt has failed. The error has its message, if it comes to
+that."""
 
 
 def describe(summary: Summary) -> str:
@@ -75,8 +76,8 @@ def _layer() -> str:
 
 def _repeated(call: Any, attempts: int, description: str, seconds: float) -> str:
     about = _layer() if current_layer() else _OPERATIONS.get(call.operation, call.operation)
-    reason = _reason(description) if attempts == 1 else f"attempt {attempts}: {description}"
-    return f"{about}: {reason}; trying again in {seconds:.1f} s"
+    attempt = f"attempt {attempts}: " if attempts > 1 else ""
+    return f"{about}: {attempt}{_reason(description)}; trying again in {seconds:.1f} s"
 
 
 def _sent_ahead(_call: str, description: str) -> str:

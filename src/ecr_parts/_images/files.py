@@ -29,6 +29,9 @@ _HEADER_SIZE = 512  # bytes of the header of a tar entry
 _COPY_SIZE = 1024 * 1024  # bytes
 _ROOTS = ("index.json", "manifest.json", "repositories")
 """Files that images have in their top directory."""
+_EXPECTED = (
+    "Pass an OCI image layout, an archive of one, or what docker save or podman save wrote"
+)
 
 
 class ImageFiles(Protocol):
@@ -88,6 +91,10 @@ def open_image_files(
             decompressed(position, size)
 
         readable = _decompress(path, compression, temporary_files, report)
+    elif any(start) and not is_tar(start):
+        raise InvalidImageError(
+            f"{path!r} is not a tar archive of an image: it does not begin as one. {_EXPECTED}"
+        )
     entries = _read_entries(path, readable, heartbeat)
     return _Archive(path, readable, _without_top_directory(entries), temporary_files, heartbeat)
 
@@ -238,8 +245,7 @@ def _read_entries(
                     entries[name] = posixpath.normpath(entry.target)
         except TarError as error:
             raise InvalidImageError(
-                f"{path!r} is not a tar archive of an image: {error}. Pass an OCI image layout, an "
-                "archive of one, or what docker save or podman save wrote"
+                f"{path!r} is not a tar archive of an image: {error}. {_EXPECTED}"
             ) from error
     return entries
 

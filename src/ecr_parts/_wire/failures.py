@@ -211,6 +211,10 @@ _NOT_ECR = "Check that the endpoint is ECR and that no proxy answers in its plac
 _NAME_RULES = "lower case, without a registry prefix or a tag"
 REMEDIES: dict[str | tuple[str, str], str] = {
     **dict.fromkeys(CREDENTIAL_ERRORS, "Check the credentials, and this machine's clock"),
+    **dict.fromkeys(
+        ("ExpiredToken", "ExpiredTokenException"),
+        "Log in again, or get new credentials",
+    ),
     "ImageTagAlreadyExistsException": (
         "The tag is immutable: push with another tag, or delete the image that has it"
     ),
