@@ -147,11 +147,11 @@ class Progress:
             read = f"{self._compressed / _MIB:,.1f} of {self._to_compress / _MIB:,.1f} MiB"
             return [f"{shown / _MIB:,.1f} MiB sent", f"compressing {read}", elapsed]
         total = f" of {self.size / _MIB:,.1f}" if self.size else ""
-        amount = f"{shown / _MIB:,.1f}{total} MiB"
+        position = f"{shown / _MIB:,.1f}{total} MiB"
         rate = self.rate(now)
         if rate is None or (self.size is not None and shown >= self.size):
-            return [amount, elapsed]
-        texts = [amount, f"{rate / _MIB:,.1f} MiB/s"]
+            return [position, elapsed]
+        texts = [position, f"{amount(round(rate))}/s"]
         if self.size:
             texts.append(f"{_duration((self.size - shown) / rate)} left")
         return texts

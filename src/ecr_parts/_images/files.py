@@ -29,9 +29,7 @@ _HEADER_SIZE = 512  # bytes of the header of a tar entry
 _COPY_SIZE = 1024 * 1024  # bytes
 _ROOTS = ("index.json", "manifest.json", "repositories")
 """Files that images have in their top directory."""
-_EXPECTED = (
-    "Pass an OCI image layout, an archive of one, or what docker save or podman save wrote"
-)
+_EXPECTED = "Pass an OCI image layout, an archive of one, or what docker save or podman save wrote"
 
 
 class ImageFiles(Protocol):
