@@ -45,9 +45,9 @@ def run_in_process(
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-    log = logging.getLogger("ecr_parts")
-    log_level, log_handlers = log.level, log.handlers.copy()
+    signal_handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    logs = [logging.getLogger(name) for name in ("ecr_parts", "botocore")]
+    before = [(log, log.level, log.handlers.copy()) for log in logs]
 
     def run_main(ecr: LocalECR | None, *arguments: object, subcommand: str = "upload") -> Result:
         for name, value in (ecr.environ() if ecr else {}).items():
@@ -61,12 +61,13 @@ def run_in_process(
                 status = main()
             except SystemExit as exit_:  # of argparse
                 status = int(exit_.code or 0)
-        for handler in log.handlers.copy():
-            if handler not in log_handlers:
-                log.removeHandler(handler)
+        for log, level, handlers in before:
+            log.setLevel(level)
+            for handler in log.handlers.copy():
+                if handler not in handlers:
+                    log.removeHandler(handler)
         return status, *capfd.readouterr()
 
     yield run_main
-    log.setLevel(log_level)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    for number, signal_handler in signal_handlers.items():
+        signal.signal(number, signal_handler)

@@ -37,7 +37,7 @@ def test_shows_elapsed_time_until_a_rate_is_known() -> None:
 def test_shows_rate_and_time_left() -> None:
     progress = progress_of(100 * MIB, 1, (3, 10 * MIB), (5, 10 * MIB))
     assert progress.texts(5) == ["20.0 of 100.0 MiB", "5.0 MiB/s", "16 s left"]
-    assert progress_of(None, 3, (5, MIB)).texts(5) == ["1.0 MiB", "0.5 MiB/s"]
+    assert progress_of(None, 3, (5, MIB)).texts(5) == ["1.0 MiB", "512 KiB/s"]
 
 
 @pytest.mark.parametrize(

@@ -145,8 +145,8 @@ def test_interrupted(ecr: LocalECR, files: Path) -> None:
     first, *retries, last = normalized(stderr.decode(), files).splitlines()
     assert first == "team/app: 1 layer, 12.0 MiB, which ECR lacks"
     assert re.fullmatch(
-        "layer sha256:DIGEST…: (attempt [0-9]: )?ECR asks for fewer calls a second; trying again in "
-        "N s",
+        "layer sha256:DIGEST…: (attempt [0-9]: )?ECR asks for fewer calls a second; trying again "
+        "in N s",
         retries[-1],
     )
     assert last == "interrupted. Run the same command again to resume at byte 10,485,760"
@@ -307,8 +307,8 @@ def test_full_disk(ecr: LocalECR, transcript: Transcript) -> None:
         assert transcript(ecr, "push image.tar team/app:v1") == (
             f"""\
 team/app:v1: 2 layers, 18.0 MiB, which are compressed before being sent
-error: compressing a layer into a temporary file in {tempfile.gettempdir()} failed: File too large. \
-Set TMPDIR to a directory with more space
+error: compressing a layer into a temporary file in {tempfile.gettempdir()} failed: File too \
+large. Set TMPDIR to a directory with more space
 [1]"""
         )
 
@@ -316,16 +316,16 @@ Set TMPDIR to a directory with more space
 WRONG_FILES = {
     "missing.tar": "DIR/missing.tar: No such file or directory",
     "empty": (
-        "'DIR/empty': it is not an image: it has neither index.json, as an OCI image layout has, nor "
-        "manifest.json, as a docker archive and dir: have"
+        "'DIR/empty': it is not an image: it has neither index.json, as an OCI image layout has, "
+        "nor manifest.json, as a docker archive and dir: have"
     ),
     "layer.tar.gz": (
-        "'DIR/layer.tar.gz' is not a tar archive of an image: it does not begin as one. Pass an OCI "
-        "image layout, an archive of one, or what docker save or podman save wrote"
+        "'DIR/layer.tar.gz' is not a tar archive of an image: it does not begin as one. Pass an "
+        "OCI image layout, an archive of one, or what docker save or podman save wrote"
     ),
     "app:v1": (
-        "there is no file app:v1. For an image in docker, run: docker save app:v1 | ecr-parts push - "
-        "team/app:v2"
+        "there is no file app:v1. For an image in docker, run: docker save app:v1 | ecr-parts push "
+        "- team/app:v2"
     ),
     "docker-daemon:app:v1": (
         "docker-daemon:app:v1 is not a file. Run: docker save app:v1 | ecr-parts push - team/app:v2"
