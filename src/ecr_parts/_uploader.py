@@ -43,6 +43,7 @@ from ecr_parts._wire.api import (
 )
 from ecr_parts._wire.call import answer_of
 from ecr_parts._wire.clients import client_for
+from ecr_parts._wire.repository import Repository
 
 
 class LayerUploader:

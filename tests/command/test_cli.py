@@ -465,8 +465,14 @@ def test_serves_local_ecr(ecr: LocalECR, path: Path) -> None:
         client = ecr.client(endpoint_url=lines[0])
         assert LayerUploader(client, "team/app").upload(path).digest == DIGEST
         process.terminate()
+        usage = process.stdout.read()
     assert process.returncode == 0
     assert "export no_proxy=example.com,127.0.0.1" in lines
+    host = lines[0].removeprefix("http://")
+    assert "#   ecr-parts push image.tar team/app:v1\n" in usage
+    assert f"#   docker pull {host}/team/app:v1\n" in usage
+    assert f" --src-tls-verify=false docker://{host}/team/app:v1 oci:image\n" in usage
+    assert all(line.startswith("# ") for line in usage.splitlines())
 
 
 def test_variables_of_local_ecr_are_quoted_for_the_shell(ecr: LocalECR) -> None:

@@ -257,8 +257,25 @@ def test_help_has_examples_and_exit_status(
     assert raised.value.code == 0
     text = capfd.readouterr().out
     assert "usage: ecr-parts" in text
+    assert re.search(r"\nexamples:\n(  .*ecr-parts .*\n){3}\Z", text)
     if command != "local":
-        assert "examples:\n  ecr-parts " in text
         assert "Exit status: 0 if " in text
     if command == "upload":
         assert "set -o pipefail" in text
+
+
+@pytest.mark.parametrize("command", [(), ("push",), ("upload",), ("local",)], ids=str)
+@pytest.mark.parametrize("columns", [60, 100])
+def test_help_is_wrapped_to_the_terminal(
+    columns: int,
+    command: tuple[str, ...],
+    parse: Callable[..., Any],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit):
+        parse(*command, "--help")
+    text, _, examples = capfd.readouterr().out.partition("\nexamples:\n")
+    assert max(len(line) for line in text.splitlines() if "usage: " not in line) < columns
+    assert len(examples.splitlines()) == 3

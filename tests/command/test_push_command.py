@@ -58,7 +58,7 @@ def test_pushes_to_uri_of_every_kind(
         status, digest, stderr = run_in_process(ecr, small_image, uri, subcommand="push")
         assert ecr.registry.repositories["demo"].tags == {"v1": digest.strip()}
         assert status == 0
-        assert stderr.startswith("image pushed to demo:v1: 2 of 2 blobs sent")
+        assert "\npushed demo:v1 in " in stderr
 
 
 def test_alias_of_another_registry_is_an_error(
@@ -303,3 +303,25 @@ def test_bar_has_total(
     _, _, stderr = run_in_process(ecr, image, "demo", *options, subcommand="push")
     assert "] 100%  " in stderr
     assert "101%" not in stderr
+
+
+def test_decompressing_has_progress(
+    ecr: LocalECR, tmp_path: Path, run_in_process: RunInProcess, mocker: MockerFixture
+) -> None:
+    mocker.patch("ecr_parts._command.terminal._REDRAW_INTERVAL", -1)  # draw each time
+    archive = docker_archive(tmp_path / "image.tar", [random_bytes(MIB)])
+    (tmp_path / "image.tar.gz").write_bytes(gzip.compress(archive.read_bytes()))
+    _, _, stderr = run_in_process(
+        ecr, tmp_path / "image.tar.gz", "demo", "--progress", "bar", subcommand="push"
+    )
+    assert "decompressing the image  0.0 of 1.0 MiB  " in stderr
+    assert "decompressing the image  1.0 of 1.0 MiB  " in stderr
+
+
+def test_notices_are_lines(ecr: LocalECR, tmp_path: Path, run_in_process: RunInProcess) -> None:
+    layout = Layout(tmp_path / "layout")
+    layout.finish(layout.add_plain_image("amd64", [b"layer"]))
+    _, digest, stderr = run_in_process(ecr, layout.path, "demo", subcommand="push")
+    (note,) = [line for line in stderr.splitlines() if line.startswith("note: ")]
+    assert note.startswith("note: its layers are compressed: sha256:")
+    assert note.endswith(f" in the file is {digest.strip()}")

@@ -124,10 +124,10 @@ class Command(ABC):
         count_parts(client, self._terminal)
         return uploader
 
-    def _look_at_repository(self, uploader: LayerUploader, digest: str | None = None) -> None:
+    def _look_at_repository(self, uploader: LayerUploader) -> None:
         """Raise an error if there is no such repository, before minutes are spent on reading."""
         self._terminal.begin("asking ECR for the repository")
-        self._find_existing(uploader, {digest or _ANY_DIGEST: None})
+        self._find_existing(uploader, {_ANY_DIGEST: None})
 
     def _find_existing(
         self, uploader: LayerUploader, wanted: Mapping[str, int | None]

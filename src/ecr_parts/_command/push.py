@@ -137,6 +137,7 @@ class _Observer(PushObserver):
         if not position:
             self._terminal.begin("decompressing the image", size)
         self._terminal.upload.reach(position)
+        self._terminal.refresh()
 
     @override
     def start(self, tags: tuple[str, ...], summary: Summary) -> None:

@@ -103,12 +103,7 @@ class Terminal(logging.Handler):
 
     @override
     def emit(self, record: logging.LogRecord) -> None:
-        if self._is_debug:
-            text = debug_text(record, self.redactor)
-        elif record.name != "ecr_parts" or record.levelno < logging.INFO:
-            text = None
-        else:
-            text = message_of(record)
+        text = debug_text(record, self.redactor) if self._is_debug else message_of(record)
         if text is not None and (self._is_debug or text != self._last_message):
             self._last_message = text
             self.say(text)
