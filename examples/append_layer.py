@@ -15,10 +15,8 @@ import sys
 import tarfile
 import tempfile
 import urllib.request
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -80,21 +78,12 @@ def check_digest(content: bytes, digest: str) -> None:
 
 def upload_directory(uploader: LayerUploader, directory: Path) -> tuple[UploadedLayer, str]:
     """The layer, and its diff ID: the digest of what was compressed."""
-    diff_id = hashlib.sha256()
-
-    def compressed(file: IO[bytes]) -> Iterator[bytes]:
-        gzip = zlib.compressobj(wbits=31)
-        while block := file.read(1024 * 1024):
-            diff_id.update(block)
-            yield gzip.compress(block)
-        yield gzip.flush()
-
-    with tempfile.TemporaryFile() as file:
-        with tarfile.open(fileobj=file, mode="w") as tar:
-            tar.add(directory, ".")
-        file.seek(0)
-        layer = uploader.upload(compressed(file))
-    return layer, f"sha256:{diff_id.hexdigest()}"
+    with (
+        uploader.open_layer(compress=True) as file,
+        tarfile.open(fileobj=file, mode="w|") as tar,
+    ):
+        tar.add(directory, ".")
+    return file.layer, file.diff_id
 
 
 def demonstrate() -> None:
