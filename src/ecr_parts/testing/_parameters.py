@@ -35,7 +35,7 @@ class EcrError(Exception):
     def __init__(self, code: str, message: str, **fields: object) -> None:
         super().__init__(message)
         self.code = code
-        self.status = _STATUS.get(code, 400)
+        self.status: int = _STATUS.get(code, 400)
         self.body: dict[str, object] = {"message": message, **fields}
 
     def __reduce__(self) -> tuple[Any, ...]:
