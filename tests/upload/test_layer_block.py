@@ -27,6 +27,7 @@ from helpers import (
     digest_of,
     random_bytes,
     wait_until,
+    waits_for_a_piece,
 )
 from interrupts import DeadlineError, interrupt_when, joining_new_threads
 from pytest_mock import MockerFixture
@@ -138,6 +139,21 @@ def test_nothing_is_begun_after_the_block(slow_ecr: LocalECR, slow_uploader: Lay
         raise KeyError
     assert [call.operation for call in slow_ecr.calls] == [START, PART]
     check_incomplete(file, slow_ecr)
+
+
+def test_threads_wake_each_other(
+    ecr: LocalECR, uploader: LayerUploader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the layer is abandoned, or the upload has failed: they do not wait for a second."""
+    monkeypatch.setattr("ecr_parts._base.threads._WAKE_INTERVAL", 600)
+    with joining_new_threads(), suppress(KeyError), uploader.open_layer() as file:
+        file.write(BLOB[:5])
+        wait_until(waits_for_a_piece)
+        raise KeyError
+    ecr.fail(PART, "access_denied")
+    with joining_new_threads(), pytest.raises(ServiceError), uploader.open_layer() as file:
+        file.write(BLOB)
+    check_incomplete(file, ecr)
 
 
 @pytest.mark.parametrize("fails", [False, True])

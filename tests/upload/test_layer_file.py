@@ -10,7 +10,6 @@ import json
 import random
 import shutil
 import struct
-import sys
 import tarfile
 import threading
 import tracemalloc
@@ -30,6 +29,7 @@ from helpers import (
     operations,
     random_bytes,
     wait_until,
+    waits_for_a_piece,
 )
 from interrupts import joining_new_threads
 
@@ -271,17 +271,6 @@ def test_part_size_of_the_uploader_is_what_is_held_back(ecr: LocalECR) -> None:
     ecr.calls.clear()
     upload(uploader, BLOB[:17])
     assert operations(ecr)[0] == START
-
-
-def waits_for_a_piece() -> bool:
-    """Whether the thread that uploads has sent what it has, and waits for more."""
-    for thread in threading.enumerate():
-        frame = sys._current_frames().get(thread.ident or 0)
-        while thread.name == "ecr_parts layer" and frame is not None:
-            if frame.f_code.co_name == "pieces":
-                return True
-            frame = frame.f_back
-    return False
 
 
 @pytest.mark.parametrize("chunk", [1, 8, 24])

@@ -253,7 +253,7 @@ class LayerFile(io.BufferedIOBase):
     def _heartbeat(self) -> None:
         """Called about once a second while this thread waits."""
         self._check_thread()
-        self._check_wanted()
+        self._check_wanted()  # another thread may have left the block
         self._report()
         if self._progress is not None:
             self._progress(0)
