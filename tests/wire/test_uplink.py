@@ -203,6 +203,23 @@ def store(turn: Turn, clock: Clock, seconds: float) -> None:
     turn.leave()
 
 
+def test_uplink_is_no_longer_slow_if_all_that_wait_can_be_sent(
+    uplink: Uplink, clock: Clock
+) -> None:
+    make_slow(uplink)
+    turns = [uplink.ask(MIB, smallest=True) for _ in range(3)]
+    store(turns[0], clock, 29)
+    assert not uplink.is_slow
+
+
+def test_quick_part_is_no_news_while_the_uplink_is_not_slow(
+    uplink: Uplink, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    store(uplink.ask(10 * MIB, smallest=False), clock, 1)
+    assert caplog.messages == []
+
+
 @pytest.mark.parametrize(
     ("size", "seconds"), [(5 * MIB, 30), (MIB - 1, 1)], ids=["slow", "too small to tell"]
 )
@@ -259,6 +276,11 @@ def test_refusals_of_others_are_not_the_end(uplink: Uplink) -> None:
     for _ in range(9):
         turn = Turn(uplink, 10 * MIB, smallest=False)
         assert turn.expired(301) is None
+
+
+def test_refusals_of_small_parts_beside_others_are_not_the_end(uplink: Uplink) -> None:
+    turns = [uplink.ask(5 * MIB, smallest=True) for _ in range(4)]
+    assert [turn.expired(301) for turn in turns] == [None] * 4
 
 
 def test_connection_that_was_blocked_was_too_slow(uplink: Uplink, clock: Clock) -> None:
