@@ -6,6 +6,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count, cycle
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ from hypothesis import strategies as st
 from pytest_mock import MockerFixture
 
 from ecr_parts import CLIENT_CONFIG, ECR_LIMITS, LayerUploader, Limits, ServiceError
+from ecr_parts._base.threads import Abandoned
 from ecr_parts._upload.plan import Planner
 from ecr_parts._wire.gate import Gate
 from ecr_parts._wire.request import Attempt
@@ -214,6 +216,36 @@ def test_time_of_an_attempt_excludes_the_wait_for_its_turn() -> None:
     assert attempt.more_time() == 0.0
 
 
+@pytest.mark.parametrize("begins", [True, False])
+def test_attempt_that_was_abandoned_does_not_wait_for_its_turn(begins: bool) -> None:
+    cancelled = [begins, True]
+    attempt: Attempt[None] = Attempt(lambda: None, lambda: cancelled.pop(0), None, Gate(), None)
+    answers = [begins, True]
+    turn = SimpleNamespace(wait=lambda _seconds: answers.pop(0), leave=lambda: None)
+    attempt.ask = lambda: cast("Turn", turn)
+    with pytest.raises(Abandoned):
+        attempt.take_turn()
+
+
+def test_signature_does_not_age_before_the_turn() -> None:
+    attempt: Attempt[None] = Attempt(lambda: None, lambda: False, None, Gate(), None)
+    attempt.ask = partial(Uplink(1).ask, 1, smallest=True)
+    before = attempt.signed
+    attempt.take_turn()
+    assert attempt.signed is not before
+
+
+def test_connection_that_was_too_slow_does_not_count_as_attempt(
+    ecr: LocalECR, mocker: MockerFixture
+) -> None:
+    mocker.patch.object(Turn, "failed", return_value=True)
+    once = NO_WAIT.copy(stop=lambda state: state.attempt_number >= 1)
+    uploader = LayerUploader(ecr.client(), "demo", limits=SMALL_LIMITS, retrying=once)
+    ecr.fail("UploadLayerPart", "request_lost")
+    layer = uploader.upload(BLOB)
+    assert ecr.layer("demo", layer.digest) == BLOB
+
+
 # The sizes of parts
 
 
@@ -328,6 +360,21 @@ def test_part_that_gives_up_is_cut_again(config: Config) -> None:
         assert [ecr.layer("demo", layer.digest) for layer in layers] == blobs
         assert set(part_sizes(ecr)) == {300_000}
         assert {call.outcome for call in ecr.calls} == {"ok"}  # what gave up has never arrived
+
+
+def test_part_that_is_sent_ahead_is_measured_in_its_turn(mocker: MockerFixture) -> None:
+    sending = mocker.spy(Turn, "sending")
+    with LocalECR(limits=LARGER, part_size=600_000, processing_time=0.1) as ecr:
+        uploader = LayerUploader(ecr.client(), "demo", limits=LARGER, retrying=NO_WAIT)
+        uploader.upload(random_bytes(1_800_000))
+    calls = [
+        (sent, total, call[1]["measured"])
+        for call in sending.call_args_list
+        for _turn, sent, total in [call[0]]
+    ]
+    assert (0, calls[0][1], True) in calls
+    assert [call for call in calls if call[0] < call[1] and not call[2]]
+    assert sum(sent == total for sent, total, _ in calls) == 3  # also after the last piece
 
 
 @pytest.mark.usefixtures("impatient")
