@@ -251,6 +251,17 @@ def test_ctrl_c_just_before_a_pipe_is_read_is_noticed(mocker: MockerFixture) -> 
     os.close(writer)
 
 
+def test_waiting_for_a_pipe_is_not_silent(mocker: MockerFixture) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"text")
+    mocker.patch("select.select", side_effect=[([], [], []), ([], [], []), ([reader], [], [])])
+    waiting = mocker.Mock()
+    assert Pipe(reader, None, waiting).read(10) == b"text"
+    assert waiting.call_count == 2
+    os.close(reader)
+    os.close(writer)
+
+
 @pytest.mark.parametrize("subcommand", ["push", "upload"])
 def test_refuses_to_read_from_a_terminal(subcommand: str, ecr: LocalECR) -> None:
     terminal, other_end = pty.openpty()
