@@ -157,9 +157,10 @@ def test_wrong_repository(ecr: LocalECR, transcript: Transcript) -> None:
     for line in ("push image.tar team/ap:v1", "push layout team/ap:v1"):
         assert transcript(ecr, line) == (
             """\
-error: The repository with name 'team/ap' does not exist in the registry with id '012345678910'. \
-Create the repository, or check its name (lower case, without a registry prefix or a tag), the \
-registry ID and the region (--create-repository, --region, --registry-id, --public)
+error: RepositoryNotFoundException: The repository with name 'team/ap' does not exist in the \
+registry with id '012345678910'. Create the repository, or check its name (lower case, without a \
+registry prefix or a tag), the registry ID and the region (--create-repository, --region, \
+--registry-id, --public)
 [1]"""
         )
     assert {call.operation for call in ecr.calls} == {"BatchCheckLayerAvailability"}
@@ -190,7 +191,7 @@ def test_wrong_repository_is_noticed_before_anything_is_read(
         mocker.patch("ecr_parts._command.pipe.os.read"),
         mocker.patch("ecr_parts._images.files.decompress"),
     ]
-    assert transcript(ecr, line).startswith("error: The repository with name 'team/ap' does not ")
+    assert transcript(ecr, line).startswith("error: RepositoryNotFoundException: The repos")
     assert [call.operation for call in ecr.calls] == ["BatchCheckLayerAvailability"]
     for read in reads:
         read.assert_not_called()
@@ -211,8 +212,9 @@ def test_expired_credentials(ecr: LocalECR, transcript: Transcript) -> None:
     assert transcript(ecr, "push layout team/app:v1 --max-workers 1") == (
         """\
 team/app:v1: 2 layers, 18.0 MiB, which ECR lacks
-error: The security token included in the request is expired. Log in again, or get new credentials \
-(--profile, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY). Run the same command again to resume
+error: ExpiredTokenException: The security token included in the request is expired. Log in again, \
+or get new credentials (--profile, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY). Run the same \
+command again to resume
 [1]"""
     )
     assert transcript(ecr, "push layout team/app:v1 --max-workers 1") == (
@@ -291,8 +293,8 @@ def test_no_network(
     ecr.stop()
     assert transcript(None, "push layout team/app:v1 --retry-for 0") == (
         """\
-error: Could not connect to the endpoint URL: "http://127.0.0.1:PORT". Check the network, the \
-region and the endpoint; then upload again (--region, --endpoint-url)
+error: EndpointConnectionError: Could not connect to the endpoint URL: "http://127.0.0.1:PORT". \
+Check the network, the region and the endpoint; then upload again (--region, --endpoint-url)
 [1]"""
     )
     first, second, *_ = transcript(None, "push layout team/app:v1").splitlines()

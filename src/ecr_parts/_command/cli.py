@@ -127,7 +127,7 @@ def _describe(error: Exception, *, creates: bool) -> str:
     options = _options_to_check(error)
     text = to_printable(describe_os_error(error), _MAX_MESSAGE_LENGTH).rstrip(".")
     if isinstance(error, ServiceError) and error.code in _SELF_EXPLANATORY:
-        text = text.partition(f"{error.code}: ")[2] or text
+        text = text[max(0, text.find(error.code)) :]
     if creates and isinstance(error, ServiceError) and error.code == "RepositoryNotFoundException":
         options = f"--create-repository, {options}"
     return f"{text} ({options})" if options else text
