@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,33 +13,20 @@ from typing_extensions import Self, Unpack
 
 from ecr_parts._base.frames import ClearOwnFrames
 from ecr_parts._base.redaction import show_url
-from ecr_parts._base.validation import (
-    check_callback,
-    check_digest,
-    check_int,
-    short_repr,
-)
+from ecr_parts._base.validation import check_callback, check_digest, short_repr
 from ecr_parts._images.push import ImagePush, PushOptions
 from ecr_parts._images.put import put_manifest
 from ecr_parts._model.layers import Blob, Layer, LayerSource, PushedImage, UploadedLayer
-from ecr_parts._model.limits import (
-    Limits,
-)
-from ecr_parts._model.machine import Machine, NextAction
-from ecr_parts._model.parts import Part
-from ecr_parts._model.session import UploadSession, check_session
-from ecr_parts._sources.chunks import contiguous_view, slices
+from ecr_parts._model.limits import Limits
+from ecr_parts._model.session import UploadSession
+from ecr_parts._upload import single_steps
 from ecr_parts._upload.batch import BatchOptions, BatchUpload
 from ecr_parts._upload.handover import WrittenLayer
 from ecr_parts._upload.layer import UploadOptions, upload_layer
 from ecr_parts._upload.layer_file import LayerBlock, LayerFile
 from ecr_parts._upload.plan import Planner
 from ecr_parts._upload.setup import UploaderOptions, connect
-from ecr_parts._upload.steps import Steps, raise_error, start_upload
-from ecr_parts._wire.api import (
-    EcrClient,
-    endpoint_url,
-)
+from ecr_parts._wire.api import EcrClient, endpoint_url
 from ecr_parts._wire.call import answer_of
 from ecr_parts._wire.clients import client_for
 from ecr_parts._wire.repository import Repository
@@ -197,7 +183,7 @@ class LayerUploader:
         if digest is not None:
             check_digest("digest", digest)
         if session is not None:
-            self._check_session(session)
+            single_steps.check_target(self._repository.target, session)
             if checkpoint is not None:
                 raise ValueError("pass session or checkpoint, not both")
         check_callback("progress", progress)
@@ -356,16 +342,8 @@ class LayerUploader:
         Raises ``ServiceError`` and ``UnexpectedResponseError``; ``EmptyLayerError`` and
         ``LayerTooLargeError``; ``TypeError`` and ``ValueError`` for bad arguments.
         """
-        if layer_size is not None:
-            check_int("layer_size", layer_size, minimum=0)
-        self._planner.check_layer(layer_size)
-        if layer_digest is not None:
-            check_digest("layer_digest", layer_digest)
         with ClearOwnFrames():
-            start = partial(start_upload, self._repository, self._planner)
-            session = answer_of(partial(start, layer_size, layer_digest))
-        Machine(session, self._planner.limits.min_part).start(session)
-        return session
+            return single_steps.initiate(self._repository, self._planner, layer_size, layer_digest)
 
     def upload_part(self, session: UploadSession, blob: Blob) -> None:
         """Send ``blob``, the layer's bytes from ``session.next_byte`` on.
@@ -378,10 +356,8 @@ class LayerUploader:
         part below ECR's minimum; ``UploadLostError`` if this upload can no longer be completed:
         start a new one; ``ServiceError`` and ``UnexpectedResponseError``.
         """
-        self._check_session(session)
-        part = self._planner.check_part(session, blob)
         with ClearOwnFrames():
-            self._send_part(session, part, blob)
+            single_steps.upload_part(self._repository, self._planner, session, blob)
 
     def complete(self, session: UploadSession, digest: str) -> UploadedLayer:
         """Complete an upload: ECR checks that the bytes it received match ``digest``.
@@ -389,19 +365,8 @@ class LayerUploader:
         Raises ``DigestMismatchError`` if they do not, and ``ValueError`` if parts are missing;
         ``EmptyLayerError``, ``UploadLostError``, ``ServiceError`` and ``UnexpectedResponseError``.
         """
-        self._check_session(session)
-        check_digest("digest", digest)
-        if session.layer_digest not in (None, digest):
-            raise ValueError(f"digest must be the session's, {session.layer_digest}, not {digest}")
-        size = session.next_byte
-        if session.layer_size not in (None, size):
-            raise ValueError(
-                f"ECR has {size:,} of the layer's {session.layer_size:,} bytes: send the rest with "
-                "upload_part first"
-            )
-        Planner(self._planner.limits).check_layer(size)
         with ClearOwnFrames():
-            return self._complete(session, digest, size)
+            return single_steps.complete(self._repository, self._planner, session, digest)
 
     def missing(self, digests: Iterable[str]) -> set[str]:
         """Return those ``digests`` that the repository does not have or has archived.
@@ -419,41 +384,6 @@ class LayerUploader:
         return {
             digest for digest in wanted if digest not in found or not found[digest].is_available
         }
-
-    def _send_part(self, session: UploadSession, part: Part, blob: Blob) -> None:
-        steps, known = self._steps(session), False
-        call = self._repository.prepare_part(session.upload_id, part, slices(contiguous_view(blob)))
-        try:
-            action = steps.take(partial(steps.settle, call))
-            known = not steps.in_doubt
-        finally:
-            if not known:
-                steps.machine.mark_shared()  # ECR may still store the part
-        if action in (NextAction.CHECK_LOST, NextAction.FAIL) and steps.error is not None:
-            raise_error(steps.error, session)
-
-    def _complete(self, session: UploadSession, digest: str, size: int) -> UploadedLayer:
-        steps = self._steps(session)
-        action = steps.take(partial(steps.complete, digest))
-        if action in (NextAction.CHECK_LOST, NextAction.CHECK_COMPLETED):
-            action = steps.take(partial(steps.check_availability, action, digest, size))
-        if action is not NextAction.FINISH and steps.error is not None:
-            raise_error(steps.error, session)  # the caller continues the upload, so never restarts
-        return UploadedLayer(digest, size, steps.existed)
-
-    def _steps(self, session: UploadSession) -> Steps:
-        return Steps(self._repository, Machine(session, self._planner.limits.min_part))
-
-    def _check_session(self, session: UploadSession) -> None:
-        if not isinstance(session, UploadSession):
-            raise TypeError(f"session must be an UploadSession, not {short_repr(session)}")
-        check_session(session)  # its fields may have been changed
-        target = self._repository.target
-        if not target.has(session):
-            other = replace(
-                target, repository_name=session.repository_name, registry_id=session.registry_id
-            )
-            raise ValueError(f"session must be for {target}, not for {other}")
 
 
 def push_observed(

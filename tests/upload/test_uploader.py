@@ -560,7 +560,7 @@ def test_error_for_expired_credentials_carries_session(
 ) -> None:
     ecr.fail("UploadLayerPart", "expired_token", call=2)
 
-    with pytest.raises(ServiceError, match=r"ExpiredToken.*credentials.*clock") as raised:
+    with pytest.raises(ServiceError, match=r"ExpiredToken.*get new credentials") as raised:
         uploader.upload(BLOB)
 
     assert len(ecr.calls_of("UploadLayerPart")) == 2
