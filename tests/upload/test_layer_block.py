@@ -131,8 +131,31 @@ def test_exception_in_the_block_abandons_the_layer(
     check_incomplete(file, ecr)
 
 
-def test_nothing_is_begun_after_the_block(slow_ecr: LocalECR, slow_uploader: LayerUploader) -> None:
-    """The second part is sent ahead: its last bytes never follow."""
+def test_nothing_is_begun_after_the_block(ecr: LocalECR, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that has not left does not leave, even before the thread that waits for it wakes."""
+    monkeypatch.setattr("ecr_parts._base.threads._WAKE_INTERVAL", 600)
+    client = ecr.client()
+    begun, left = threading.Event(), threading.Event()
+
+    def wait(**_event: object) -> None:
+        begun.set()
+        left.wait()
+
+    client.meta.events.register("before-parameter-build.ecr.InitiateLayerUpload", wait)
+    uploader = LayerUploader(client, "demo", limits=SMALL_LIMITS)
+    with joining_new_threads():
+        with suppress(KeyError), uploader.open_layer() as file:
+            file.write(BLOB[:30])
+            begun.wait()
+            raise KeyError
+        left.set()
+    assert not ecr.calls
+    check_incomplete(file, ecr)
+
+
+def test_part_that_was_sent_ahead_is_not_completed(
+    slow_ecr: LocalECR, slow_uploader: LayerUploader
+) -> None:
     with stopping(slow_ecr), suppress(KeyError), slow_uploader.open_layer() as file:
         file.write(BLOB[:30])
         wait_until(lambda: len(slow_ecr.calls_of(PART)) == 1)
