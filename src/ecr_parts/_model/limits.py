@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 
-from ecr_parts._base.validation import check_int, short_repr
+from ecr_parts._base.validation import check_int
 
 _MIB = 1024 * 1024
 
@@ -63,14 +63,3 @@ REPOSITORY_NAME = re.compile(
 )
 """The names of repositories, of 2 to 256 characters. Reference: ``RepositoryName`` in the API
 reference."""
-
-
-def check_repository_name(value: object) -> None:
-    """Raise ``TypeError`` or ``ValueError`` unless ``value`` can be the name of a repository."""
-    if not isinstance(value, str):
-        raise TypeError(f"repository_name must be a str, not {short_repr(value)}")
-    if not 2 <= len(value) <= 256 or not REPOSITORY_NAME.fullmatch(value):
-        raise ValueError(
-            "repository_name must be 2 to 256 lower-case letters, digits and separators, without a "
-            f"registry prefix and a tag, not {short_repr(value)}"
-        )
