@@ -578,6 +578,21 @@ def test_memory_does_not_grow_with_the_layer(compress: bool) -> None:
     assert peak < 20 * MIB
 
 
+def test_abandoned_file_keeps_no_content(mib_uploader: LayerUploader) -> None:
+    files: list[LayerFile] = []
+    tracemalloc.start()
+    try:
+        for _ in range(20):
+            with joining_new_threads(), suppress(KeyError), mib_uploader.open_layer() as file:
+                files.append(file)
+                file.write(bytes(MIB))
+                raise KeyError
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 5 * MIB
+
+
 def test_many_small_writes_take_few_pieces(mib_ecr: LocalECR, mib_uploader: LayerUploader) -> None:
     with mib_uploader.open_layer() as file:
         for _ in range(300_000):
