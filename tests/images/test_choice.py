@@ -147,12 +147,22 @@ def test_repository_and_tag_tell_which_image_is_meant(
         assert pushed.digest == images[number]["digest"]
 
 
-def test_repository_that_ends_more_alike_is_meant(layout: Layout) -> None:
+def test_repository_that_ends_more_alike_is_meant(
+    layout: Layout, caplog: pytest.LogCaptureFixture
+) -> None:
     images = three_images(layout)
     layout.finish(*named(images[0], "x/app:v1"), *named(images[1], "b/app:v1"))
+    notice = (
+        "of the 2 images in the file, b/app:v1 was chosen, because its name is most like the "
+        "target's"
+    )
     with LocalECR(["a/b/app"]) as ecr:
         uploader = LayerUploader(ecr.client(), "a/b/app")
         assert uploader.push_image(layout.path).digest == images[1]["digest"]
+        assert notice in caplog.messages
+        caplog.clear()
+        uploader.push_image(layout.path, name="b/app:v1")
+        assert notice not in caplog.messages
 
 
 def test_several_images_are_an_error(

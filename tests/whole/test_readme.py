@@ -205,10 +205,11 @@ def command_line(text: str, workspace: Workspace) -> None:
     tar = b"a layer that is not compressed"
     (workspace.path / "layer.tar").write_bytes(tar)
     docker_archive(workspace.path / "image.tar", [LAYER])
+    docker_archive(workspace.path / "images.tar", [LAYER], tags=["app:v1"])
     for name in ("base.tar.gz", "app.tar.gz"):
         (workspace.path / name).write_text(name)
-    image, base, app, stream = workspace.run_shell(text).splitlines()
-    assert workspace.ecr.registry.repositories["team/app"].tags == {"v1": image}
+    image, named, base, app, stream = workspace.run_shell(text).splitlines()
+    assert workspace.ecr.registry.repositories["team/app"].tags == {"v1": image, "v2": named}
     assert workspace.stored_layer(json.loads(base)["digest"]) == b"base.tar.gz"
     assert workspace.stored_layer(json.loads(app)["digest"]) == b"app.tar.gz"
     assert gzip.decompress(workspace.stored_layer(stream)) == tar

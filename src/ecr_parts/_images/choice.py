@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ecr_parts._base.validation import short_repr
 from ecr_parts._images.contents import Contents, Descriptor
@@ -36,6 +36,8 @@ class Chosen:
     tags: tuple[str, ...]
     dropped: tuple[str, ...] = ()
     """Names that are no tags."""
+    among: int = 1
+    """The number of images of which it was chosen because its name is like the target's."""
 
 
 def choose(contents: Contents, attached: Mapping[str, frozenset[str]], wanted: Wanted) -> Chosen:
@@ -66,6 +68,7 @@ def choose(contents: Contents, attached: Mapping[str, frozenset[str]], wanted: W
                 f"the tag {tags[0]!r} is that of {one.digest}, which refers to an image: pass "
                 "name to choose one of them"
             )
+    among = len({one.digest for one in images})
     if _are_several(images):
         images = _closest(images, wanted.repository_name)
     if _are_several(images) and wanted.tags:
@@ -83,7 +86,7 @@ def choose(contents: Contents, attached: Mapping[str, frozenset[str]], wanted: W
         return Chosen(root, wanted.tags or ())
     if not images:
         raise contents.error("it has no image")
-    return _with_tags(images, wanted)
+    return replace(_with_tags(images, wanted), among=among)
 
 
 def _are_several(images: Iterable[Descriptor]) -> bool:
