@@ -75,10 +75,11 @@ def transcript(files: Path, run_in_process: RunInProcess) -> Transcript:
 
 
 def test_first_push(ecr: LocalECR, transcript: Transcript) -> None:
-    assert transcript(ecr, "push image.tar team/app:v1") == (
+    shown = transcript(ecr, "push image.tar team/app:v1")
+    assert re.sub("18,88[0-9],[0-9]{3}", "18,88N,NNN", shown) == (  # depends on the compressor
         """\
 team/app:v1: 2 layers, 18.0 MiB, which are compressed before being sent
-pushed team/app:v1 in N s: 18,881,622 bytes sent
+pushed team/app:v1 in N s: 18,88N,NNN bytes sent
 sha256:DIGEST
 [0]"""
     )

@@ -373,6 +373,11 @@ def test_body_that_is_alone_after_another_was_left_never_gives_up(
 
 # Simulated links
 
+WORKERS = pytest.mark.parametrize(
+    "workers",
+    [1, pytest.param(2, marks=pytest.mark.soak), pytest.param(4, marks=pytest.mark.soak), 8],
+)
+
 
 def megabits(rate: float) -> float:
     """Bytes per second."""
@@ -393,7 +398,7 @@ def layers_for(rate: float, workers: int, seconds: float, *, mixed: bool) -> lis
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["equal layers", "mixed layers"])
-@pytest.mark.parametrize("workers", [1, 2, 4, 8])
+@WORKERS
 @pytest.mark.parametrize("rate", [0.2, 0.4, 1, 2, 5, 100])
 def test_slow_link_is_used(rate: float, workers: int, *, mixed: bool) -> None:
     seconds = 2_700 if rate < 10 else 200
@@ -404,7 +409,7 @@ def test_slow_link_is_used(rate: float, workers: int, *, mixed: bool) -> None:
         assert needed / Simulation(link, layers, workers).run() > 0.8
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4, 8])
+@WORKERS
 @pytest.mark.parametrize(("rate", "cap"), [(5, 2), (20, 3), (30, 0.8), (100, 8)])
 def test_capped_connections_are_used(rate: float, cap: float, workers: int) -> None:
     layers = layers_for(rate, workers, 300, mixed=False)
@@ -413,7 +418,7 @@ def test_capped_connections_are_used(rate: float, cap: float, workers: int) -> N
     assert needed / Simulation(link, layers, workers).run() > 0.8
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4, 8])
+@WORKERS
 @pytest.mark.parametrize(("low", "high"), [(0.2, 2), (0.5, 5), (0.3, 30), (1, 100)])
 def test_link_that_changes_each_minute_is_used(low: float, high: float, workers: int) -> None:
     for seed in range(3):
