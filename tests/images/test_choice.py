@@ -153,7 +153,7 @@ def test_repository_that_ends_more_alike_is_meant(
     images = three_images(layout)
     layout.finish(*named(images[0], "x/app:v1"), *named(images[1], "b/app:v1"))
     notice = (
-        "of the 2 images in the file, b/app:v1 was chosen, because its name is most like the "
+        "of the 2 images in the file, b/app:v1 was chosen, because its repository or tag is the "
         "target's"
     )
     with LocalECR(["a/b/app"]) as ecr:

@@ -175,7 +175,7 @@ class ImagePush:
         if chosen.among > 1:
             self._observer.notice(
                 f"of the {chosen.among:,} images in the file, {chosen.root.names[0]} was chosen, "
-                "because its name is most like the target's"
+                "because its repository or tag is the target's"
             )
         for name in chosen.dropped:
             self._observer.notice(
