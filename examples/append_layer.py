@@ -1,26 +1,21 @@
 """Add a directory to an image that is in ECR, as one more layer, without pulling the image.
 
-    python examples/append_layer.py [REPOSITORY TAG DIRECTORY NEW_TAG]
-
-Only the manifest and the config are downloaded. REPOSITORY is a name or a URI, not of ECR Public,
-whose API cannot download. Without arguments, the script does this in a local ECR.
+``append(LayerUploader.for_repository(REPOSITORY), TAG, DIRECTORY, NEW_TAG)`` downloads only the
+manifest and the config. The image cannot be in ECR Public, whose API has no download. Here, it is
+in a local ECR.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import sys
 import tarfile
 import tempfile
 import urllib.request
 from pathlib import Path
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
-
-from ecr_parts import EcrPartsError, LayerUploader, PushedImage, UploadedLayer
+from ecr_parts import LayerUploader, PushedImage, UploadedLayer
 from ecr_parts.testing import LocalECR
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -108,25 +103,5 @@ def demonstrate() -> None:
         print(f"{image.digest} has {len(layers)} layers, {sum(layers)} bytes")
 
 
-def main() -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("arguments", nargs="*", metavar="REPOSITORY TAG DIRECTORY NEW_TAG")
-    arguments = parser.parse_args().arguments
-    if not arguments:
-        demonstrate()
-        return
-    if len(arguments) != 4:
-        parser.error("pass REPOSITORY, TAG, DIRECTORY and NEW_TAG")
-    repository, tag, directory, new_tag = arguments
-    try:
-        image = append(LayerUploader.for_repository(repository), tag, Path(directory), new_tag)
-    except (BotoCoreError, ClientError, EcrPartsError, OSError, ValueError) as error:
-        sys.exit(f"cannot append to {tag}: {error}")
-    print(image.digest)
-
-
 if __name__ == "__main__":
-    main()
+    demonstrate()

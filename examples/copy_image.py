@@ -1,24 +1,20 @@
 """Copy an image from one repository to another, in any region or account, without docker.
 
-    python examples/copy_image.py [SOURCE TARGET TAG]
-
-Each blob that the target lacks is sent while it is downloaded, without a temporary file; all
-platforms are copied, byte for byte. SOURCE and TARGET are names or URIs; SOURCE is not of ECR
-Public, whose API cannot download. Without arguments, the script does this in a local ECR.
+``copy(LayerUploader.for_repository(SOURCE), LayerUploader.for_repository(TARGET), TAG)`` copies all
+platforms, byte for byte. Each blob that the target lacks is sent while it is downloaded, without a
+temporary file. The source cannot be in ECR Public, whose API has no download. Here, both are in a
+local ECR.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
 import urllib.request
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
-
-from ecr_parts import EcrPartsError, LayerUploader, PushedImage
+from ecr_parts import LayerUploader, PushedImage
 from ecr_parts.testing import LocalECR
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -91,25 +87,5 @@ def demonstrate() -> None:
             print(f"{copied.digest} is in both repositories")
 
 
-def main() -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("arguments", nargs="*", metavar="SOURCE TARGET TAG")
-    arguments = parser.parse_args().arguments
-    if not arguments:
-        demonstrate()
-        return
-    if len(arguments) != 3:
-        parser.error("pass SOURCE, TARGET and TAG")
-    try:
-        source, target = map(LayerUploader.for_repository, arguments[:2])
-        image = copy(source, target, arguments[2])
-    except (BotoCoreError, ClientError, EcrPartsError, OSError, ValueError) as error:
-        sys.exit(f"cannot copy {arguments[2]}: {error}")
-    print(image.digest)
-
-
 if __name__ == "__main__":
-    main()
+    demonstrate()

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from typing_extensions import override
 
-from ecr_parts import LayerSource, Limits, default_retrying
+from ecr_parts import EcrPartsError, LayerSource, Limits, UploadLostError, default_retrying
 from ecr_parts.testing import LocalECR
 
 NO_WAIT = default_retrying().copy(sleep=lambda _seconds: None)
@@ -39,6 +39,17 @@ OPERATIONS = {
 
 SMALL_LIMITS = Limits(min_part=4, max_part=16, max_parts=60, max_layer=500)
 """Limits that divide a few bytes into many parts, for example of 8 bytes."""
+
+
+KINDS: list[type[BaseException]] = [
+    EcrPartsError,
+    UploadLostError,
+    OSError,
+    ValueError,
+    StopIteration,
+    KeyboardInterrupt,
+]
+"""One of each kind of exception that some code could tell apart."""
 
 
 # Terminals

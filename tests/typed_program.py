@@ -53,8 +53,8 @@ def push(path: str) -> PushedImage:
 def build(blob: bytes) -> PushedImage:
     options: UploaderOptions = {"part_size": 8 * 1024**2}
     uploader = LayerUploader.for_repository("team/app", region="eu-west-1", **options)
-    LayerUploader.for_repository("team/app", partsize=1)  # type: ignore[call-arg]
-    LayerUploader.for_repository("team/app", overlap="no")  # type: ignore[arg-type]
+    LayerUploader.for_repository("team/app", partsize=1)  # type: ignore[call-arg]  # mypy must find it
+    LayerUploader.for_repository("team/app", overlap="no")  # type: ignore[arg-type]  # this, too
     manifest: dict[str, object] = {"config": uploader.upload(blob).descriptor("application/json")}
     image = uploader.put_manifest(manifest, tags=["v1"])
     uploader.client.list_images(**uploader.location, maxResults=1)

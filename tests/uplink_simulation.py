@@ -106,7 +106,7 @@ class Simulation:
         self._link, self._layers, self._limit = link, list(layers), limit
         self._usual, self._smallest = usual, smallest
         self._losses = 0
-        """How many requests were sent ahead in vain."""
+        """How many requests were sent ahead and then withdrawn."""
         self._uplink = Uplink(smallest, now=lambda: self.time)
         self._workers = [Worker() for _ in range(workers)]
         self._connections: list[Request] = []
@@ -123,7 +123,7 @@ class Simulation:
                 raise AssertionError(f"no end after {self.time:.0f} s")
 
     def _plan(self, left: int) -> Request:
-        slow = self._uplink.is_slow
+        slow = self._uplink.is_slow()
         return Request(min(left, self._smallest if slow else self._usual), slow)
 
     def _step(self, worker: Worker) -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 from helpers import (
+    KINDS,
     NO_WAIT,
     SMALL_LIMITS,
     StopUploadError,
@@ -32,7 +33,7 @@ from helpers import (
 from interrupts import DeadlineError, interrupt_when, joining_new_threads
 from pytest_mock import MockerFixture
 
-from ecr_parts import EcrPartsError, LayerFile, LayerUploader, Limits, ServiceError, UploadLostError
+from ecr_parts import LayerFile, LayerUploader, Limits, ServiceError
 from ecr_parts._wire.request import EncodedBlob
 from ecr_parts.testing import LocalECR, Registry
 
@@ -41,15 +42,6 @@ DIGEST = digest_of(BLOB)
 START, PART, COMPLETE = "InitiateLayerUpload", "UploadLayerPart", "CompleteLayerUpload"
 FOREVER = 10**6  # calls
 MIB = 1024 * 1024
-KINDS: list[type[BaseException]] = [
-    EcrPartsError,
-    UploadLostError,
-    OSError,
-    ValueError,
-    StopIteration,
-    GeneratorExit,
-    KeyboardInterrupt,
-]
 pytestmark = pytest.mark.usefixtures("frequent_wakes")
 
 
@@ -118,7 +110,7 @@ def check_incomplete(file: LayerFile, ecr: LocalECR) -> None:
 # Exceptions in the block
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, GeneratorExit])
 @pytest.mark.parametrize("size", [0, 5, 8, 20, 45])
 def test_exception_in_the_block_abandons_the_layer(
     kind: type[BaseException], size: int, ecr: LocalECR, uploader: LayerUploader
@@ -293,7 +285,7 @@ def test_layer_is_incomplete_if_something_was_written_after_close(
 # Exceptions that leave ``write`` and ``complete``
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, GeneratorExit])
 def test_passes_on_what_progress_raises(
     kind: type[BaseException], ecr: LocalECR, uploader: LayerUploader
 ) -> None:

@@ -555,11 +555,11 @@ class DiscardingClient:
     def initiate_layer_upload(self, **_call: object) -> dict[str, Any]:
         return {"uploadId": "upload", "partSize": MIB}
 
-    def upload_layer_part(self, *, partLastByte: int, **_call: object) -> dict[str, Any]:  # noqa: N803
-        return {"lastByteReceived": partLastByte}
+    def upload_layer_part(self, **call: Any) -> dict[str, Any]:
+        return {"lastByteReceived": call["partLastByte"]}
 
-    def complete_layer_upload(self, *, layerDigests: list[str], **_call: object) -> Any:  # noqa: N803
-        return {"layerDigest": layerDigests[0]}
+    def complete_layer_upload(self, **call: Any) -> dict[str, Any]:
+        return {"layerDigest": call["layerDigests"][0]}
 
 
 @pytest.mark.parametrize("compress", [False, True])

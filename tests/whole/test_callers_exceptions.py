@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import tenacity
 from botocore.client import BaseClient
-from helpers import NO_WAIT, SMALL_LIMITS, digest_of, random_bytes, write_layer
+from helpers import KINDS, NO_WAIT, SMALL_LIMITS, digest_of, random_bytes, write_layer
 from interrupts import DeadlineError, interrupt_when, joining_new_threads
 from pytest_mock import MockerFixture
 
@@ -56,17 +56,6 @@ EXCEPTIONS: list[type[BaseException]] = [
     SystemExit,
     RuntimeError,
 ]
-# One of each kind that some code could tell apart, for the tests with many places to raise it.
-KINDS: list[type[BaseException]] = [
-    EcrPartsError,
-    UploadLostError,
-    OSError,
-    ValueError,
-    StopIteration,
-    KeyboardInterrupt,
-]
-
-
 EACH_EXCEPTION = pytest.mark.parametrize(
     "exception_type",
     [pytest.param(kind, marks=[pytest.mark.soak] * (kind not in KINDS)) for kind in EXCEPTIONS],

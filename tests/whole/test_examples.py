@@ -174,21 +174,16 @@ def test_append_layer_without_arguments() -> None:
     assert re.fullmatch(r"sha256:[0-9a-f]{64} has 2 layers, \d+ bytes\n", completed.stdout)
 
 
-def test_append_layer_as_command(local_ecr: LocalECR, tmp_path: Path) -> None:
+def test_append_layer(local_ecr: LocalECR, tmp_path: Path) -> None:
     directory = tmp_path / "files"
     directory.mkdir()
     (directory / "hello").write_text("hello")
     uploader = LayerUploader(local_ecr.client(), "demo")
     docker_archive(tmp_path / "image.tar", [b"base"])
     base = uploader.push_image(tmp_path / "image.tar", tags=["base"])
-    command = ["demo", "base", str(directory), "app"]
-    completed = run("append_layer", *command, **local_ecr.environ())
-    assert completed.returncode == 0, completed.stderr
-    (app,) = uploader.client.batch_get_image(
-        repositoryName="demo", imageIds=[{"imageDigest": completed.stdout.strip()}]
-    )["images"]
-    manifest = json.loads(app["imageManifest"])
-    assert manifest["mediaType"] == base.media_type
+    pushed = append_layer.append(uploader, "base", directory, "app")
+    manifest, media_type = append_layer.read_manifest(uploader, "app")
+    assert media_type == pushed.media_type == base.media_type
     assert len(manifest["layers"]) == 2
     assert files_of(local_ecr, manifest["layers"][1]["digest"]) == [".", "./hello"]
     config = json.loads(local_ecr.layer("demo", manifest["config"]["digest"]))
@@ -196,14 +191,16 @@ def test_append_layer_as_command(local_ecr: LocalECR, tmp_path: Path) -> None:
     assert config["rootfs"]["diff_ids"] == list(map(digest_of, layers))
     assert config["history"][-1] == {"created_by": "append_layer.py files"}
 
-    for wrong, message in (("none", "cannot append to none: none: "), ("base", "is not sha256:")):
-        if wrong == "base":
-            answer = {"imageId": {"imageDigest": base.digest}, "imageManifest": "{}"}
-            local_ecr.respond("BatchGetImage", {"images": [answer], "failures": []})
-        failed = run("append_layer", "demo", wrong, str(directory), "x", **local_ecr.environ())
-        assert failed.returncode == 1
-        assert message in failed.stderr
-    assert run("append_layer", "demo", "base").returncode == 2
+
+def test_append_layer_refuses_missing_and_damaged_manifest(
+    local_ecr: LocalECR, base: LayerUploader, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="none: Requested image not found"):
+        append_layer.append(base, "none", tmp_path, "new")
+    manifest = {"imageId": {"imageDigest": digest_of(b"")}, "imageManifest": "{}"}
+    local_ecr.respond("BatchGetImage", {"images": [manifest], "failures": []})
+    with pytest.raises(ValueError, match="what was downloaded is not sha256:"):
+        append_layer.append(base, "amd64", tmp_path, "new")
 
 
 def test_append_layer_refuses_index_and_damaged_config(
@@ -227,25 +224,19 @@ def test_copy_image_without_arguments_sends_each_blob_once() -> None:
     assert lines[4].endswith(" is in both repositories")
 
 
-def test_copy_image_as_command(local_ecr: LocalECR, base: LayerUploader) -> None:
+def test_copy_image(local_ecr: LocalECR, base: LayerUploader) -> None:
     local_ecr.client().create_repository(repositoryName="mirror")
-    host = local_ecr.endpoint_url.partition("://")[2]
-    completed = run("copy_image", "demo", f"{host}/mirror", "index", **local_ecr.environ())
-    assert completed.returncode == 0, completed.stderr
+    target = LayerUploader(local_ecr.client(), "mirror")
+    copied = copy_image.copy(base, target, "index")
     repositories = local_ecr.registry.repositories
     digest = repositories["demo"].tags["index"]
+    assert copied.digest == digest
     assert repositories["mirror"].tags == {"index": digest}
     assert {one: image.manifest for one, image in repositories["mirror"].images.items()} == {
         one: image.manifest for one, image in repositories["demo"].images.items()
     }
-    assert completed.stdout.splitlines()[-1] == digest
-
-    missing = run("copy_image", "demo", "mirror", "none", **local_ecr.environ())
-    assert missing.returncode == 1
-    assert missing.stderr.startswith("cannot copy none: none: ")
-    refused = run("copy_image", "demo", "docker.io/app", "index", **local_ecr.environ())
-    assert "cannot copy index: repository must be a repository of ECR" in refused.stderr
-    assert run("copy_image", "demo").returncode == 2
+    with pytest.raises(ValueError, match="none: Requested image not found"):
+        copy_image.copy(base, target, "none")
 
 
 def test_copy_image_notices_changed_bytes(local_ecr: LocalECR, base: LayerUploader) -> None:

@@ -33,8 +33,8 @@ PACKAGES = {
         "api", "clients", "request", "call", "repository",
     ],
     "_upload": [
-        "checkpoint", "plan", "pipeline", "steps", "single_steps", "current", "layer", "batch",
-        "handover", "layer_file", "setup",
+        "checkpoint", "plan", "pipeline", "steps", "single_steps", "current", "layer", "item",
+        "batch", "handover", "layer_file", "setup",
     ],
     "_images": [
         "tar", "files", "documents", "contents", "choice", "rewrite", "layout", "docker",

@@ -5,11 +5,10 @@ there, in the middle of any call: Ctrl-C does, and so do the time limits of RQ a
 botocore, such an exception would be wrapped, mistaken for a network failure, and retried. So there
 are two rules:
 
-1. The calls to ECR run as a ``Task`` in another thread, and so does access to the disk, except
-   for opening and hashing a file, for looking whether it is empty or has ended, and for reading
-   the caller's files, pipes and iterators. A task stores what
-   its function returns or raises, so the caller's thread needs no ``except``, which might catch
-   an exception of a signal handler.
+1. The calls to ECR run as a ``Task`` in another thread, and so does access to the disk, except for
+   opening and hashing a file, checking whether it is empty or has ended, and reading the caller's
+   files, pipes and iterators. A task stores what its function returns or raises, so the caller's
+   thread needs no ``except``, which might catch an exception of a signal handler.
 2. The caller's thread waits only in ``Lock.acquire(timeout=…)``. An exception raised inside an
    ``Event``, ``Condition``, ``Future`` or ``Queue`` can leave its inner lock acquired, or turn
    into ``RuntimeError: release unlocked lock``. ``Thread.start`` waits for an ``Event``, so each
@@ -127,10 +126,7 @@ class Task(Generic[_T]):
         self._releases.append(release)
 
     def release(self) -> None:
-        """Free what the task holds.
-
-        What is not freed because a signal handler raises in between is freed when the task ends.
-        """
+        """Free what the task holds. If a signal handler interrupts this, its end frees the rest."""
         for release in tuple(self._releases):
             release()
             with suppress(ValueError):  # the task's thread may be doing the same
@@ -371,10 +367,7 @@ class Waiter:
                 task.release()
 
     def _run_if_overdue(self, task: Task[Any]) -> bool:
-        """Run ``task`` here if no thread begins it in time; whether it has ended.
-
-        Its thread may have died before it began, for example because memory was short.
-        """
+        """Run ``task`` here if its thread has died before it began it; whether it has ended."""
         if self.acquire(task.ended, max(0.0, task.overdue_at - time.monotonic())):
             return True
         if not task.unclaimed.acquire(blocking=False):

@@ -39,7 +39,8 @@ def _count(counter: Counter, request: AWSPreparedRequest, event_name: str, **_: 
     key = threading.get_ident()  # a thread sends one request at a time
     counter.begin_part(key)
     task.when_over(partial(counter.end_part, key))
-    request.body = _CountedBody(request.body, partial(counter.send, key))  # type: ignore[assignment]
+    body = _CountedBody(request.body, partial(counter.send, key))
+    request.body = body  # type: ignore[assignment]  # urllib3 takes any iterable
 
 
 class _CountedBody:

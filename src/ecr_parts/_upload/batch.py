@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -15,11 +14,12 @@ from ecr_parts._base.frames import ClearOwnFrames
 from ecr_parts._base.threads import Abandoned, Waiter
 from ecr_parts._base.validation import check_callback, check_digest, check_int, short_repr
 from ecr_parts._base.workers import Stop, Workers
-from ecr_parts._model.layers import FileRegion, Layer, LayerSource, UploadedLayer, is_path
+from ecr_parts._model.layers import Layer, LayerSource, UploadedLayer, is_path
 from ecr_parts._sources.digest import hash_source
-from ecr_parts._sources.kinds import check_source, is_background_readable, open_source
+from ecr_parts._sources.kinds import check_source, open_source
 from ecr_parts._upload.checkpoint import Checkpoint
 from ecr_parts._upload.current import Uploading
+from ecr_parts._upload.item import Item, create_item, with_absolute_paths
 from ecr_parts._upload.layer import NOT_RESUMABLE, UploadOptions, upload_layer
 from ecr_parts._upload.plan import Planner
 from ecr_parts._wire.call import answer_of
@@ -43,28 +43,6 @@ class BatchOptions:
     """By digest: the sizes (bytes) of layers that ECR was asked for; ``None`` if it lacks one."""
     finished: Callable[[Layer], object] = lambda _layer: None
     """Called in any thread when ECR has a layer, and its source is not needed any more."""
-
-
-@dataclass(eq=False)
-class _Item:
-    """One of the layers, and what is known about it."""
-
-    index: int
-    """The index of its result."""
-    layer: Layer
-    """As the caller passed it."""
-    resolved: Layer
-    """The same with absolute paths, because the working directory may change."""
-    background_readable: bool
-    identity: object
-    """Equal for layers with the same source."""
-    size: int | None
-    """Bytes; ``None`` for a stream whose size the caller did not pass."""
-    digest: str | None
-
-    @property
-    def size_or_0(self) -> int:
-        return self.size or 0
 
 
 class BatchUpload:
@@ -145,8 +123,8 @@ class BatchUpload:
 
     def _upload_list(self, layers: list[Layer]) -> None:
         """Upload layers of a list: check all before the first call, and look up 100 in one call."""
-        items: list[_Item] = []
-        same_source: list[tuple[_Item, int]] = []
+        items: list[Item] = []
+        same_source: list[tuple[Item, int]] = []
         checked = [self._inspect(index, layer) for index, layer in enumerate(layers)]
         # Of layers with the same source, one without a digest is sent for all of them, if there is
         # one: a digest that was passed for one layer is no knowledge about another.
@@ -165,7 +143,7 @@ class BatchUpload:
             self._upload_block(items[i : i + MAX_DIGESTS])
         self._copy_results(same_source)
 
-    def _upload_block(self, items: list[_Item]) -> None:
+    def _upload_block(self, items: list[Item]) -> None:
         if self._check_existing:
             for item in items:
                 if item.background_readable and item.digest is None:
@@ -184,7 +162,7 @@ class BatchUpload:
 
     def _upload_each(self, produce: Callable[[AddLayer], object]) -> None:
         """Upload layers that are added one by one, at most one ahead of the workers."""
-        last: _Item | None = None
+        last: Item | None = None
         numbers = count()
 
         def add(given: LayerSource | Layer) -> None:
@@ -199,10 +177,10 @@ class BatchUpload:
         produce(add)
         self._workers.finish()
 
-    def _inspect(self, index: int, layer: Layer) -> _Item:
+    def _inspect(self, index: int, layer: Layer) -> Item:
         return self._recording_error(layer, partial(self._checked_item, index, layer))
 
-    def _checked_item(self, index: int, layer: Layer) -> _Item:
+    def _checked_item(self, index: int, layer: Layer) -> Item:
         """Raise an error if the layer cannot be uploaded, as far as this is known beforehand."""
         name = f"layers[{index}]"
         if layer.digest is not None:
@@ -211,8 +189,8 @@ class BatchUpload:
         check_source(layer.source, f"{name}.source")
         if layer.size is not None:
             check_int(f"{name}.size", layer.size, minimum=0)
-        resolved = _with_absolute_paths(layer)
-        item = self._waiter.run("disk", partial(_create_item, index, layer, resolved))
+        resolved = with_absolute_paths(layer)
+        item = self._waiter.run("disk", partial(create_item, index, layer, resolved))
         self._planner.check_layer(item.size)
         if resolved.checkpoint is not None:
             checkpoint = Checkpoint(resolved.checkpoint)
@@ -227,7 +205,7 @@ class BatchUpload:
             self._waiter.run("disk", checkpoint.load)  # raises if it cannot be read or written
         return item
 
-    def _submit(self, item: _Item, function: Callable[[_Item], None], *, max_waiting: int) -> None:
+    def _submit(self, item: Item, function: Callable[[Item], None], *, max_waiting: int) -> None:
         """Have a worker call ``function``, or call it here if the source may only be read here."""
         call = partial(self._recording_error, item.layer, partial(function, item))
         if item.background_readable:
@@ -237,7 +215,7 @@ class BatchUpload:
 
     # What is done for each layer, by a worker or in the caller's thread
 
-    def _hash(self, item: _Item) -> None:
+    def _hash(self, item: Item) -> None:
         layer = item.resolved
         with open_source(layer.source, layer.size, must_be_regular=is_path(layer.source)) as source:
             self._planner.check_layer(source.size)
@@ -246,7 +224,7 @@ class BatchUpload:
         if error is not None:
             raise error
 
-    def _ask_which_exist(self, items: list[_Item]) -> None:
+    def _ask_which_exist(self, items: list[Item]) -> None:
         """Ask ECR in one call which of ``items`` with a known digest exist."""
         wanted: dict[str, int | None] = {}
         for item in items:
@@ -258,13 +236,13 @@ class BatchUpload:
             sizes = answer_of(partial(repository.existing_sizes, wanted))
         self._sizes_at_ecr |= {digest: sizes.get(digest) for digest in wanted}
 
-    def _first_of(self, item: _Item) -> int:
+    def _first_of(self, item: Item) -> int:
         """The index of the first layer with the digest of ``item``, which may be its own."""
         if item.digest is None:
             return item.index
         return self._first_with_digest.setdefault(item.digest, item.index)
 
-    def _hash_and_send(self, item: _Item) -> None:
+    def _hash_and_send(self, item: Item) -> None:
         if item.background_readable and item.digest is None and self._check_existing:
             self._hash(item)
         first = self._first_of(item)
@@ -278,7 +256,7 @@ class BatchUpload:
             waiter.sleep(_REPEAT_INTERVAL)
         self._copy_result(item, first)
 
-    def _send(self, item: _Item) -> None:
+    def _send(self, item: Item) -> None:
         digest = item.digest or ""
         size = self._sizes_at_ecr.get(digest)
         if size is None:
@@ -289,7 +267,7 @@ class BatchUpload:
             self._results[item.index] = UploadedLayer(digest, size, existed=True)
         self._finished(item.layer)
 
-    def _upload(self, item: _Item) -> None:
+    def _upload(self, item: Item) -> None:
         self._notify(item.layer, 0)  # before the source is opened
         progress = partial(self._notify, item.layer)
         layer = replace(item.resolved, digest=item.digest, progress=progress)
@@ -302,11 +280,11 @@ class BatchUpload:
             result = upload_layer(self._repository, self._planner, layer, options)
         self._results[item.index] = result
 
-    def _copy_results(self, repeats: list[tuple[_Item, int]]) -> None:
+    def _copy_results(self, repeats: list[tuple[Item, int]]) -> None:
         for item, first in repeats:
             self._recording_error(item.layer, partial(self._copy_result, item, first))
 
-    def _copy_result(self, item: _Item, first: int) -> None:
+    def _copy_result(self, item: Item, first: int) -> None:
         """Use the result of the layer ``first``, unless this one has another digest or size."""
         result = self._results[first]
         if item.digest in (None, result.digest) and item.size in (None, result.size):
@@ -380,27 +358,3 @@ def _add_all(layers: Iterable[LayerSource | Layer], add: AddLayer) -> None:
 
 def _to_layer(given: LayerSource | Layer) -> Layer:
     return given if isinstance(given, Layer) else Layer(given)
-
-
-def _with_absolute_paths(layer: Layer) -> Layer:
-    source, checkpoint = layer.source, layer.checkpoint
-    if is_path(source) and not isinstance(source, FileRegion):
-        source = os.path.abspath(source)
-    if checkpoint is not None:
-        checkpoint = Checkpoint(checkpoint).absolute
-    return replace(layer, source=source, checkpoint=checkpoint)
-
-
-def _create_item(index: int, layer: Layer, resolved: Layer) -> _Item:
-    source, size = resolved.source, resolved.size
-    identity: object = id(source)
-    background_readable = is_background_readable(source)
-    if background_readable:
-        with open_source(source, size, must_be_regular=is_path(source)) as opened:
-            size, background_readable = opened.size, opened.background_readable
-        if isinstance(source, FileRegion):
-            identity = source
-        elif is_path(source):
-            status = os.stat(source)
-            identity = (status.st_dev, status.st_ino)
-    return _Item(index, layer, resolved, background_readable, identity, size, layer.digest)

@@ -236,13 +236,12 @@ class _LayerUpload:
 
     def _send_parts(self, session: UploadSession, steps: Steps, pipeline: Pipeline) -> NextAction:
         """Send what ECR lacks, as far as ECR confirms each part; the next action."""
-        uplink = self._repository.options.uplink
         parts = self._planner.parts(
             session.part_size,
             parts_sent=steps.machine.count_parts(session.part_size),
             next_byte=session.next_byte,
             layer_size=self._source.size,
-            is_slow=lambda: uplink.is_slow,
+            is_slow=self._repository.options.uplink.is_slow,
         )
         pipeline.start(parts, session.upload_id, session.next_byte)
         answered = time.monotonic()

@@ -127,7 +127,7 @@ class Turn:
     def failed(self) -> bool:
         """To be called when the connection has failed. Returns whether it was too slow.
 
-        The client may have waited in vain until it could send a piece.
+        The client may have given up because it could not send the next piece for a long time.
         """
         seconds = self._uplink.now() - self._last_at
         if self._sent == self._total or seconds < _WINDOW:
@@ -173,7 +173,6 @@ class Uplink:
         """That of this process: another thread may have held its parent's during the fork."""
         return self._locks.setdefault(os.getpid(), threading.Lock())
 
-    @property
     def is_slow(self) -> bool:
         """Whether parts must be as small as possible."""
         return self._at_a_time != float("inf")
@@ -185,7 +184,7 @@ class Uplink:
         """
         turn = Turn(self, size, smallest=smallest)
         with self._lock:
-            if self.is_slow and not smallest:
+            if self.is_slow() and not smallest:
                 raise TooSlow
             self._waiting.append(turn)
         self.begin_turns()
@@ -218,7 +217,8 @@ class Uplink:
             if in_time or (turn.smallest and len(self._sending) == 1):
                 return False
             news = self._slow_down(of_all)
-        _log_news(news)
+        if news:
+            _log.info(news)
         return True
 
     def expired(self, turn: Turn, age: float, of_all: float) -> str | None:
@@ -228,7 +228,8 @@ class Uplink:
             news = self._slow_down(of_all)
             self._refusals += turn.smallest and turn.alone
             refusals = self._refusals
-        _log_news(news)
+        if news:
+            _log.info(news)
         if refusals < _MAX_REFUSALS:
             return None
         return (
@@ -244,7 +245,7 @@ class Uplink:
             self._refusals = 0
             self._sending.discard(turn)
             quick = turn.size >= _SIGNIFICANT and seconds < _QUICK * self._max_age
-            if self.is_slow and quick and turn.generation == self._generation:
+            if self.is_slow() and quick and turn.generation == self._generation:
                 self._change(self._at_a_time * 2)
                 self._begin_turns()
                 rate = _in_bits(turn.size * 4 / 3 / max(seconds, 0.001))
@@ -255,7 +256,8 @@ class Uplink:
                     self._change(float("inf"))
                     news = f"the uplink is not slow any more ({rate} a part)"
             self._begin_turns()
-        _log_news(news)
+        if news:
+            _log.info(news)
 
     def _slow_down(self, rate: float) -> str:
         """Let one part be sent at a time. Returns what to log."""
@@ -268,11 +270,6 @@ class Uplink:
     def _change(self, at_a_time: float) -> None:
         self._at_a_time = at_a_time
         self._generation += 1
-
-
-def _log_news(news: str) -> None:
-    if news:
-        _log.info(news)
 
 
 def _in_bits(rate: float) -> str:

@@ -49,7 +49,7 @@ class Server(ThreadingHTTPServer):
         self._slots = threading.Semaphore(MAX_CONNECTIONS)
         self._idle: dict[socket.socket, None] = {}
         """The connections that wait for a request, the longest waiting one first."""
-        self._needs_room = False
+        self._must_close_one = False
         """Whether the next connection that waits for a request is to be closed."""
         self._idle_lock = threading.Lock()
         self._wakeup, self._waker = socket.socketpair()
@@ -80,9 +80,9 @@ class Server(ThreadingHTTPServer):
     @override
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._slots.acquire(blocking=False):
-            self._make_room()
+            self._close_longest_idle()
             self._slots.acquire()  # until a connection has ended
-            self._needs_room = False
+            self._must_close_one = False
         # Daemons, so that a server that was not stopped does not keep the process alive.
         handler = threading.Thread(
             target=self.process_request_thread, args=(request, client_address), daemon=True
@@ -102,8 +102,8 @@ class Server(ThreadingHTTPServer):
         """For the time in which a connection waits for a request."""
         with self._idle_lock:
             self._idle[connection] = None
-            if self._needs_room:
-                self._needs_room = False
+            if self._must_close_one:
+                self._must_close_one = False
                 _shut(connection)
         try:
             yield
@@ -111,12 +111,12 @@ class Server(ThreadingHTTPServer):
             with self._idle_lock:
                 self._idle.pop(connection, None)
 
-    def _make_room(self) -> None:
+    def _close_longest_idle(self) -> None:
         """Close the connection that waits longest for a request, or the first that will wait."""
         with self._idle_lock:
             longest = next(iter(self._idle), None)
             if longest is None:
-                self._needs_room = True
+                self._must_close_one = True
             else:
                 _shut(longest)
 
