@@ -23,7 +23,7 @@ from helpers import (
     random_bytes,
     stop_after,
 )
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pytest_mock import MockerFixture
 
@@ -254,6 +254,7 @@ def test_connection_that_was_too_slow_does_not_count_as_attempt(
     slow=st.lists(st.booleans(), min_size=1, max_size=10),
     part_size=st.sampled_from([None, 5 * MIB, 10 * MIB, 20 * MIB]),
 )
+@example(layer_size=41_990 * MIB, slow=[True], part_size=10 * MIB)  # uses the reserve
 def test_any_layer_fits_with_parts_to_spare(
     layer_size: int, slow: list[bool], part_size: int | None
 ) -> None:
