@@ -77,7 +77,6 @@ class Steps:
         event = _event_of(outcome)
         action = self._after(event)
         if action is NextAction.CUT_AGAIN:
-            self.error = None
             self.machine.note_sent(cast("PartCall", call).sent_up_to)
             _log.debug("%s; %s", outcome.description, action.value)
         if outcome.operation == "CompleteLayerUpload":
