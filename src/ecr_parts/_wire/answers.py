@@ -11,6 +11,7 @@ from botocore.exceptions import ClientError
 from ecr_parts._base.validation import is_name, short_repr
 from ecr_parts._model.parts import Part
 from ecr_parts._wire.failures import CallFailed, WrongDigestError
+from ecr_parts._wire.registries import parse_repository
 from ecr_parts._wire.retry import BadAnswerError, describe_error, error_code, error_message
 
 _T = TypeVar("_T")
@@ -99,7 +100,7 @@ def check_complete_refusal(digest: str, error: ClientError) -> None:
 def parse_images(answer: Answer) -> set[str]:
     """The digests of the images in an answer to DescribeImages, except archived ones.
 
-    An image is archived also while it is restored; ECR Public has no archive.
+    An image that is being restored still counts as archived. ECR Public has no archive.
     """
     return {
         _member(image, "imageDigest", str)
@@ -123,10 +124,14 @@ def parse_mutability(answer: Answer) -> bool:
     return isinstance(repository, dict) and repository.get("imageTagMutability") != "IMMUTABLE"
 
 
-def parse_repository_uri(answer: Answer) -> str:
-    """The URI of the repository in an answer to DescribeRepositories."""
+def parse_repository_uri(answer: Answer) -> tuple[str, str | None]:
+    """The repository's URI in an answer to DescribeRepositories, and the alias in it, if any."""
     (repository, *_) = _member(answer, "repositories", list) or [None]
-    return _member(repository, "repositoryUri", str)
+    uri = _member(repository, "repositoryUri", str)
+    try:
+        return uri, parse_repository(uri).public_alias
+    except ValueError:
+        return uri, None
 
 
 def check_put_image(digest: str, answer: Answer) -> bool:

@@ -37,7 +37,7 @@ from ecr_parts._wire.answers import (
 from ecr_parts._wire.api import offers, service_name
 from ecr_parts._wire.call import Call, CallOptions, PartCall, Target, outcome_of
 from ecr_parts._wire.failures import CallFailed
-from ecr_parts._wire.registries import RepositoryUri, parse_repository
+from ecr_parts._wire.registries import RepositoryUri
 from ecr_parts._wire.request import encode_blob
 from ecr_parts._wire.retry import Backoff
 
@@ -293,18 +293,15 @@ class Repository:
             return
         found = self._describe(parse_repository_uri)
         if isinstance(found, CallFailed):
-            if found.code != "RepositoryNotFoundException":  # it may be created, then asked for
+            if found.code != "RepositoryNotFoundException":  # asked again once it may exist
                 alias.is_done = True
                 _log.warning(_NOT_CHECKED, alias.uri.text, found.error)
             return
-        try:
-            public_alias = parse_repository(found).public_alias
-        except ValueError:
-            public_alias = None
+        uri, public_alias = found
         if public_alias not in (None, alias.uri.public_alias):
             raise ValueError(
                 f"the repository {alias.uri.name} of these credentials has the URI "
-                f"{short_repr(found)}, not {alias.uri.text}: pass that, or check the credentials"
+                f"{short_repr(uri)}, not {alias.uri.text}: pass that, or check the credentials"
             )
         alias.is_done = True
 
