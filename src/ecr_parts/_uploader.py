@@ -42,9 +42,8 @@ class LayerUploader:
     suggests, and ``limits`` to those of the service. ``retrying`` is a ``tenacity`` policy, of
     which only stop, wait and sleep are used: this library decides which errors are retried.
     ``attempt_timeout`` (seconds) limits each attempt of a call, in case a server never finishes its
-    answer. While three attempts that
-    exceeded it are still open, the calls of this uploader fail. Creating an uploader makes no
-    calls. Raises ``TypeError`` and ``ValueError`` for bad arguments.
+    answer. While three attempts that exceeded it are still open, the calls of this uploader fail.
+    Creating an uploader makes no calls. Raises ``TypeError`` and ``ValueError`` for bad arguments.
 
     While ECR processes a part, the next one is sent on a second connection, except for its last
     bytes, which wait until ECR has confirmed the part. ECR cannot process a request that is not
@@ -253,12 +252,12 @@ class LayerUploader:
         Close or flush what wraps the file inside the block: a ``TarFile`` writes its end when it is
         closed. A wrapper that closes the file neither completes nor abandons the layer.
 
-        ``compress`` compresses with gzip, by zlib at its default level in several threads; the
-        digest depends on what is written and on the zlib. ``digest``, ``size`` and ``progress`` are
-        those of ``upload``; ``progress`` is called in the thread that writes. A layer of one part
-        or less is sent at the end, if ECR does not have it. A larger one is sent again each time,
-        unless ``digest`` is passed, and cannot be resumed: for that, write a file and ``upload``
-        it.
+        ``compress`` compresses with gzip, by zlib at its default level in several threads. The
+        digest depends on what is written and on the version of zlib. ``digest``, ``size`` and
+        ``progress`` are those of ``upload``; ``progress`` is called in the thread that writes. A
+        layer of one part or less is sent at the end, if ECR does not have it. A larger one is sent
+        again each time, unless ``digest`` is passed, and cannot be resumed: for that, write a file
+        and ``upload`` it.
 
         Raises ``EmptyLayerError`` and ``LayerTooLargeError``; ``TypeError`` and ``ValueError`` for
         bad arguments. The block raises what ``LayerFile.complete`` raises, and ``RuntimeError`` if
@@ -396,5 +395,5 @@ def push_observed(
 
 
 def internals_of(uploader: LayerUploader) -> tuple[Repository, Planner]:
-    """What the command makes calls of its own with."""
+    """The objects with which the command makes calls of its own."""
     return uploader._repository, uploader._planner

@@ -47,7 +47,7 @@ def test_recognizes_expired_signatures(failure: ClientError) -> None:
     ],
     ids=str,
 )
-def test_other_errors_are_no_expired_signatures(failure: Exception) -> None:
+def test_other_errors_are_not_expired_signatures(failure: Exception) -> None:
     assert not has_expired(failure)
 
 

@@ -212,7 +212,7 @@ def test_uplink_is_no_longer_slow_if_all_that_wait_can_be_sent(
     assert not uplink.is_slow()
 
 
-def test_quick_part_is_no_news_while_the_uplink_is_not_slow(
+def test_quick_part_logs_nothing_while_the_uplink_is_not_slow(
     uplink: Uplink, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -293,7 +293,9 @@ def test_connection_that_was_blocked_was_too_slow(uplink: Uplink, clock: Clock) 
     assert uplink.is_slow()
 
 
-def test_connection_that_was_lost_in_the_end_was_not_too_slow(uplink: Uplink, clock: Clock) -> None:
+def test_connection_that_was_lost_after_the_last_byte_was_not_too_slow(
+    uplink: Uplink, clock: Clock
+) -> None:
     turn = uplink.ask(10 * MIB, smallest=False)
     turn.sending(BODY, BODY, measured=False)
     clock.time += 600
@@ -445,6 +447,6 @@ def test_link_that_cannot_send_5_mib_in_5_minutes_fails_soon(rate: float, worker
     assert simulation.time < 20 * 60
 
 
-def test_slow_clock_is_made_up_for() -> None:
+def test_slow_clock_is_compensated_for() -> None:
     link = Link(lambda _time: megabits(2), max_age=60)
     Simulation(link, [40 * MIB] * 8, 8).run()

@@ -23,7 +23,7 @@ def current_layer() -> CurrentLayer | None:
 
 
 class Uploading:
-    """A block in which a layer is the current one, also of the calls that are made meanwhile."""
+    """A block in which a layer is the current one, also in the threads of the calls it makes."""
 
     def __init__(self, digest: str | None, size: int | None) -> None:
         self._layer = CurrentLayer(digest, size)

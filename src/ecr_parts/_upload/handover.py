@@ -77,7 +77,7 @@ class Handover:
             self._filled.release()
 
     def abandon(self) -> None:
-        """Have the upload end, without a piece. May be called in any thread, and again."""
+        """End the upload, without a piece. May be called in any thread, and more than once."""
         self.abandoned = True
         if self._free.acquire(blocking=False) and not self.ended:
             self._filled.release()  # no other thread fills the slot now
@@ -94,7 +94,7 @@ class Handover:
             raise Abandoned
 
     def confirm(self, newly_confirmed: int) -> None:
-        """Note what is reported to the caller. This is the ``progress`` of the upload."""
+        """Keep a number to be reported to the caller. This is the ``progress`` of the upload."""
         self.check()
         if newly_confirmed:
             self.confirmed.append(newly_confirmed)
@@ -138,7 +138,7 @@ class WrittenLayer:
         if self.compress and not (self.digest is None and self.size is None):
             raise ValueError(
                 "compress cannot be combined with digest or size, which are those of the layer as "
-                "it is sent: omit them, or write what is compressed already"
+                "it is sent: omit them, or omit compress and write compressed data"
             )
         self.planner.check_layer(self.size)
 

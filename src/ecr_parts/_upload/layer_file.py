@@ -39,7 +39,8 @@ _CLOSED = (
 class LayerFile(io.BufferedIOBase):
     """A layer that is uploaded while it is written. ``LayerUploader.open_layer`` returns it.
 
-    It is a binary file that can be neither read nor sought in. One thread at a time may use it.
+    It is a binary file that can only be written, from start to end. One thread at a time may use
+    it.
 
     An exception that leaves ``write`` or ``complete`` makes the layer incomplete, except for a
     ``TypeError`` because of ``data``. Later writes are ignored, so that code that writes while it
@@ -119,8 +120,8 @@ class LayerFile(io.BufferedIOBase):
     def complete(self) -> UploadedLayer:
         """Complete the layer, and close the file. A block that ends normally does this, too.
 
-        Call it in a thread, before the block ends, where the block must not wait, as in asyncio.
-        Does nothing if the layer is complete.
+        Where the end of the block must not wait, as in asyncio, call this in a thread before. Does
+        nothing if the layer is complete.
 
         Raises ``ValueError`` if the layer is incomplete; ``EmptyLayerError``; and what ``write``
         raises.
@@ -150,8 +151,8 @@ class LayerFile(io.BufferedIOBase):
         if self._diff_id is None:
             raise ValueError(
                 f"what was written to the layer {layer.digest} is compressed, and the diff ID is "
-                "the digest of its content: compute it yourself, or write what is not compressed, "
-                "with compress=True"
+                "the digest of the uncompressed content: compute it yourself, or write "
+                "uncompressed data with compress=True"
             )
         return self._diff_id
 
@@ -167,7 +168,7 @@ class LayerFile(io.BufferedIOBase):
         return self
 
     def _abandon(self) -> None:
-        """Have nothing more be sent, and the layer never be completed, unless it is already."""
+        """Send nothing more, and never complete the layer, unless it is complete already."""
         self._handover.abandon()
         self._closed = True
         self._piece = bytearray()
@@ -267,7 +268,7 @@ class LayerFile(io.BufferedIOBase):
             self._handover.abandon()
             raise RuntimeError(
                 "no thread could be started to upload the layer while it is written: end other "
-                "threads, or write a file and upload it, which requires none"
+                "threads, or write a file and upload it, which requires no thread"
             )
 
     def _check_process(self) -> None:

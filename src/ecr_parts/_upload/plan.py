@@ -142,8 +142,8 @@ class Planner:
     ) -> Iterator[PlannedPart]:
         """The parts from ``next_byte`` on, at most as many as ECR accepts.
 
-        For a stream of unknown size, there is no last one until then. Those that are planned while
-        the uplink ``is_slow`` are as small as possible.
+        Those of a stream of unknown size continue until then. Parts that are planned while the
+        uplink ``is_slow`` are as small as possible.
         """
         limits = self.limits
         end = limits.max_layer if layer_size is None else layer_size

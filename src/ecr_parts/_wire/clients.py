@@ -88,7 +88,7 @@ def client_for(
             "there is no AWS region: pass region or the repository's URI, or set AWS_REGION or the "
             "region of the profile"
         )
-    except (BotoCoreError, ValueError) as error:  # a signal handler may raise any other
+    except (BotoCoreError, ValueError) as error:  # not Exception: a signal handler may raise one
         message = (
             f"cannot create a client: {_describe(error)}. Check the AWS "
             "configuration, profile, region and endpoint_url"
@@ -123,7 +123,7 @@ def _describe(error: Exception) -> str:
 
 
 def read_repository(argument: str, text: object, *, public: bool) -> RepositoryUri:
-    """The repository that an argument names. A layer and a manifest have no tag in it."""
+    """Read the repository that an argument names. Raises an error if it has a tag or a digest."""
     if not isinstance(text, str):
         raise TypeError(f"{argument} must be a str, not {short_repr(text)}")
     try:
@@ -141,10 +141,10 @@ def read_repository(argument: str, text: object, *, public: bool) -> RepositoryU
 def find_repository(
     client: EcrClient, repository_name: str, registry_id: str | None
 ) -> RepositoryUri:
-    """The repository that ``repository_name``, a name or a URI, is for ``client``.
+    """The repository that ``repository_name``, a name or a URI, identifies for ``client``.
 
-    Raises ``ValueError`` for a URI that does not agree with ``registry_id`` or the client. Of a
-    client that is not botocore's, nothing is known.
+    Raises ``ValueError`` for a URI that does not agree with ``registry_id`` or the client. A client
+    that is not botocore's is not checked, because nothing is known about it.
     """
     service = service_name(client)
     uri = read_repository("repository_name", repository_name, public=service == "ecr-public")

@@ -77,8 +77,9 @@ class _Registry:
 def parse_repository(text: str, *, public: bool = False) -> RepositoryUri:
     """Read the name or the URI of a repository, with or without ``https://``, tag and digest.
 
-    ``public`` tells that a plain name is one of ECR Public. The message of the ``ValueError`` for
-    anything else is to follow the name of an argument. It never shows a password.
+    ``public`` tells that a plain name is one of ECR Public. Raises ``ValueError`` for anything
+    else. Its message continues a sentence that begins with the argument's name, and never shows a
+    password.
     """
     registry = _parse_registry(text)
     if registry.fields and not registry.path:
@@ -110,7 +111,7 @@ def _parse_registry(text: str) -> _Registry:
     is_private, is_public = _LIKE_PRIVATE_HOST.fullmatch(host), host in PUBLIC_HOSTS
     if not (slash or has_scheme or is_private or is_public):
         return _Registry(rest)
-    if "@" in host:  # is not shown, because it may have a password
+    if "@" in host:  # not shown, because it may have a password
         raise ValueError("must not have a user name or a password: " + _FORMS)
     if scheme in ("http", "https") and _is_loopback_with_port(host):
         endpoint_url = f"{scheme if has_scheme else 'http'}://{host}"
@@ -127,7 +128,7 @@ def _parse_registry(text: str) -> _Registry:
             )
     if has_scheme or ":" in host or host.lower() in _DOCKER_HUB:
         raise ValueError(f"must be a repository of ECR, not {short_repr(text)}: {_FORMS}")
-    return _Registry(rest)  # such as ghcr.io/team/app, which pull through caches have as a name
+    return _Registry(rest)  # such as ghcr.io/team/app, the name of a pull through cache
 
 
 def _parse_private_host(host: str) -> dict[str, Any]:

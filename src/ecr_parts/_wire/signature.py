@@ -1,4 +1,4 @@
-"""Signatures that AWS refuses for their time: the clock is wrong, or the uplink is slow."""
+"""Signatures that AWS refuses because of their time: the clock is wrong, or the uplink slow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NOT_YET_CURRENT = re.compile(r"not yet current|is still later than", re.IGNOREC
 _CODES = frozenset({"InvalidSignatureException", "RequestTimeTooSkewed", "SignatureDoesNotMatch"})
 _TIME = re.compile(r"\b(\d{8}T\d{6})Z")
 _FORMAT = "%Y%m%dT%H%M%S"
-AT_ONCE = 2.0  # seconds; if a request has expired that was signed so recently, the clock is wrong
+AT_ONCE = 2.0  # seconds; a request that is younger has not expired: the clock is wrong
 _CLOCK_IS_WRONG = 60.0  # seconds
 
 
@@ -43,7 +43,7 @@ def has_expired(error: Exception) -> bool:
 
 
 def clock_remedy(error: Exception, age: float) -> str | None:
-    """What to do if the clock is wrong by so much that ``error`` follows, else ``None``.
+    """What to do if ``error`` shows that the clock is wrong, else ``None``.
 
     ``age`` is that of the signature.
     """
@@ -74,6 +74,6 @@ def _seconds_ahead(error: Exception, age: float) -> float | None:
             datetime.strptime(text, _FORMAT).replace(tzinfo=timezone.utc)
             for text in _TIME.findall(message)
         ]
-    except ValueError:  # there are fewer than two, or one is no time of the calendar
+    except ValueError:  # there are fewer than two, or one is not valid
         return None
     return (signed - now).total_seconds() + age
