@@ -92,6 +92,27 @@ def test_rejects_object_that_is_not_a_session(session: Any, uploader: LayerUploa
             call()
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [("last_byte_received", "7", TypeError), ("last_byte_received", -2, ValueError),
+     ("part_size", 0, ValueError), ("upload_id", "", ValueError)],
+)  # fmt: skip
+def test_rejects_session_whose_fields_are_no_longer_valid(
+    field: str, value: Any, error: type[Exception], ecr: LocalECR, uploader: LayerUploader
+) -> None:
+    session = uploader.initiate()
+    ecr.calls.clear()
+    setattr(session, field, value)
+    for call in (
+        lambda: uploader.upload_part(session, BLOB[:8]),
+        lambda: uploader.complete(session, DIGEST),
+        lambda: uploader.upload(BLOB, session=session),
+    ):
+        with pytest.raises(error, match=f"^{field} must be"):
+            call()
+    assert ecr.calls == []
+
+
 # initiate
 
 
@@ -190,6 +211,16 @@ def test_complete_rejects_incomplete_layer_and_other_digest(
     with pytest.raises(EmptyLayerError):
         uploader.complete(uploader.initiate(), DIGEST)
     assert ecr.calls_of("CompleteLayerUpload") == []
+
+
+def test_complete_allows_parts_larger_than_part_size(ecr: LocalECR) -> None:
+    uploader = LayerUploader(ecr.client(), "demo", limits=SMALL_LIMITS, part_size=4)
+    blob = random_bytes(250)  # more than 60 parts of 4 bytes
+    session = uploader.initiate()
+    for first_byte in range(0, 250, 16):
+        uploader.upload_part(session, blob[first_byte : first_byte + 16])
+    uploader.complete(session, digest_of(blob))
+    assert ecr.layer("demo", digest_of(blob)) == blob
 
 
 def test_complete_finds_layer_after_lost_answer(ecr: LocalECR, uploader: LayerUploader) -> None:
