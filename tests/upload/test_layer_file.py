@@ -397,12 +397,15 @@ def test_compressed_layer_does_not_depend_on_isal(
 
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("start", [b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd"], ids=["gzip", "zstd"])
-def test_compressed_content_has_no_diff_id(
-    start: bytes, compress: bool, uploader: LayerUploader
-) -> None:
-    with uploader.open_layer(compress=compress) as file:
-        write_in_pieces(file, start + BLOB, lambda: 1)
-    with pytest.raises(ValueError, match="the digest of its content"):
+@pytest.mark.parametrize("part_size", [1, 8])
+def test_compressed_content_has_no_diff_id(part_size: int, start: bytes, compress: bool) -> None:
+    """Also if a part is shorter than what tells the format."""
+    limits = Limits(min_part=1, max_part=8, max_parts=100, max_layer=500)
+    with LocalECR(limits=limits) as ecr:
+        uploader = LayerUploader(ecr.client(), "demo", limits=limits, part_size=part_size)
+        with uploader.open_layer(compress=compress) as file:
+            write_in_pieces(file, start + BLOB, lambda: 1)
+    with pytest.raises(ValueError, match="the digest of the uncompressed content"):
         file.diff_id  # noqa: B018  (the point of the test)
     assert file.layer.size > 0
 
