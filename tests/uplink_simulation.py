@@ -11,10 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
 
-from ecr_parts._wire.uplink import TooSlow, Turn, Uplink
+from ecr_parts._wire.uplink import PIECE_SIZE, TooSlow, Turn, Uplink
 
 MIB = 1024 * 1024
-_PIECE = 256 * 1024  # bytes that are given to the kernel at once
 _HELD_BACK = 64 * 1024  # bytes
 _MAX_HOLD = 4.0  # seconds
 _MAX_LOSSES = 2  # then nothing is sent ahead any more
@@ -28,7 +27,7 @@ class Link:
     """By the time in seconds."""
     cap: float = inf
     """The rate of one connection."""
-    buffer: int = _PIECE
+    buffer: int = PIECE_SIZE
     """What the kernel takes of each connection at once."""
     processing: float = 0.2
     """Seconds from a request's arrival to its answer."""
@@ -209,7 +208,7 @@ class Simulation:
             return request.withdrawn
         if request.previous:
             stop -= _HELD_BACK
-        piece = min(_PIECE, stop - request.written)
+        piece = min(PIECE_SIZE, stop - request.written)
         if request.written + piece - request.arrived > max(self._link.buffer, piece):
             return False
         turn.sending(int(request.written), int(request.body), measured=request.previous is None)
@@ -221,7 +220,7 @@ class Simulation:
         rate = min(self._link.cap, self._link.rate(self.time) / max(1, len(busy)))
         seconds = 1.0
         for request in busy:
-            until = min(request.written - request.arrived, _PIECE)
+            until = min(request.written - request.arrived, PIECE_SIZE)
             seconds = min(seconds, max(until / rate, 1e-3))
         for worker in self._workers:
             for waiting in (worker.current, worker.ahead):
