@@ -32,7 +32,7 @@ from ecr_parts._upload.plan import Planner
 from ecr_parts._wire.repository import Repository
 from ecr_parts.errors import DigestMismatchError
 
-_THREADS = min(CORES, 4)  # that compress; each has a piece, and what becomes of it
+_THREADS = min(CORES, 4)  # that compress; each holds a piece and its result
 Written: TypeAlias = tuple[UploadedLayer, str | None]
 """A layer that is complete, and the digest of what was written, if that was not compressed."""
 
@@ -41,7 +41,7 @@ class Handover:
     """Passes pieces to the thread that uploads them, one at a time, and its progress back.
 
     There is one slot, and a lock for each direction, which the receiver of a message acquires and
-    its sender releases. The thread that uploads ends once the layer was abandoned, or once
+    its sender releases. The thread that uploads ends once the layer has been abandoned, or once
     ``writer``, the object through which it is written, is gone.
     """
 
@@ -157,7 +157,7 @@ class WrittenLayer:
         content = _Content(hashed=self.compress or self.digest is not None)
         pieces = content.passed_on(handover.pieces())
         if self.compress:
-            pieces = _compressed(pieces, handover)
+            pieces = _compressed(pieces)
         try:
             layer = self._upload(pieces, content, handover)
         finally:
@@ -224,11 +224,11 @@ class _Content:
         return f"sha256:{self._hash.hexdigest()}"
 
 
-def _compressed(pieces: Iterable[Blob], handover: Handover) -> Generator[Blob]:
+def _compressed(pieces: Iterable[Blob]) -> Generator[Blob]:
     """Yield ``pieces`` as gzip, compressed in several threads."""
     gzip, started = GzipWriter(portable=True), deque[Task[bytes]]()
     yield gzip.header
-    with Waiter(handover.check, handover.is_over) as waiter:
+    with Waiter() as waiter:
         for number, piece in enumerate(pieces):
             if len(started) == _THREADS:
                 yield waiter.result(started.popleft())
