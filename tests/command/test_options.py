@@ -108,7 +108,7 @@ def test_durations_may_have_units(text: str, seconds: int, parse: Callable[..., 
         (("upload", "a", "app-"), "REPOSITORY: must have '.', '_', '-' and '/' only between "),
         (("push", "a", "10.0.0.1:5000/app"), "must be a repository of ECR, not '10.0.0.1:5000/"),
         (("push", "a", "https://a.b/app"), "must be a repository of ECR, not 'https://a.b/app': "),
-        (("push", "a", "docker.io/app"), "docker.io/app': this is for ECR: pass NAME, ACCOUNT.dk"),
+        (("push", "a", "docker.io/app"), "docker.io/app': pass NAME, ACCOUNT.dkr.ecr.REGION.amaz"),
         (("push", "a", "app@sha256:0"), "must have sha256: and 64 lower-case hex digits after the"),
         (("push", "a", f"app@{DIGEST}"), "REPOSITORY: must not have a digest, because that follo"),
         (

@@ -26,10 +26,7 @@ _ALIAS = re.compile(r"(?=.{2,50}$)[a-z][a-z0-9]+(?:[._-][a-z0-9]+)*")  # Registr
 _DOCKER_HUB = frozenset(
     {"docker.io", "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"}
 )
-_FORMS = (
-    "this is for ECR: pass NAME, ACCOUNT.dkr.ecr.REGION.amazonaws.com/NAME or "
-    "public.ecr.aws/ALIAS/NAME"
-)
+_FORMS = "pass NAME, ACCOUNT.dkr.ecr.REGION.amazonaws.com/NAME or public.ecr.aws/ALIAS/NAME"
 _PARTITIONS = (
     ("cn-", "amazonaws.com.cn", "on.amazonwebservices.com.cn"),
     ("eusc-", "amazonaws.eu", "on.amazonwebservices.eu"),
