@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 from typing_extensions import override
 
 from ecr_parts._base.validation import short_repr, to_printable
-from ecr_parts._model.limits import REPOSITORY_NAME
+from ecr_parts.testing._parameters import REPOSITORY_NAME
 
 if TYPE_CHECKING:
     from ecr_parts.testing._local_ecr import LocalECR
@@ -137,7 +137,7 @@ def _port(text: str) -> int:
 
 
 def _repository(text: str) -> str:
-    if not 2 <= len(text) <= 256 or not REPOSITORY_NAME.fullmatch(text):
+    if not REPOSITORY_NAME.fullmatch(text):
         raise argparse.ArgumentTypeError(
             "must be 2 to 256 lower-case letters, digits and separators, not " + short_repr(text)
         )

@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, TypeVar, cast
 
+from ecr_parts._model.limits import REPOSITORY_NAME as NAME_PATTERN
 from ecr_parts._model.limits import Limits
 from ecr_parts.testing._body import parse_json
 
 REGISTRY_ID = "012345678910"
 """The account that owns the registry, as in the examples of the AWS documentation."""
 
-REPOSITORY_NAME = re.compile(
-    r"(?=.{2,256}$)[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*"
-)
+REPOSITORY_NAME = re.compile(rf"(?=.{{2,256}}$){NAME_PATTERN.pattern}")
+"""The names of repositories, with their length."""
 DIGEST = re.compile(r"[a-zA-Z0-9-_+.]+:[a-fA-F0-9]+")  # as in ECR's own message
 RESTORE = "restore its image with UpdateImageStorageClass"
 """What to do about a layer that is archived."""
