@@ -1,4 +1,4 @@
-"""Images in ECR's archive cannot be pulled, and never count as there."""
+"""Images in ECR's archive cannot be pulled, and count as missing."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 CONFIG, SHARED, OWN = b"{}", b"a shared layer", b"a layer of one image"
 RESTORE = "UpdateImageStorageClass"
+RESTORE_IMAGE, RESTORE_LAYER = f"restore it with {RESTORE}", f"restore its image with {RESTORE}"
 
 
 def manifest(*layers: bytes) -> str:
@@ -86,17 +87,22 @@ def test_layers_of_archived_image_are_archived_unless_an_active_image_has_them(
 def test_archived_image_cannot_be_pulled(call: Caller, ecr: LocalECR) -> None:
     (failure,) = call("batch_get_image", imageIds=[{"imageTag": "old"}])["failures"]
     assert failure["failureCode"] == "ImageInaccessible"
-    assert RESTORE in failure["failureReason"]
+    assert RESTORE_IMAGE in failure["failureReason"]
     error = call("get_download_url_for_layer", layerDigest=digest_of(OWN))
     assert error["code"] == "LayerInaccessibleException"
-    assert RESTORE in error["message"]
+    assert RESTORE_LAYER in error["message"]
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    for path in ("manifests/old", f"manifests/{ARCHIVED_DIGEST}", f"blobs/{digest_of(OWN)}"):
+    remedies = {
+        "manifests/old": RESTORE_IMAGE,
+        f"manifests/{ARCHIVED_DIGEST}": RESTORE_IMAGE,
+        f"blobs/{digest_of(OWN)}": RESTORE_LAYER,
+    }
+    for path, remedy in remedies.items():
         with pytest.raises(urllib.request.HTTPError) as raised:
             opener.open(f"{ecr.endpoint_url}/v2/demo/{path}")
         with raised.value as response:
             assert response.status == 404
-            assert RESTORE.encode() in response.read()
+            assert remedy.encode() in response.read()
 
 
 def test_archived_image_is_listed_on_request_only(call: Caller) -> None:
@@ -132,15 +138,13 @@ def test_refused_put_does_not_restore_the_image(call: Caller, ecr: LocalECR) -> 
 def test_image_of_archived_layers_or_images_is_refused(call: Caller) -> None:
     error = call("put_image", imageManifest=manifest(OWN))
     assert error["code"] == "LayersNotFoundException"
-    assert digest_of(OWN) in error["message"]
-    assert RESTORE in error["message"]
+    assert error["message"] == f"Archived: {digest_of(OWN)}: {RESTORE_LAYER}"
     media_type = "application/vnd.oci.image.index.v1+json"
     child = {"digest": ARCHIVED_DIGEST, "size": len(ARCHIVED), "mediaType": media_type}
     index = {"schemaVersion": 2, "mediaType": media_type, "manifests": [child]}
     error = call("put_image", imageManifest=json.dumps(index))
     assert error["code"] == "ReferencedImagesNotFoundException"
-    assert ARCHIVED_DIGEST in error["message"]
-    assert RESTORE in error["message"]
+    assert error["message"] == f"Archived: {ARCHIVED_DIGEST}: {RESTORE_IMAGE}"
     missing = call("put_image", imageManifest=manifest(OWN, b"none"))
     assert digest_of(b"none") in missing["message"]
 
@@ -151,7 +155,7 @@ def test_deleted_image_is_not_archived_when_it_comes_back(call: Caller) -> None:
     assert error["code"] == "LayersNotFoundException"  # its layers still are
 
 
-def test_archives_no_image_that_does_not_exist(call: Caller) -> None:
+def test_cannot_archive_image_that_does_not_exist(call: Caller) -> None:
     assert move(call, "ARCHIVE", "none")["code"] == "ImageNotFoundException"
 
 
@@ -179,7 +183,7 @@ def test_push_of_archived_image_says_how_to_restore_it(
     assert uploader.missing([digest_of(SHARED), digest_of(OWN)]) == {digest_of(OWN)}
     for push in (lambda: uploader.upload(OWN), lambda: uploader.push_image(image, tags=["old"])):
         caplog.clear()
-        with pytest.raises(ServiceError, match=f"restore its image with {RESTORE}"):
+        with pytest.raises(ServiceError, match=RESTORE_LAYER):
             push()
         assert f"{digest_of(OWN)} is archived" in caplog.text
     move(call, "STANDARD")

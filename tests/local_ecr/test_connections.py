@@ -1,4 +1,4 @@
-"""Clients that are slow, or many, hold up nobody."""
+"""Slow clients, and too many clients, do not block others."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def connect(ecr: LocalECR, connections: contextlib.ExitStack, sent: bytes = b"")
 
 
 @pytest.mark.parametrize("sent", [b"", b"P", REQUEST[:50], REQUEST[:-1]], ids=len)
-def test_slow_clients_hold_up_nobody(
+def test_slow_clients_do_not_block_others(
     sent: bytes, ecr: LocalECR, connections: contextlib.ExitStack
 ) -> None:
     slow = [connect(ecr, connections, sent) for _ in range(100)]
@@ -71,7 +71,7 @@ def test_closes_the_longest_waiting_connections_if_there_are_too_many(
 
 
 def occupy(ecr: LocalECR, connections: contextlib.ExitStack) -> list[socket.socket]:
-    """As many connections as can be, all of them in the middle of a request."""
+    """As many connections as are allowed, each in the middle of a request."""
     sending = [connect(ecr, connections, EXPECTING) for _ in range(MAX_CONNECTIONS)]
     for connection in sending:
         assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -79,7 +79,7 @@ def occupy(ecr: LocalECR, connections: contextlib.ExitStack) -> list[socket.sock
 
 
 def connect_one_more(ecr: LocalECR, connections: contextlib.ExitStack) -> socket.socket:
-    """A connection whose request is not answered, because the others come first."""
+    """A connection whose request is not answered while the others last."""
     one_more = connect(ecr, connections, REQUEST)
     one_more.settimeout(0.2)
     with pytest.raises(TimeoutError):
@@ -96,7 +96,7 @@ def test_connection_waits_while_all_others_send(
     one_more = connect_one_more(ecr, connections)
     if ends:
         sending.pop().close()
-    else:  # it stays open, and is closed because it is the first that has nothing to do
+    else:  # it has no further request, so the server closes it
         one = sending.pop()
         one.sendall(b"{}")
         with one.makefile("rb") as file:

@@ -619,8 +619,8 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
     "imageScanningConfiguration": st.sampled_from([{}, {"scanOnPush": True}]),
     "catalogData": st.sampled_from([{}, {"aboutText": "# About", "logoImageBlob": "bG9nbw=="}]),
 }
-SINCE_LATER = {".imageDetails[].imageStatus", ".imageDetails[].subjectManifestDigest"}
-"""What the models of older versions of botocore do not have."""
+NEWER_MEMBERS = {".imageDetails[].imageStatus", ".imageDetails[].subjectManifestDigest"}
+"""Members that the models of older versions of botocore do not have."""
 
 
 @pytest.mark.parametrize(
@@ -668,7 +668,7 @@ def test_answers_as_in_the_service_model(service: str, operation: str) -> None:
             code = error.code
         assert code is None or code in errors
         json.dumps(answer)
-        assert set(undocumented(output, answer)) <= SINCE_LATER
+        assert set(undocumented(output, answer)) <= NEWER_MEMBERS
 
     check()
 

@@ -190,7 +190,7 @@ def test_keeps_repository_policy(call: Caller) -> None:
 def test_keeps_lifecycle_policy(ecr_call: Caller) -> None:
     for method in ("get_lifecycle_policy", "delete_lifecycle_policy"):
         assert ecr_call(method)["code"] == "LifecyclePolicyNotFoundException"
-    ecr_call("set_repository_policy", policyText=POLICY)  # which is another one
+    ecr_call("set_repository_policy", policyText=POLICY)  # a policy of the other kind
     put = ecr_call("put_lifecycle_policy", lifecyclePolicyText=LIFECYCLE_POLICY)
     assert put["lifecyclePolicyText"] == LIFECYCLE_POLICY
     assert ecr_call("get_lifecycle_policy") == put

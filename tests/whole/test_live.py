@@ -369,7 +369,7 @@ def longest_silence(service: Service) -> object:
 
 
 class _LateAuth(SigV4Auth):
-    """Signs as if it was an hour ago."""
+    """Signs as if it were an hour ago."""
 
     def _modify_request_before_signing(self, request: AWSRequest) -> None:
         an_hour_ago = datetime.now(timezone.utc) - timedelta(hours=1)

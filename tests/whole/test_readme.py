@@ -502,7 +502,7 @@ def test_links_lead_to_headings_and_files_that_exist(directory: Path) -> None:
 
 def test_index_lists_every_example() -> None:
     examples = {
-        path.name for path in (ROOT / "examples").iterdir() if path.suffix[:3] in (".py", ".ip")
+        path.name for path in (ROOT / "examples").iterdir() if path.suffix in (".py", ".ipynb")
     }
     (index,) = [table for table in TABLES if table[0][0] == "example"]
     assert set(names_in_first_column(index)) == examples

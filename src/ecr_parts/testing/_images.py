@@ -19,7 +19,8 @@ from ecr_parts.testing._image_ids import (
     resolve_image,
 )
 from ecr_parts.testing._parameters import (
-    RESTORE,
+    RESTORE_IMAGE,
+    RESTORE_LAYER,
     EcrError,
     Request,
     descriptor,
@@ -82,7 +83,7 @@ def get_images(content: Content, request: Request) -> dict[str, object]:
         digest, tag = resolve_image(repository, image_id)
         if digest in repository.archived:
             raise ImageFailureError(
-                "ImageInaccessible", f"The image '{digest}' is archived: {RESTORE}"
+                "ImageInaccessible", f"The image '{digest}' is archived: {RESTORE_IMAGE}"
             )
         return [_image(request, repository, digest, tag)]
 
@@ -205,28 +206,33 @@ def _parse_image(content: Content, request: Request, text: str) -> Image:
 
 
 def _check_references(repository: Repository, image: Image) -> None:
-    archived = image.images & repository.archived
     _raise_if_missing(
-        "ReferencedImagesNotFoundException", image.images - set(repository.images), archived
+        "ReferencedImagesNotFoundException",
+        image.images - set(repository.images),
+        image.images & repository.archived,
+        RESTORE_IMAGE,
     )
-    missing = set()
+    missing: set[str] = set()
+    archived: set[str] = set()
     for digest in image.layers:
         layer = repository.layers.get(digest)
         if layer is None:
             missing.add(digest)
         elif layer.status == "ARCHIVED":
-            archived |= {digest}
+            archived.add(digest)
         elif layer.image_lag:
             layer.image_lag -= 1
             missing.add(digest)
-    _raise_if_missing("LayersNotFoundException", missing, archived)
+    _raise_if_missing("LayersNotFoundException", missing, archived, RESTORE_LAYER)
 
 
-def _raise_if_missing(code: str, missing: AbstractSet[str], archived: AbstractSet[str]) -> None:
+def _raise_if_missing(
+    code: str, missing: AbstractSet[str], archived: AbstractSet[str], remedy: str
+) -> None:
     if missing:
         raise EcrError(code, f"Not found in the repository: {', '.join(sorted(missing))}")
     if archived:
-        raise EcrError(code, f"Archived: {', '.join(sorted(archived))}. To push it, {RESTORE}")
+        raise EcrError(code, f"Archived: {', '.join(sorted(archived))}: {remedy}")
 
 
 def _filtered(tags: Mapping[str, list[str]], repository: Repository, request: Request) -> list[str]:

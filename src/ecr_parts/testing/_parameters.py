@@ -18,7 +18,9 @@ REGISTRY_ID = "012345678910"
 REPOSITORY_NAME = re.compile(rf"(?=.{{2,256}}$){NAME_PATTERN.pattern}")
 """The names of repositories, with their length."""
 DIGEST = re.compile(r"[a-zA-Z0-9-_+.]+:[a-fA-F0-9]+")  # as in ECR's own message
-RESTORE = "restore its image with UpdateImageStorageClass"
+RESTORE_IMAGE = "restore it with UpdateImageStorageClass"
+"""What to do about an image that is archived."""
+RESTORE_LAYER = "restore its image with UpdateImageStorageClass"
 """What to do about a layer that is archived."""
 _T = TypeVar("_T")
 

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, quote, unquote
 from ecr_parts._base.validation import is_digest
 from ecr_parts.testing._body import Blob
 from ecr_parts.testing._content import Repository
-from ecr_parts.testing._parameters import REGISTRY_ID, REPOSITORY_NAME, RESTORE
+from ecr_parts.testing._parameters import REGISTRY_ID, REPOSITORY_NAME, RESTORE_IMAGE, RESTORE_LAYER
 
 _ORIGIN = re.compile(r"https?://[^/]*", re.IGNORECASE)
 _PATH = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs|tags)/(?P<reference>[^/]+)")
@@ -99,7 +99,7 @@ def _manifest(repository: Repository, reference: str, accept: str) -> PullAnswer
     if image is None:
         raise _RefusedError(404, "MANIFEST_UNKNOWN", f"Requested image not found: {reference}")
     if digest in repository.archived:
-        message = f"The image {reference} is archived: {RESTORE}"
+        message = f"The image {reference} is archived: {RESTORE_IMAGE}"
         raise _RefusedError(404, "MANIFEST_UNKNOWN", message)
     ranges = (media_range.lower().partition(";") for media_range in accept.split(","))
     accepted = {name.strip() for name, _, rest in ranges if not _REFUSED.search(rest)}
@@ -116,7 +116,7 @@ def _blob(repository: Repository, digest: str, byte_range: str) -> PullAnswer:
     if layer is None:
         raise _RefusedError(404, "BLOB_UNKNOWN", f"Requested layer not found: {digest}")
     if layer.status == "ARCHIVED":
-        raise _RefusedError(404, "BLOB_UNKNOWN", f"The layer {digest} is archived: {RESTORE}")
+        raise _RefusedError(404, "BLOB_UNKNOWN", f"The layer {digest} is archived: {RESTORE_LAYER}")
     whole = _content(layer.blobs, "application/octet-stream", digest)
     whole.headers["Accept-Ranges"] = "bytes"
     wanted = _RANGE.fullmatch(byte_range)

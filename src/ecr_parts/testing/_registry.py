@@ -82,7 +82,7 @@ OPERATIONS: dict[str, Callable[[Content, Request], dict[str, object]]] = {
     "UpdateImageStorageClass": update_storage_class,
     "UploadLayerPart": upload_part,
 }
-"""What LocalECR offers, as far as the service, and botocore's model of it, has it."""
+"""The operations that LocalECR offers, as far as the service and botocore's model have them."""
 _UPLOADS = (
     "BatchCheckLayerAvailability",
     "CompleteLayerUpload",
@@ -97,8 +97,8 @@ class Registry:
 
     ``limits`` defaults to those of ECR or ECR Public. ``part_size`` (bytes) is what
     InitiateLayerUpload answers, by default 10 MiB or the maximum of ``limits``. ``clock`` returns
-    the time in seconds since 1970. Upload IDs are the same in each
-    run, unless ``random_upload_ids`` is true.
+    the time in seconds since 1970. Upload IDs are the same in each run, unless
+    ``random_upload_ids`` is true.
     """
 
     __module__ = "ecr_parts.testing"

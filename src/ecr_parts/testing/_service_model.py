@@ -82,7 +82,7 @@ def _check_members(shape: Any, members: Mapping[str, object], prefix: str) -> di
 def _check(shape: Any, value: Any, name: str) -> Any:
     """Return ``value``, of structures only the members that ``shape`` has."""
     if shape.type_name == "blob" and isinstance(value, str):
-        with suppress(ValueError):  # it is no blob then
+        with suppress(ValueError):  # then it is not a blob
             value = fast_base64.decode(value.encode())
     if violated := _violated_constraint(shape, value):
         raise invalid(name, violated)

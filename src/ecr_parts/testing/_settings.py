@@ -101,7 +101,7 @@ class Policy:
     name: str
     """As in ECR's messages."""
     not_found: str
-    """The code of the error where there is none."""
+    """The code of the error if the repository has none."""
 
     def put(self, content: Content, request: Request) -> dict[str, object]:
         """SetRepositoryPolicy or PutLifecyclePolicy."""

@@ -6,7 +6,7 @@ import uuid
 
 from ecr_parts._base.validation import is_digest
 from ecr_parts.testing._content import Content, Layer, Upload
-from ecr_parts.testing._parameters import RESTORE, EcrError, Request, invalid
+from ecr_parts.testing._parameters import RESTORE_LAYER, EcrError, Request, invalid
 
 _LAYER_MEDIA_TYPE = "application/vnd.docker.image.rootfs.diff.tar"
 
@@ -75,7 +75,7 @@ def complete_upload(content: Content, request: Request) -> dict[str, object]:
     del repository.uploads[upload_id]
     repository.completed.add(upload_id)
     if (existing := repository.layers.get(digest)) is not None:
-        archived = f", but is archived: {RESTORE}" if existing.status == "ARCHIVED" else ""
+        archived = f", but is archived: {RESTORE_LAYER}" if existing.status == "ARCHIVED" else ""
         raise EcrError(
             "LayerAlreadyExistsException", f"The layer {digest} already exists{archived}"
         )
@@ -128,7 +128,7 @@ def get_download_url(content: Content, request: Request) -> dict[str, object]:
             f"The layer with digest '{digest}' could not be found in the repository with name "
             f"'{repository.name}'",
         )
-    problem = f"archived: {RESTORE}" if layer.status == "ARCHIVED" else ""
+    problem = f"archived: {RESTORE_LAYER}" if layer.status == "ARCHIVED" else ""
     if not any(digest in image.layers for image in repository.images.values()):
         # "You can only get URLs for image layers that are referenced in an image", says AWS.
         problem = "in no image of the repository"
