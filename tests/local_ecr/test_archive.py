@@ -149,12 +149,6 @@ def test_image_of_archived_layers_or_images_is_refused(call: Caller) -> None:
     assert digest_of(b"none") in missing["message"]
 
 
-def test_deleted_image_is_not_archived_when_it_comes_back(call: Caller) -> None:
-    call("batch_delete_image", imageIds=[{"imageDigest": ARCHIVED_DIGEST}])
-    error = call("put_image", imageManifest=ARCHIVED, imageTag="old")
-    assert error["code"] == "LayersNotFoundException"  # its layers still are
-
-
 def test_cannot_archive_image_that_does_not_exist(call: Caller) -> None:
     assert move(call, "ARCHIVE", "none")["code"] == "ImageNotFoundException"
 
@@ -200,6 +194,31 @@ def test_push_restores_archived_image_of_available_layers(
     assert uploader.push_image(image, tags=["old"]).digest == ARCHIVED_DIGEST
     (described,) = call("describe_images", imageIds=[{"imageTag": "old"}])["imageDetails"]
     assert described["imageStatus"] == "ACTIVE"
+
+
+def test_deleted_archived_image_can_be_pushed_again(
+    call: Caller, ecr: LocalECR, image: Path
+) -> None:
+    call("batch_delete_image", imageIds=[{"imageDigest": ARCHIVED_DIGEST}])
+    assert availability(call) == ["AVAILABLE", "AVAILABLE"]  # the layer of this image is missing
+    error = call("put_image", imageManifest=ARCHIVED, imageTag="old")
+    assert error["code"] == "LayersNotFoundException"
+    uploader = LayerUploader(ecr.client(), "demo", limits=SMALL_LIMITS, retrying=NO_WAIT)
+    assert uploader.push_image(image, tags=["old"]).digest == ARCHIVED_DIGEST
+    (described,) = call("describe_images", imageIds=[{"imageTag": "old"}])["imageDetails"]
+    assert described["imageStatus"] == "ACTIVE"
+
+
+def test_deleting_an_image_keeps_the_layers_of_another_archived_one(call: Caller) -> None:
+    move(call, "STANDARD")
+    call("put_image", imageManifest=ARCHIVED + " ", imageTag="copy")
+    for tag in ("old", "copy"):
+        move(call, "ARCHIVE", tag)
+    call("batch_delete_image", imageIds=[{"imageDigest": ARCHIVED_DIGEST}])
+    assert availability(call) == ["AVAILABLE", "AVAILABLE", "ARCHIVED"]
+    move(call, "STANDARD", "copy")
+    call("batch_delete_image", imageIds=[{"imageTag": "copy"}])
+    assert availability(call) == ["AVAILABLE"] * 3
 
 
 def test_put_image_error_says_how_to_restore_a_layer(

@@ -189,7 +189,9 @@ def test_keeps_repository_policy(call: Caller) -> None:
 
 def test_keeps_lifecycle_policy(ecr_call: Caller) -> None:
     for method in ("get_lifecycle_policy", "delete_lifecycle_policy"):
-        assert ecr_call(method)["code"] == "LifecyclePolicyNotFoundException"
+        error = ecr_call(method)
+        assert error["code"] == "LifecyclePolicyNotFoundException"
+        assert error["message"].startswith("Lifecycle policy does not exist for the repository ")
     ecr_call("set_repository_policy", policyText=POLICY)  # a policy of the other kind
     put = ecr_call("put_lifecycle_policy", lifecyclePolicyText=LIFECYCLE_POLICY)
     assert put["lifecyclePolicyText"] == LIFECYCLE_POLICY

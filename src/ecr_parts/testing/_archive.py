@@ -32,6 +32,16 @@ def restore_image(repository: Repository, digest: str) -> None:
         repository.layers[layer].status = "AVAILABLE"
 
 
+def delete_image(repository: Repository, digest: str) -> None:
+    """Delete an image, and its archived layers that no other has: nothing could restore them."""
+    image = repository.images.pop(digest)
+    repository.archived.discard(digest)
+    shared = {layer for other in repository.images.values() for layer in other.layers}
+    for layer in image.layers - shared:
+        if repository.layers[layer].status == "ARCHIVED":
+            del repository.layers[layer]
+
+
 def image_status(repository: Repository, digest: str) -> str:
     """``"ACTIVE"`` or ``"ARCHIVED"``."""
     return "ARCHIVED" if digest in repository.archived else "ACTIVE"

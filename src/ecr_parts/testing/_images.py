@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from ecr_parts._model.manifests import INDEX_TYPES, find_violation
-from ecr_parts.testing._archive import image_status, restore_image
+from ecr_parts.testing._archive import delete_image, image_status, restore_image
 from ecr_parts.testing._content import Content, Image, Repository
 from ecr_parts.testing._image_ids import (
     ImageFailureError,
@@ -171,8 +171,7 @@ def delete_images(content: Content, request: Request) -> dict[str, object]:
             )
         for one_tag in tags.get(digest, ()):
             del repository.tags[one_tag]
-        del repository.images[digest]
-        repository.archived.discard(digest)
+        delete_image(repository, digest)
         return deleted
 
     image_ids, failures = for_each_image(request, delete_one)

@@ -51,7 +51,7 @@ class LocalECR:
     PutLifecyclePolicy, PutRepositoryCatalogData, SetRepositoryPolicy, TagResource, UntagResource,
     UpdateImageStorageClass and UploadLayerPart, for ECR and ECR Public as far as the service, and
     the installed botocore, has them. Others are refused with ``UnknownOperationException``.
-    Policies are kept and returned, not evaluated; nothing is scanned; what is archived is restored
+    Policies are kept and returned, not evaluated; nothing is scanned; archived images are restored
     at once.
 
     By the registry's API, images can be pulled. A pull needs no token, and any is accepted. Pushes
