@@ -153,8 +153,8 @@ def test_repository_that_ends_more_alike_is_meant(
     images = three_images(layout)
     layout.finish(*named(images[0], "x/app:v1"), *named(images[1], "b/app:v1"))
     notice = (
-        "of the 2 images in the file, b/app:v1 was chosen, because its repository or tag is the "
-        "target's"
+        f"of the 2 images in the file, b/app:v1 ({images[1]['digest']}) was chosen, because its "
+        "repository or tag is the target's"
     )
     with LocalECR(["a/b/app"]) as ecr:
         uploader = LayerUploader(ecr.client(), "a/b/app")
@@ -163,6 +163,20 @@ def test_repository_that_ends_more_alike_is_meant(
         caplog.clear()
         uploader.push_image(layout.path, name="b/app:v1")
         assert notice not in caplog.messages
+
+
+def test_notice_has_all_names_of_the_image_that_was_chosen(
+    layout: Layout, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may also be listed without a name, and a name may have any characters."""
+    images = three_images(layout)
+    layout.finish(images[0], *named(images[0], "v9", "app:\x1bv1"), *named(images[1], "redis:v1"))
+    with LocalECR(["app"]) as ecr:
+        pushed = LayerUploader(ecr.client(), "app").push_image(layout.path)
+    assert pushed.digest == images[0]["digest"]
+    assert caplog.messages[0].startswith(
+        f"of the 2 images in the file, linux/amd64, v9, app: v1 ({pushed.digest}) was chosen, "
+    )
 
 
 def test_several_images_are_an_error(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ecr_parts._base.validation import short_repr
+from ecr_parts._base.validation import short_repr, to_printable
 from ecr_parts._images.contents import Contents, Descriptor
 
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,299}")  # 300 characters (API reference)
@@ -36,8 +36,8 @@ class Chosen:
     tags: tuple[str, ...]
     dropped: tuple[str, ...] = ()
     """Names that are no tags."""
-    among: int = 1
-    """The number of images of which it was chosen because its name is like the target's."""
+    notice: str = ""
+    """Why it was chosen, if the file has several images."""
 
 
 def choose(contents: Contents, attached: Mapping[str, frozenset[str]], wanted: Wanted) -> Chosen:
@@ -86,7 +86,15 @@ def choose(contents: Contents, attached: Mapping[str, frozenset[str]], wanted: W
         return Chosen(root, wanted.tags or ())
     if not images:
         raise contents.error("it has no image")
-    return replace(_with_tags(images, wanted), among=among)
+    chosen = _with_tags(images, wanted)
+    if among == 1:
+        return chosen
+    one = to_printable(_list_of(images, contents))
+    return replace(
+        chosen,
+        notice=f"of the {among:,} images in the file, {one} was chosen, because its repository or "
+        "tag is the target's",
+    )
 
 
 def _are_several(images: Iterable[Descriptor]) -> bool:

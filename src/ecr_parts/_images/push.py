@@ -172,11 +172,8 @@ class ImagePush:
             self._waiter.run("disk", partial(_make_directory, self._checkpoint_dir))
         sizes_at_ecr = self._ask_for_blobs(plan)
         self._check_tags(plan, chosen.tags)
-        if chosen.among > 1:
-            self._observer.notice(
-                f"of the {chosen.among:,} images in the file, {chosen.root.names[0]} was chosen, "
-                "because its repository or tag is the target's"
-            )
+        if chosen.notice:
+            self._observer.notice(chosen.notice)
         for name in chosen.dropped:
             self._observer.notice(
                 f"{short_repr(name)} is not a tag, so the image gets none from it"
