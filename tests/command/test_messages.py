@@ -46,6 +46,10 @@ def message(text: str, *arguments: object) -> str | None:
         (Summary(1, 5 * MIB, 1, 5 * MIB), "1 layer, 5.0 MiB, which ECR lacks"),
         (Summary(2, 5 * MIB, 0, 0), "2 layers, 5.0 MiB, all of which ECR has already"),
         (
+            Summary(2, 5 * MIB, 0, 99),
+            "2 layers, 5.0 MiB, of which ECR lacks only the configuration (99 bytes)",
+        ),
+        (
             Summary(2, 5 * MIB, 2, 99, to_prepare=2, to_compress=2),
             "2 layers, 5.0 MiB, which are compressed before being sent",
         ),

@@ -52,6 +52,8 @@ def describe(summary: Summary) -> str:
         return f"{text}, all of which ECR has already"
     if summary.missing_size == summary.size:
         return f"{text}, which ECR lacks"
+    if not summary.missing:
+        return f"{text}, of which ECR lacks only the configuration ({amount(summary.missing_size)})"
     return f"{text}, of which ECR lacks {summary.missing:,} ({amount(summary.missing_size)})"
 
 
