@@ -1,4 +1,4 @@
-"""``--debug``: what is called and answered, and tracebacks, without secrets."""
+"""``--debug``: which calls are made, and tracebacks, without secrets."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def environ(
     return environ
 
 
-def test_shows_calls_and_answers(ecr: LocalECR, image: Path, run_in_process: RunInProcess) -> None:
+def test_shows_calls(ecr: LocalECR, image: Path, run_in_process: RunInProcess) -> None:
     status, _, stderr = run_in_process(ecr, image, "demo", "--debug", subcommand="push")
     assert status == 0
     assert "botocore.credentials: Found credentials in environment variables." in stderr

@@ -218,7 +218,7 @@ def _add_common_options(parser: argparse.ArgumentParser, items: str) -> None:
     parser.add_argument(
         "--debug",
         action="store_true",
-        help="print what is called and answered, and where an error comes from, without secrets",
+        help="print which calls are made, and where an error comes from, without secrets",
     )
     parser.add_argument("--json", action="store_true", help="print JSON objects instead of digests")
     parser.add_argument("--no-checkpoint", action="store_true", help="do not save progress")
