@@ -22,7 +22,7 @@ CONTENT = os.urandom(12 * 1024 * 1024)
 def upload_object(s3: Any, bucket: str, key: str, uploader: LayerUploader) -> UploadedLayer:
     """Upload an object. If the same layer was uploaded before, it is sent again: pass a digest."""
     found = s3.get_object(Bucket=bucket, Key=key)
-    digest = found["Metadata"].get("layer-digest")  # if who wrote the object knew it
+    digest = found["Metadata"].get("layer-digest")  # if the program that wrote the object knew it
     with found["Body"] as body:
         return uploader.upload(body, size=found["ContentLength"], digest=digest)
 

@@ -50,7 +50,7 @@ async def serve(
 
 
 async def upload(port: int, content: bytes) -> str:
-    """What a client does, who leaves once ``content`` is sent. Returns the answer, if it is due."""
+    """Act as a client that sends ``content``. Returns the answer; if content is missing, none."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"POST /layer HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(CONTENT) + content)
     await writer.drain()
