@@ -185,10 +185,10 @@ class Simulation:
             return False
         try:
             if request.turn is None:
-                request.turn = self._uplink.ask(request.part_size, smallest=request.smallest)
-            if not request.turn.wait(0):
-                return False
+                request.turn = Turn(self._uplink, request.part_size, smallest=request.smallest)
             if request.signed_at is None:
+                if not request.turn.begins():
+                    return False
                 request.signed_at = self.time
                 self._connections.append(request)
             return self._write(request, request.turn)

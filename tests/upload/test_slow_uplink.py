@@ -6,11 +6,8 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import count, cycle
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 from botocore.config import Config
@@ -26,6 +23,7 @@ from helpers import (
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pytest_mock import MockerFixture
+from typing_extensions import override
 
 from ecr_parts import CLIENT_CONFIG, ECR_LIMITS, LayerUploader, Limits, ServiceError
 from ecr_parts._base.threads import Abandoned
@@ -204,34 +202,39 @@ def test_wait_for_a_turn_can_be_interrupted(
     assert ecr.layer("demo", layer.digest) == b"another layer"
 
 
+class LateTurn(Turn):
+    """A turn that begins when it has been asked for three times."""
+
+    def __init__(self) -> None:
+        super().__init__(Uplink(1), 1, smallest=True)
+        self.answers = [True, False, False]
+
+    @override
+    def begins(self) -> bool:
+        return self.answers.pop()
+
+
 def test_time_of_an_attempt_excludes_the_wait_for_its_turn() -> None:
-    uplink = Uplink(1, now=lambda: 0.0)
-    uplink.ask(1, smallest=True).expired(400)
-    attempt: Attempt[None] = Attempt(lambda: None, lambda: False, None, Gate(), None)
-    answers = [False, False, True]
-    turn = SimpleNamespace(wait=lambda _seconds: answers.pop(0), leave=lambda: None)
-    attempt.ask = lambda: cast("Turn", turn)
-    attempt.take_turn()
-    assert attempt.more_time() == 1.0
+    attempt = Attempt(lambda: None, lambda: False, None, Gate(), turn=LateTurn())
+    attempt.wait_for_turn()
+    assert attempt.more_time() == pytest.approx(0.2)
     assert attempt.more_time() == 0.0
 
 
-@pytest.mark.parametrize("begins", [True, False])
-def test_attempt_that_was_abandoned_does_not_wait_for_its_turn(begins: bool) -> None:
-    cancelled = [begins, True]
-    attempt: Attempt[None] = Attempt(lambda: None, lambda: cancelled.pop(0), None, Gate(), None)
-    answers = [begins, True]
-    turn = SimpleNamespace(wait=lambda _seconds: answers.pop(0), leave=lambda: None)
-    attempt.ask = lambda: cast("Turn", turn)
+@pytest.mark.parametrize("waits", [0, 1])
+def test_attempt_that_was_abandoned_does_not_wait_for_its_turn(waits: int) -> None:
+    cancelled = [True] + waits * [False]
+    turn = LateTurn()
+    attempt = Attempt(lambda: None, cancelled.pop, None, Gate(), turn=turn)
     with pytest.raises(Abandoned):
-        attempt.take_turn()
+        attempt.wait_for_turn()
+    assert len(turn.answers) == 3 - waits
 
 
 def test_signature_does_not_age_before_the_turn() -> None:
-    attempt: Attempt[None] = Attempt(lambda: None, lambda: False, None, Gate(), None)
-    attempt.ask = partial(Uplink(1).ask, 1, smallest=True)
+    attempt = Attempt(lambda: None, lambda: False, None, Gate(), turn=LateTurn())
     before = attempt.signed
-    attempt.take_turn()
+    attempt.wait_for_turn()
     assert attempt.signed is not before
 
 
@@ -294,10 +297,9 @@ def test_part_size_holds_for_the_rest_of_a_resumed_upload(
 ) -> None:
     with pytest.raises(StopUploadError):
         uploader.upload(BLOB, checkpoint=checkpoint, progress=stop_after(16))
-    sent = len(part_sizes(ecr))
     smaller = LayerUploader(ecr.client(), "demo", limits=SMALL_LIMITS, part_size=5)
-    smaller.upload(BLOB, checkpoint=checkpoint)
-    assert set(part_sizes(ecr)[sent:-1]) == {5}
+    layer = smaller.upload(BLOB, checkpoint=checkpoint)
+    assert {sent.part.size for sent in layer.parts[:-1]} == {5}
     assert ecr.layer("demo", digest_of(BLOB)) == BLOB
 
 

@@ -78,8 +78,7 @@ def test_says_by_how_much_the_clock_is_wrong(message: str, age: float, remedy: s
 
 def test_age_includes_sleep_of_machine(mocker: MockerFixture) -> None:
     clock = mocker.patch("ecr_parts._wire.signature.time")
-    clock.monotonic.return_value, clock.time.return_value = 10.0, 1_000.0
-    signed = SigningTime()
+    signed = SigningTime(monotonic=10.0, wall=1_000.0)
     clock.monotonic.return_value, clock.time.return_value = 12.0, 1_400.0
     assert signed.age == 400
     clock.time.return_value = 5.0  # the clock was set back

@@ -36,12 +36,18 @@ def uplink(clock: Clock) -> Uplink:
     return Uplink(5 * MIB, clock)
 
 
+def ask(uplink: Uplink, size: int, *, smallest: bool) -> Turn:
+    turn = Turn(uplink, size, smallest=smallest)
+    turn.begins()
+    return turn
+
+
 def is_sending(turn: Turn) -> bool:
-    return turn.wait(0)
+    return turn.has_begun or turn.begins()
 
 
 def make_slow(uplink: Uplink) -> None:
-    turn = uplink.ask(10 * MIB, smallest=False)
+    turn = ask(uplink, 10 * MIB, smallest=False)
     assert turn.expired(400) is None
     turn.leave()
 
@@ -60,7 +66,7 @@ def send(turn: Turn, clock: Clock, rate: float, total: int = BODY) -> None:
 
 
 def test_all_are_sent_at_once(uplink: Uplink) -> None:
-    turns = [uplink.ask(10 * MIB, smallest=False) for _ in range(20)]
+    turns = [ask(uplink, 10 * MIB, smallest=False) for _ in range(20)]
     assert all(map(is_sending, turns))
     assert not uplink.is_slow()
 
@@ -69,7 +75,7 @@ def test_all_are_sent_at_once(uplink: Uplink) -> None:
 def test_body_gives_up_if_it_takes_too_long(
     uplink: Uplink, clock: Clock, *, seconds: int, gives_up: bool
 ) -> None:
-    turn = uplink.ask(10 * MIB, smallest=False)
+    turn = ask(uplink, 10 * MIB, smallest=False)
     if gives_up:
         with pytest.raises(TooSlow):
             send(turn, clock, BODY / seconds)
@@ -80,7 +86,7 @@ def test_body_gives_up_if_it_takes_too_long(
 
 
 def test_first_seconds_and_predecessors_are_not_measured(uplink: Uplink, clock: Clock) -> None:
-    turn = uplink.ask(10 * MIB, smallest=False)
+    turn = ask(uplink, 10 * MIB, smallest=False)
     for seconds in (0, 9, 100, 200):  # ECR has not confirmed the part before
         clock.time = 1_000 + seconds
         turn.sending(seconds, BODY, measured=False)
@@ -93,7 +99,7 @@ def test_first_seconds_and_predecessors_are_not_measured(uplink: Uplink, clock: 
 
 
 def test_measurement_begins_after_ten_seconds(uplink: Uplink, clock: Clock) -> None:
-    turn = uplink.ask(10 * MIB, smallest=False)
+    turn = ask(uplink, 10 * MIB, smallest=False)
     for seconds in (0, 10):
         clock.time = 1_000 + seconds
         turn.sending(seconds, BODY, measured=True)
@@ -106,7 +112,7 @@ def test_message_has_the_rate_of_all_bodies(
     uplink: Uplink, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    turn, other = (uplink.ask(10 * MIB, smallest=False) for _ in range(2))
+    turn, other = (ask(uplink, 10 * MIB, smallest=False) for _ in range(2))
     for sending in (turn, other):
         sending.sending(0, BODY, measured=True)
         sending.sending(2_000_000, BODY, measured=True)  # the kernel takes it at once
@@ -121,7 +127,7 @@ def test_message_has_the_rate_of_all_bodies(
 
 
 def test_link_that_recovers_is_measured_in_windows(uplink: Uplink, clock: Clock) -> None:
-    turn = uplink.ask(10 * MIB, smallest=False)
+    turn = ask(uplink, 10 * MIB, smallest=False)
     turn.sending(0, BODY, measured=True)
     for sent in (MIB, 3 * MIB, 5 * MIB, 7 * MIB):  # 2 MiB in 30 s are enough
         clock.time += 30
@@ -132,7 +138,7 @@ def test_link_that_recovers_is_measured_in_windows(uplink: Uplink, clock: Clock)
 
 
 def test_repeated_request_is_measured_anew(uplink: Uplink, clock: Clock) -> None:
-    turn = uplink.ask(10 * MIB, smallest=False)
+    turn = ask(uplink, 10 * MIB, smallest=False)
     send(turn, clock, BODY / 100)
     send(turn, clock, BODY / 100)
     assert not uplink.is_slow()
@@ -140,19 +146,19 @@ def test_repeated_request_is_measured_anew(uplink: Uplink, clock: Clock) -> None
 
 def test_smallest_part_that_is_alone_never_gives_up(uplink: Uplink, clock: Clock) -> None:
     make_slow(uplink)
-    turn = uplink.ask(5 * MIB, smallest=True)
+    turn = ask(uplink, 5 * MIB, smallest=True)
     send(turn, clock, BODY / 10_000)
 
 
 def test_smallest_part_gives_up_beside_others(uplink: Uplink, clock: Clock) -> None:
-    turn, _other = uplink.ask(5 * MIB, smallest=True), uplink.ask(10 * MIB, smallest=False)
+    turn, _other = ask(uplink, 5 * MIB, smallest=True), ask(uplink, 10 * MIB, smallest=False)
     with pytest.raises(TooSlow):
         send(turn, clock, BODY / 10_000)
 
 
 def test_one_at_a_time_first_come_first_served(uplink: Uplink) -> None:
     make_slow(uplink)
-    first, second, third = (uplink.ask(5 * MIB, smallest=True) for _ in range(3))
+    first, second, third = (ask(uplink, 5 * MIB, smallest=True) for _ in range(3))
     assert [is_sending(turn) for turn in (first, second, third)] == [True, False, False]
     second.leave()  # it waits no longer
     first.leave()
@@ -163,14 +169,14 @@ def test_one_at_a_time_first_come_first_served(uplink: Uplink) -> None:
 def test_what_was_cut_larger_must_be_cut_again(uplink: Uplink) -> None:
     make_slow(uplink)
     with pytest.raises(TooSlow):
-        uplink.ask(10 * MIB, smallest=False)
+        ask(uplink, 10 * MIB, smallest=False)
 
 
 def test_those_that_are_being_sent_keep_their_turns(uplink: Uplink) -> None:
-    turns = [uplink.ask(10 * MIB, smallest=False) for _ in range(3)]
+    turns = [ask(uplink, 10 * MIB, smallest=False) for _ in range(3)]
     turns[0].expired(301)
     turns[0].leave()
-    waiting = uplink.ask(5 * MIB, smallest=True)
+    waiting = ask(uplink, 5 * MIB, smallest=True)
     turns[1].leave()
     assert not is_sending(waiting)
     turns[2].leave()
@@ -182,13 +188,13 @@ def test_quick_part_doubles_the_number(
 ) -> None:
     caplog.set_level(logging.INFO)
     make_slow(uplink)
-    turns = [uplink.ask(5 * MIB, smallest=True) for _ in range(5)]
+    turns = [ask(uplink, 5 * MIB, smallest=True) for _ in range(5)]
     store(turns[0], clock, 29)
     assert [is_sending(turn) for turn in turns[1:]] == [True, True, False, False]
     store(turns[1], clock, 29)
     assert all(map(is_sending, turns))
     assert not uplink.is_slow()  # because none waits
-    assert is_sending(uplink.ask(10 * MIB, smallest=False))
+    assert is_sending(ask(uplink, 10 * MIB, smallest=False))
     assert caplog.messages == [
         "the uplink is slow (0.0 Mbit/s): one part of 5 MiB at a time",
         "the uplink is faster (1.9 Mbit/s a part): 2 parts at a time",
@@ -207,7 +213,7 @@ def test_uplink_is_no_longer_slow_if_all_that_wait_can_be_sent(
     uplink: Uplink, clock: Clock
 ) -> None:
     make_slow(uplink)
-    turns = [uplink.ask(MIB, smallest=True) for _ in range(3)]
+    turns = [ask(uplink, MIB, smallest=True) for _ in range(3)]
     store(turns[0], clock, 29)
     assert not uplink.is_slow()
 
@@ -216,7 +222,7 @@ def test_quick_part_logs_nothing_while_the_uplink_is_not_slow(
     uplink: Uplink, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    store(uplink.ask(10 * MIB, smallest=False), clock, 1)
+    store(ask(uplink, 10 * MIB, smallest=False), clock, 1)
     assert caplog.messages == []
 
 
@@ -227,7 +233,7 @@ def test_other_parts_do_not_double_the_number(
     uplink: Uplink, clock: Clock, size: int, seconds: float
 ) -> None:
     make_slow(uplink)
-    turns = [uplink.ask(size, smallest=True) for _ in range(3)]
+    turns = [ask(uplink, size, smallest=True) for _ in range(3)]
     store(turns[0], clock, seconds)
     assert [is_sending(turn) for turn in turns[1:]] == [True, False]
 
@@ -235,16 +241,16 @@ def test_other_parts_do_not_double_the_number(
 def test_part_that_began_before_a_change_does_not_double_the_number(
     uplink: Uplink, clock: Clock
 ) -> None:
-    before, slow = uplink.ask(10 * MIB, smallest=False), uplink.ask(10 * MIB, smallest=False)
+    before, slow = ask(uplink, 10 * MIB, smallest=False), ask(uplink, 10 * MIB, smallest=False)
     slow.expired(301)
     slow.leave()
-    waiting = [uplink.ask(5 * MIB, smallest=True) for _ in range(2)]
+    waiting = [ask(uplink, 5 * MIB, smallest=True) for _ in range(2)]
     store(before, clock, 1)
     assert list(map(is_sending, waiting)) == [True, False]
 
 
 def test_refusal_lowers_the_age_that_is_allowed(uplink: Uplink, clock: Clock) -> None:
-    turns = [uplink.ask(10 * MIB, smallest=False) for _ in range(4)]
+    turns = [ask(uplink, 10 * MIB, smallest=False) for _ in range(4)]
     turns[0].expired(100)
     turns[1].expired(200)
     send(turns[2], clock, BODY / 75)
@@ -256,7 +262,7 @@ def test_third_refusal_of_smallest_part_alone_is_the_end(uplink: Uplink, clock: 
     make_slow(uplink)
     reasons = []
     for stored in (False, False, True, False, False, False):
-        turn = uplink.ask(5 * MIB, smallest=True)
+        turn = ask(uplink, 5 * MIB, smallest=True)
         if stored:
             store(turn, clock, 100)
             continue
@@ -279,12 +285,12 @@ def test_refusals_of_others_are_not_the_end(uplink: Uplink) -> None:
 
 
 def test_refusals_of_small_parts_beside_others_are_not_the_end(uplink: Uplink) -> None:
-    turns = [uplink.ask(5 * MIB, smallest=True) for _ in range(4)]
+    turns = [ask(uplink, 5 * MIB, smallest=True) for _ in range(4)]
     assert [turn.expired(301) for turn in turns] == [None] * 4
 
 
 def test_connection_that_was_blocked_was_too_slow(uplink: Uplink, clock: Clock) -> None:
-    turn = uplink.ask(10 * MIB, smallest=False)
+    turn = ask(uplink, 10 * MIB, smallest=False)
     turn.sending(MIB, BODY, measured=True)
     clock.time += 29
     assert not turn.failed()
@@ -296,24 +302,15 @@ def test_connection_that_was_blocked_was_too_slow(uplink: Uplink, clock: Clock) 
 def test_connection_that_was_lost_after_the_last_byte_was_not_too_slow(
     uplink: Uplink, clock: Clock
 ) -> None:
-    turn = uplink.ask(10 * MIB, smallest=False)
+    turn = ask(uplink, 10 * MIB, smallest=False)
     turn.sending(BODY, BODY, measured=False)
     clock.time += 600
     assert not turn.failed()
-    short = uplink.ask(1_000, smallest=False)
+    short = ask(uplink, 1_000, smallest=False)
     short.sending(0, 1_300, measured=True)
     clock.time += 60
     assert not short.failed()  # its size says nothing
     assert not uplink.is_slow()
-
-
-def test_turn_begins_after_one_that_was_left_by_another_thread(uplink: Uplink) -> None:
-    make_slow(uplink)
-    first, second, third = (uplink.ask(5 * MIB, smallest=True) for _ in range(3))
-    run_in_thread(second.leave)
-    run_in_thread(first.leave)
-    assert not third.wait(0)  # it finds out now
-    assert is_sending(third)
 
 
 def run_in_thread(function: Callable[[], object]) -> threading.Thread:
@@ -326,8 +323,11 @@ def run_in_thread(function: Callable[[], object]) -> threading.Thread:
 
 @pytest.fixture
 def locked(clock: Clock, uplink: Uplink) -> Iterator[Turn]:
-    """A turn of this thread, while another thread is stopped in the middle of asking for one."""
-    turn = uplink.ask(5 * MIB, smallest=True)
+    """A turn of this thread, while another thread is stopped in the middle of a change."""
+    turn = ask(uplink, 5 * MIB, smallest=True)
+    quick = ask(uplink, 5 * MIB, smallest=True)
+    make_slow(uplink)
+    quick.generation = uplink.generation
     stopped, going_on, read_clock = threading.Event(), threading.Event(), uplink.now
 
     def stop() -> float:
@@ -337,7 +337,7 @@ def locked(clock: Clock, uplink: Uplink) -> Iterator[Turn]:
         return clock()
 
     uplink.now = stop
-    thread = threading.Thread(target=uplink.ask, args=(1,), kwargs={"smallest": True})
+    thread = threading.Thread(target=quick.stored)
     thread.start()
     assert stopped.wait(10)
     yield turn
@@ -354,21 +354,29 @@ def test_leaving_in_another_thread_waits_for_nothing(locked: Turn) -> None:
 def test_forked_process_does_not_wait_for_its_parent(uplink: Uplink, mocker: MockerFixture) -> None:
     mocker.patch("os.getpid", return_value=os.getpid() + 1)
     turns: list[Turn] = []
-    run_in_thread(lambda: make_slow(uplink))
-    run_in_thread(lambda: turns.append(uplink.ask(5 * MIB, smallest=True)))
+    run_in_thread(lambda: turns.append(ask(uplink, 5 * MIB, smallest=True)))
     assert is_sending(turns[0])
+    run_in_thread(lambda: turns[0].expired(400))
+
+
+def test_turn_that_was_left_before_it_was_asked_for_holds_up_nobody(uplink: Uplink) -> None:
+    make_slow(uplink)
+    left = Turn(uplink, 5 * MIB, smallest=True)
+    left.leave()
+    left.begins()
+    assert uplink.turns == {}
 
 
 def test_part_that_takes_no_time_is_quick(uplink: Uplink, clock: Clock) -> None:
     make_slow(uplink)
-    store(uplink.ask(5 * MIB, smallest=True), clock, 0)  # Windows' clock has steps of 16 ms
+    store(ask(uplink, 5 * MIB, smallest=True), clock, 0)  # Windows' clock has steps of 16 ms
     assert not uplink.is_slow()
 
 
 def test_body_that_is_alone_after_another_was_left_never_gives_up(
     uplink: Uplink, clock: Clock
 ) -> None:
-    turn, other = (uplink.ask(5 * MIB, smallest=True) for _ in range(2))
+    turn, other = (ask(uplink, 5 * MIB, smallest=True) for _ in range(2))
     run_in_thread(other.leave)
     send(turn, clock, BODY / 10_000)
 

@@ -89,11 +89,11 @@ def choose(contents: Contents, attached: Mapping[str, frozenset[str]], wanted: W
     chosen = _with_tags(images, wanted)
     if among == 1:
         return chosen
-    one = to_printable(_list_of(images, contents))
+    names = to_printable(_list_of(images, contents))
     return replace(
         chosen,
-        notice=f"of the {among:,} images in the file, {one} was chosen, because its repository or "
-        "tag is the target's",
+        notice=f"of the {among:,} images in the file, {names} was chosen, because its repository "
+        "or tag is the target's",
     )
 
 

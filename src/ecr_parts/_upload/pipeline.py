@@ -44,6 +44,8 @@ class Pipeline:
         self._source = source
         self._repository = repository
         self._waiter = repository.waiter
+        self._quiet_waiter = Waiter()
+        """Without the heartbeat, which only the caller's thread may call."""
         self._with_digest = with_digest
         self._digest = RunningDigest()
         self._plan: Iterator[PlannedPart] = iter(())
@@ -72,7 +74,7 @@ class Pipeline:
         """Abandon a task, and wait briefly for it to end, because the source is closed next."""
         if task is not None and task.running:
             task.abandoned = True
-            Waiter().wait(task, _CLOSE_TIMEOUT)
+            self._quiet_waiter.wait(task, _CLOSE_TIMEOUT)
 
     def _withdraw(self) -> None:
         for call in self._calls:
@@ -173,9 +175,7 @@ class Pipeline:
         """
         for blob in blobs:
             if self._hashing is not None:
-                Waiter().result(
-                    self._hashing
-                )  # without the heartbeat, which only the caller's thread may call
+                self._quiet_waiter.result(self._hashing)
             self._hashing = self._waiter.start("hash", partial(self._digest.feed, first_byte, blob))
             yield blob
             first_byte += len(blob)

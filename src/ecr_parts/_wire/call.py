@@ -13,7 +13,6 @@ from typing import Any, Generic, TypeVar, cast
 
 import tenacity
 from botocore.exceptions import ClientError
-from typing_extensions import override
 
 from ecr_parts._base.frames import clear_client_frames
 from ecr_parts._base.threads import Abandoned, Task, Waiter, current_task
@@ -28,7 +27,7 @@ from ecr_parts._wire.gate import Gate, Overlap
 from ecr_parts._wire.request import Attempt, EncodedBlob
 from ecr_parts._wire.retry import Backoff
 from ecr_parts._wire.signature import AT_ONCE, clock_remedy, has_expired
-from ecr_parts._wire.uplink import TooSlow, Uplink
+from ecr_parts._wire.uplink import TooSlow, Turn, Uplink
 
 _log = logging.getLogger("ecr_parts")
 _T = TypeVar("_T")
@@ -127,6 +126,8 @@ class Call(Generic[_T]):
     call has one: its default equals nothing."""
     thread: str = "call"
     """The name of the thread in which attempts are made."""
+    new_turn: Callable[[], Turn | None] = lambda: None
+    """Returns the turn of an attempt that sends a part."""
     smallest: bool = True
     """Whether what is sent cannot be cut into smaller parts."""
     attempts: int = field(default=0, init=False)
@@ -214,6 +215,7 @@ class Call(Generic[_T]):
         # An abandoned attempt may live on. So the task must not refer to ``self``, which refers to
         # the part and to the caller's objects.
         client, confirmation, next_gate = self.target.client, self.confirmation, Gate()
+        turn = self.new_turn()
         sent_secrets: list[str] = []
         parse, parse_refusal = self.parse, self.parse_refusal
         check = partial(_check_turn, gate, self.options.overlap, str(self))
@@ -222,11 +224,10 @@ class Call(Generic[_T]):
 
         def run() -> _T | CallFailed:
             handled = sys.exc_info()[1]  # the caller's, if this is the caller's thread
-            if gate is not None:
-                gate.wait_for_link()
             # A failure must not be a local variable of this frame, which its traceback refers to.
+            # Neither must the attempt, which has the failure.
             try:
-                _take_turn()
+                cast("Attempt[Any]", current_task()).wait_for_turn()
                 answer = parse(check_answer(method(**parameters)))
             except TooSlow as too_slow:
                 clear_client_frames(too_slow, handled)
@@ -237,13 +238,14 @@ class Call(Generic[_T]):
             except Exception as error:  # noqa: BLE001  (a client may raise anything)
                 clear_client_frames(error, handled)
                 secrets = sent_secrets + loaded_secrets(client)
-                return check(_judge(parse_error(error, parse_refusal, secrets)))
+                return check(_judge(turn, parse_error(error, parse_refusal, secrets)))
             if answer == confirmation:
                 next_gate.open()
-                _note_stored()
+                if turn is not None:  # pragma: no branch  (only parts are confirmed)
+                    turn.stored()
             return check(answer)
 
-        attempt = Attempt(run, self.waiter.cancelled, gate, next_gate, self.options.bandwidth)
+        attempt = Attempt(run, self.waiter.cancelled, gate, next_gate, self.options.bandwidth, turn)
         attempt.sent_secrets = sent_secrets
         if isinstance(blob, EncodedBlob):
             parameters["layerPartBlob"] = own = copy.copy(blob)
@@ -251,28 +253,11 @@ class Call(Generic[_T]):
         return attempt
 
 
-# The following functions find the attempt in whose thread they are called. It must not be a local
-# variable of its own function, which a traceback may refer to.
-
-
-def _take_turn() -> None:
-    """Wait until the attempt may send its part."""
-    cast("Attempt[Any]", current_task()).take_turn()
-
-
-def _note_stored() -> None:
-    """Note that the part was stored."""
-    turn = cast("Attempt[Any]", current_task()).turn
-    if turn is not None:  # pragma: no branch  (only parts are confirmed)
-        turn.stored()
-
-
-def _judge(outcome: _T | CallFailed) -> _T | CallFailed:
-    """Find out whether an attempt has failed because of the uplink or the clock."""
+def _judge(turn: Turn | None, outcome: _T | CallFailed) -> _T | CallFailed:
+    """Find out whether the attempt of this thread has failed because of the uplink or the clock."""
     if not isinstance(outcome, CallFailed):
         return outcome
-    attempt = cast("Attempt[Any]", current_task())
-    turn, age = attempt.turn, attempt.signed.age
+    age = cast("Attempt[Any]", current_task()).signed.age
     expired = has_expired(outcome.cause) and age >= AT_ONCE
     outcome.remedy = clock_remedy(outcome.cause, age)
     if expired and turn is None:
@@ -345,12 +330,6 @@ class PartCall(Call[PartAnswer]):
         self._first_attempt = self._new_attempt(gate)
         self.next_gate = self._first_attempt.next_gate
         self.waiter.give(self.thread, self._first_attempt)
-
-    @override
-    def _new_attempt(self, gate: Gate | None) -> Attempt[PartAnswer | CallFailed]:
-        attempt = super()._new_attempt(gate)
-        attempt.ask = partial(self.options.uplink.ask, self.part.size, smallest=self.smallest)
-        return attempt
 
     def withdraw(self) -> None:
         """Send nothing more of the part. Its answer is not needed."""

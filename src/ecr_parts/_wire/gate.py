@@ -22,8 +22,6 @@ import logging
 import threading
 from contextlib import suppress
 
-from ecr_parts._base.threads import Abandoned
-
 _log = logging.getLogger("ecr_parts")
 # Seconds for which a request is held back. A server may close a connection that is silent: S3 does
 # so after 6 to 20 seconds, by public reports; for ECR, it is unknown.
@@ -77,19 +75,13 @@ class Gate:
         _release(self._link_busy, self._undecided)
         return not is_open
 
-    def check(self) -> None:
-        """Raise ``Abandoned`` if the gate was closed."""
-        if self.is_closed:
-            raise Abandoned
-
     def wait_for_link(self) -> None:
-        """Wait until the request before has left. Raises ``Abandoned`` if the gate was closed."""
+        """Wait until the request before has left, or the gate is closed."""
         self._link_busy.acquire()
         _release(self._link_busy)
-        self.check()
 
     def wait(self) -> None:
-        """Wait until the gate is open. Raises ``Abandoned`` if it is not opened in time."""
+        """Wait until the gate is opened or closed. It is closed if that takes too long."""
         self.was_asked = True
         if not self._decision:
             self.held_back = True
@@ -97,7 +89,6 @@ class Gate:
                 _release(self._undecided)
             else:
                 self.held_too_long = self.close()
-        self.check()
 
 
 def _release(*locks: threading.Lock) -> None:

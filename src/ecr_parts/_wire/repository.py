@@ -40,6 +40,7 @@ from ecr_parts._wire.failures import CallFailed
 from ecr_parts._wire.registries import RepositoryUri
 from ecr_parts._wire.request import encode_blob
 from ecr_parts._wire.retry import Backoff
+from ecr_parts._wire.uplink import Turn
 
 _log = logging.getLogger("ecr_parts")
 _T = TypeVar("_T")
@@ -130,6 +131,7 @@ class Repository:
             subject=f"bytes {part.first_byte}-{part.last_byte}",
             confirmation=PartAnswer(part.last_byte, refused=False),
             thread=thread,
+            new_turn=partial(Turn, self.options.uplink, part.size, smallest=smallest),
             smallest=smallest,
             part=part,
         )

@@ -23,7 +23,7 @@ from botocore.awsrequest import AWSPreparedRequest, AWSRequest
 from typing_extensions import override
 
 from ecr_parts._base import fast_base64
-from ecr_parts._base.threads import Task, current_task
+from ecr_parts._base.threads import Abandoned, Task, current_task
 from ecr_parts._model.layers import Blob
 from ecr_parts._wire.bandwidth import TURN, Bandwidth
 from ecr_parts._wire.gate import Gate
@@ -35,6 +35,7 @@ _T = TypeVar("_T")
 
 _KEY = "ecr_parts.encoded_blob"  # in the context that botocore passes from event to event
 _MAX_SLEEP = 0.5  # seconds between checks whether the call was abandoned
+_MAX_DELAY = 0.1  # seconds between questions whether the part's turn begins
 _HELD_BACK = 64 * 1024  # bytes at the end of a request that waits for its gate
 _RESERVED = 33 * 1024 * 1024  # bytes
 _SMALL = 1024 * 1024  # bytes
@@ -141,7 +142,8 @@ class Attempt(Task[_T]):
         cancelled: Callable[[], bool],
         gate: Gate | None,
         next_gate: Gate,
-        bandwidth: Bandwidth | None,
+        bandwidth: Bandwidth | None = None,
+        turn: Turn | None = None,
     ) -> None:
         super().__init__(function, cancelled)
         self.sent_secrets: list[str] = []
@@ -153,10 +155,8 @@ class Attempt(Task[_T]):
         """Holds back the end of the request; ``None`` if it is the call's turn."""
         self.next_gate = next_gate
         """The gate of the next part's call."""
-        self.ask: Callable[[], Turn] | None = None
-        """``Uplink.ask`` for the part; ``None`` for other calls."""
-        self.turn: Turn | None = None
-        """The part's turn to be sent, once it was asked for."""
+        self.turn = turn
+        """The part's turn to be sent; ``None`` for other calls."""
         self.signed = SigningTime()
         """Of the latest request."""
         self.piece_size = PIECE_SIZE if bandwidth is None else TURN
@@ -164,6 +164,8 @@ class Attempt(Task[_T]):
         self.when_over(next_gate.close)
         if gate is not None:
             self.when_over(gate.close)
+        if turn is not None:
+            self.when_over(turn.leave)
 
     @property
     def held_back(self) -> bool:
@@ -174,18 +176,17 @@ class Attempt(Task[_T]):
     def check(self) -> None:
         """Raise ``Abandoned`` also if the request was withdrawn."""
         super().check()
-        if self.gate is not None:
-            self.gate.check()
+        if self.gate is not None and self.gate.is_closed:
+            raise Abandoned
 
-    def take_turn(self) -> None:
-        """Wait until the part may be sent, as ``Uplink.ask`` says."""
-        if self.ask is None:
-            return
-        self.turn = turn = self.ask()
-        self.when_over(turn.leave)
-        self.check()  # after ``when_over``, because it may have been over before
-        while not turn.wait(_MAX_SLEEP):
-            self._paused += _MAX_SLEEP
+    def wait_for_turn(self) -> None:
+        """Wait until the part may be sent. Raises what ``check`` and ``Turn.begins`` raise."""
+        if self.gate is not None:
+            self.gate.wait_for_link()
+        self.check()
+        while self.turn is not None and not self.turn.begins():
+            time.sleep(_MAX_DELAY)
+            self._paused += _MAX_DELAY
             self.check()
         self.signed = SigningTime()
 
@@ -334,3 +335,4 @@ def _send_in_pieces(request: AWSPreparedRequest, **_event: object) -> None:
         request.body = _Body(request.body, task)  # type: ignore[assignment]  # urllib3 takes it
     elif task.gate is not None:  # another handler has replaced the body
         task.gate.wait()
+        task.check()

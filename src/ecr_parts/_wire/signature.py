@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
 from botocore.exceptions import ClientError
@@ -22,17 +23,17 @@ AT_ONCE = 2.0  # seconds; a request that is younger has not expired: the clock i
 _CLOCK_IS_WRONG = 60.0  # seconds
 
 
+@dataclass(frozen=True)
 class SigningTime:
     """When a request was signed. Its age includes the time during which the machine slept."""
 
-    def __init__(self) -> None:
-        self._at = time.monotonic(), time.time()
+    monotonic: float = field(default_factory=time.monotonic)
+    wall: float = field(default_factory=time.time)
 
     @property
     def age(self) -> float:
         """Seconds."""
-        monotonic, wall = self._at
-        return max(time.monotonic() - monotonic, time.time() - wall)
+        return max(time.monotonic() - self.monotonic, time.time() - self.wall)
 
 
 def has_expired(error: Exception) -> bool:

@@ -23,7 +23,6 @@ import logging
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 
 PIECE_SIZE = 256 * 1024  # bytes of a body that are sent at once
@@ -44,13 +43,14 @@ class TooSlow(BaseException):  # no Exception, which botocore would catch
 
 
 class Turn:
-    """A part's turn to be sent."""
+    """A part's turn to be sent. All but ``leave`` is called in the thread of its attempt."""
 
     def __init__(self, uplink: Uplink, size: int, *, smallest: bool) -> None:
         self.size = size
         """The bytes of the part."""
         self.smallest = smallest
         """Whether the part cannot be cut into smaller ones."""
+        self.has_begun = False
         self.alone = False
         """Whether no other part could be sent at the same time."""
         self.generation = 0
@@ -58,10 +58,7 @@ class Turn:
         self.began_at = 0.0
         self._uplink = uplink
         self._has_left = False
-        self._process, self._thread = os.getpid(), threading.get_ident()
-        self._waiting = threading.Lock()
-        """Held until the turn begins."""
-        self._waiting.acquire()
+        self._process = os.getpid()
         self._sent = self._total = 0
         """Bytes of the body."""
         self._first_at = self._last_at = 0.0
@@ -70,29 +67,33 @@ class Turn:
         self._sent_before = 0
         """The bytes of all bodies that were sent before the turn."""
 
-    def begin(self, generation: int, now: float, *, alone: bool) -> None:
-        """Called by the uplink when the turn begins."""
-        self.generation, self.began_at, self.alone = generation, now, alone
-        self._sent_before = self._uplink.sent
-        self._waiting.release()
+    def begins(self) -> bool:
+        """Ask for the turn, again and again until it begins. Returns whether it begins now.
 
-    def wait(self, seconds: float) -> bool:
-        """Wait up to ``seconds`` for the turn. Returns whether it has begun."""
-        if not self._waiting.acquire(timeout=seconds):
-            self._uplink.begin_turns()  # another turn may have ended in the caller's thread
-            return False
-        self._waiting.release()  # for the next call
+        Raises ``TooSlow`` if the part must be cut into smaller ones first.
+        """
+        uplink = self._uplink
+        uplink.turns.setdefault(self)
+        if self._has_left:  # meanwhile
+            self.leave()
+        generation, at_a_time = uplink.generation, uplink.at_a_time
+        if at_a_time is not None:
+            if not self.smallest:
+                raise TooSlow
+            if self not in uplink.live_turns()[:at_a_time]:
+                return False
+        self.has_begun, self.began_at = True, uplink.now()
+        self.alone, self.generation = at_a_time == 1, generation
+        self._sent_before = uplink.sent
         return True
 
     def leave(self) -> None:
-        """End the turn, or stop waiting for it. May be called more than once, in any thread.
+        """End the turn, or stop asking for it. May be called more than once, in any thread.
 
-        In the caller's thread, where a signal handler may raise, this is one assignment and
-        acquires no lock: those that wait find out within half a second.
+        In the caller's thread, a signal handler may raise at any point, so no lock is acquired.
         """
         self._has_left = True
-        if threading.get_ident() == self._thread:
-            self._uplink.begin_turns()
+        self._uplink.turns.pop(self, None)
 
     @property
     def is_over(self) -> bool:
@@ -137,7 +138,9 @@ class Turn:
 
     def stored(self) -> None:
         """To be called when ECR has stored the part."""
-        self._uplink.stored(self)
+        self._uplink.refusals = 0
+        if self._uplink.is_slow() and self.size >= _SIGNIFICANT:
+            self._uplink.speed_up(self)
 
     def expired(self, age: float) -> str | None:
         """To be called when ECR refused the part ``age`` seconds after it was signed.
@@ -158,14 +161,16 @@ class Uplink:
         self._smallest_part = smallest_part
         self.sent = 0
         """The bytes of all bodies that were sent so far."""
+        self.at_a_time: int | None = None
+        """How many parts may be sent at a time; ``None`` while the uplink is not slow."""
+        self.generation = 0
+        """How many times ``at_a_time`` has changed."""
+        self.refusals = 0
+        """How many of the smallest parts were refused in succession, each sent alone."""
+        self.turns: dict[Turn, None] = {}
+        """Those that were asked for and not left, in order."""
         self._max_age = _MAX_AGE
         """Seconds; less once a younger request was refused."""
-        self._at_a_time = float("inf")
-        self._generation = 0
-        """How many times ``_at_a_time`` has changed."""
-        self._refusals = 0
-        self._sending: set[Turn] = set()
-        self._waiting: deque[Turn] = deque()
         self._locks: dict[int, threading.Lock] = {}
 
     @property
@@ -175,36 +180,12 @@ class Uplink:
 
     def is_slow(self) -> bool:
         """Whether parts must be as small as possible."""
-        return self._at_a_time != float("inf")
+        return self.at_a_time is not None
 
-    def ask(self, size: int, *, smallest: bool) -> Turn:
-        """Ask for the turn to send a part of ``size`` bytes.
-
-        Raises ``TooSlow`` if it must be cut into smaller ones first.
-        """
-        turn = Turn(self, size, smallest=smallest)
-        with self._lock:
-            if self.is_slow() and not smallest:
-                raise TooSlow
-            self._waiting.append(turn)
-        self.begin_turns()
-        return turn
-
-    def begin_turns(self) -> None:
-        """Let those send whose turn it is."""
-        with self._lock:
-            self._begin_turns()
-
-    def _begin_turns(self) -> None:
-        self._forget_those_that_left()
-        while self._waiting and len(self._sending) < self._at_a_time:
-            turn = self._waiting.popleft()
-            self._sending.add(turn)
-            turn.begin(self._generation, self.now(), alone=self._at_a_time == 1)
-
-    def _forget_those_that_left(self) -> None:
-        self._sending = {turn for turn in self._sending if not turn.is_over}
-        self._waiting = deque(turn for turn in self._waiting if not turn.is_over)
+    def live_turns(self) -> list[Turn]:
+        """The turns that are not over, in the order in which they were asked for."""
+        turns = list(self.turns)
+        return [turn for turn in turns if not turn.is_over]
 
     def is_too_slow(self, turn: Turn, rate: float, total: int, of_all: float) -> bool:
         """Whether ``total`` bytes take too long at ``rate`` bytes per second.
@@ -212,9 +193,9 @@ class Uplink:
         ``of_all`` is the rate of all bodies together, for messages.
         """
         with self._lock:
-            self._forget_those_that_left()
             in_time = total <= rate * _TOO_LONG * self._max_age
-            if in_time or (turn.smallest and len(self._sending) == 1):
+            others = any(other.has_begun for other in self.live_turns() if other is not turn)
+            if in_time or (turn.smallest and not others):
                 return False
             news = self._slow_down(of_all)
         if news:
@@ -226,8 +207,8 @@ class Uplink:
         with self._lock:
             self._max_age = min(self._max_age, age)
             news = self._slow_down(of_all)
-            self._refusals += turn.smallest and turn.alone
-            refusals = self._refusals
+            self.refusals += turn.smallest and turn.alone
+            refusals = self.refusals
         if news:
             _log.info(news)
         if refusals < _MAX_REFUSALS:
@@ -237,39 +218,33 @@ class Uplink:
             f"one {age:.0f} s at {_in_bits(of_all)}"
         )
 
-    def stored(self, turn: Turn) -> None:
-        """Note that a part was stored."""
-        news = ""
+    def speed_up(self, turn: Turn) -> None:
+        """Let more parts be sent at a time if the one of ``turn``, which is stored, was quick."""
         with self._lock:
             seconds = self.now() - turn.began_at
-            self._refusals = 0
-            self._sending.discard(turn)
-            quick = turn.size >= _SIGNIFICANT and seconds < _QUICK * self._max_age
-            if self.is_slow() and quick and turn.generation == self._generation:
-                self._change(self._at_a_time * 2)
-                self._begin_turns()
-                rate = _in_bits(turn.size * 4 / 3 / max(seconds, 0.001))
-                news = (
-                    f"the uplink is faster ({rate} a part): {self._at_a_time:.0f} parts at a time"
-                )
-                if not self._waiting:
-                    self._change(float("inf"))
-                    news = f"the uplink is not slow any more ({rate} a part)"
-            self._begin_turns()
-        if news:
-            _log.info(news)
+            quick = seconds < _QUICK * self._max_age
+            if not quick or self.at_a_time is None or turn.generation != self.generation:
+                return
+            others = sum(other is not turn for other in self.live_turns())
+            at_a_time = self.at_a_time * 2
+            self._change(at_a_time if others > at_a_time else None)
+        rate = _in_bits(turn.size * 4 / 3 / max(seconds, 0.001))
+        if others > at_a_time:
+            _log.info("the uplink is faster (%s a part): %d parts at a time", rate, at_a_time)
+        else:
+            _log.info("the uplink is not slow any more (%s a part)", rate)
 
     def _slow_down(self, rate: float) -> str:
         """Let one part be sent at a time. Returns what to log."""
-        if self._at_a_time == 1:
+        if self.at_a_time == 1:
             return ""
         self._change(1)
         size = f"{self._smallest_part / 1024**2:g} MiB"
         return f"the uplink is slow ({_in_bits(rate)}): one part of {size} at a time"
 
-    def _change(self, at_a_time: float) -> None:
-        self._at_a_time = at_a_time
-        self._generation += 1
+    def _change(self, at_a_time: int | None) -> None:
+        self.at_a_time = at_a_time
+        self.generation += 1  # afterwards: a turn that begins meanwhile has begun before
 
 
 def _in_bits(rate: float) -> str:
