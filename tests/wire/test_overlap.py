@@ -178,8 +178,10 @@ def test_keeps_order_if_a_request_is_answered_before_it_is_complete(
         assert ecr.layer("demo", layer.digest) == BLOB
 
 
-def test_keeps_order_if_another_handler_replaces_the_body() -> None:
+@pytest.mark.parametrize("throttled", [2, 99])
+def test_keeps_order_if_another_handler_replaces_the_body(throttled: int) -> None:
     with watched() as (ecr, _, client):
+        ecr.fail("UploadLayerPart", "throttled", call=throttled)
         uploader = uploader_of(client)
         client.meta.events.register("before-send.ecr.UploadLayerPart", replace_by_file)
         layer = uploader.upload(BLOB)
