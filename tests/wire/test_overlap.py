@@ -178,18 +178,19 @@ def test_keeps_order_if_a_request_is_answered_before_it_is_complete(
         assert ecr.layer("demo", layer.digest) == BLOB
 
 
-@pytest.mark.parametrize("throttled", [2, 99])
-def test_keeps_order_if_another_handler_replaces_the_body(throttled: int) -> None:
+def test_keeps_order_if_another_handler_replaces_the_body() -> None:
     with watched() as (ecr, _, client):
-        ecr.fail("UploadLayerPart", "throttled", call=throttled)
         uploader = uploader_of(client)
         client.meta.events.register("before-send.ecr.UploadLayerPart", replace_by_file)
         layer = uploader.upload(BLOB)
         assert ecr.layer("demo", layer.digest) == BLOB
 
 
+@pytest.mark.parametrize("fault", ["slow", "answer_lost"])
 @pytest.mark.parametrize("call", [2, 3, 4])
-def test_keeps_order_if_another_handler_replaces_the_body_of_one_part(call: int) -> None:
+def test_keeps_order_if_another_handler_replaces_the_body_of_one_part(
+    call: int, fault: Fault
+) -> None:
     requests = 0
 
     def replace_one(request: Any, **event: object) -> None:
@@ -198,7 +199,8 @@ def test_keeps_order_if_another_handler_replaces_the_body_of_one_part(call: int)
         if requests == call:
             replace_by_file(request, **event)
 
-    with watched(processing_time=0.06) as (ecr, proxy, client):
+    with watched(processing_time=0.06, slow=0.01) as (ecr, proxy, client):
+        ecr.fail("UploadLayerPart", fault, call=call - 1)
         uploader = uploader_of(client)
         client.meta.events.register("before-send.ecr.UploadLayerPart", replace_one)
         layer = uploader.upload(BLOB)
