@@ -167,6 +167,8 @@ def recursive() -> Document:
         ({"annotations": [{"a": {1}}]}, TypeError, "manifest['annotations'][0]['a'] must be what"),
         ({"annotations": recursive()}, ValueError, "something in it contains itself"),
         ({"annotations": {"a": "\ud800"}}, ValueError, "must be text without lone surrogates"),
+        ({"schemaVersion": 1}, InvalidImageError, "manifest must have the schemaVersion 2, not 1"),
+        ({"schemaVersion": None}, InvalidImageError, "the schemaVersion 2, not None"),
         ({"mediaType": None}, ValueError, "media_type must be passed, because the manifest"),
         ({"mediaType": ""}, ValueError, "media_type must be passed, because the manifest"),
         ({"mediaType": 3}, ValueError, "media_type must be one of application/vnd.oci.image.index"),

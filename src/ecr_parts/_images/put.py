@@ -133,7 +133,7 @@ def _plain(value: object, where: str, depth: int = 0) -> object:
 
 
 def _check(content: bytes, media_type: str | None) -> str:
-    """The media type of a manifest. Raise ``ValueError`` if ECR would refuse it."""
+    """The media type of a manifest. Raise ``ValueError`` if ECR, or any client, would refuse it."""
     if len(content) > MAX_MANIFEST:
         raise _invalid(f"has {len(content):,} bytes, more than {MAX_MANIFEST:,}")
     try:
@@ -142,6 +142,9 @@ def _check(content: bytes, media_type: str | None) -> str:
         raise _invalid(f"is not JSON in UTF-8: {error}") from error
     if not isinstance(document, dict):
         raise _invalid(f"is not a JSON object, but {short_repr(document)}")
+    if document.get("schemaVersion") != 2:  # OCI image specification 1.1, manifest and index
+        version = short_repr(document.get("schemaVersion"))
+        raise _invalid(f"must have the schemaVersion 2, not {version}")
     own_type = document.get("mediaType") or None
     if None not in (media_type, own_type) and media_type != own_type:
         raise ValueError(
