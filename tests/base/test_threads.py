@@ -100,6 +100,30 @@ def test_what_an_interruption_leaves_is_freed_when_the_task_ends() -> None:
     assert freed == ["memory"]
 
 
+def test_task_of_the_waiting_thread_is_freed_even_if_that_was_interrupted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or else a part that nobody sends would hold up all others on a slow uplink."""
+    freed: list[str] = []
+    monkeypatch.setattr(threads.Waiter, "give", lambda _self, _name, task: leave_to_waiter(task))
+    task = Task(lambda: None, lambda: False)
+    task.when_over(lambda: freed.append("turn"))
+    trace_before = sys.gettrace()
+    sys.settrace(raise_before("del self._function"))
+    try:
+        with pytest.raises(InterruptError):
+            Waiter().give_and_wait("call", task)
+    finally:
+        sys.settrace(trace_before)
+    assert freed == ["turn"]
+
+
+def leave_to_waiter(task: Task[Any]) -> None:
+    """As if no thread could be started."""
+    task.without_thread = True
+    task.ended.release()
+
+
 @pytest.mark.parametrize("ends", [True, False])
 def test_late_thread_is_waited_for(ends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that begins the task before its time is over runs it, also if it never ends."""

@@ -357,7 +357,9 @@ class Waiter:
             if task.without_thread:
                 task.without_thread = False
                 task.unclaimed.acquire(blocking=False)
+                ended = False  # a signal handler may interrupt ``run``, even while it frees things
                 task.run()
+                ended = True
             if ended:
                 task.ended.release()  # so that it can be waited for again
         finally:
