@@ -207,18 +207,33 @@ class LateTurn(Turn):
 
     def __init__(self) -> None:
         super().__init__(Uplink(1), 1, smallest=True)
-        self.answers = [True, False, False]
+        self.answers = [(True, 0), (False, 1), (False, 99)]
 
     @override
     def begins(self) -> bool:
-        return self.answers.pop()
+        begins, self.waits_for = self.answers.pop()
+        return begins
 
 
-def test_time_of_an_attempt_excludes_the_wait_for_its_turn() -> None:
+def test_time_of_an_attempt_excludes_the_wait_for_its_turn(mocker: MockerFixture) -> None:
+    clock = mocker.patch("ecr_parts._wire.request.time")
+    clock.monotonic.return_value = 1_000.0
+
+    def wake_late(seconds: float) -> None:
+        clock.monotonic.return_value += seconds + 3
+
+    clock.sleep.side_effect = wake_late
     attempt = Attempt(lambda: None, lambda: False, None, Gate(), turn=LateTurn())
     attempt.wait_for_turn()
-    assert attempt.more_time() == pytest.approx(0.2)
+    assert attempt.more_time() == pytest.approx(6.11)
     assert attempt.more_time() == 0.0
+
+
+def test_next_turn_is_asked_for_most_often(mocker: MockerFixture) -> None:
+    sleep = mocker.patch("time.sleep")
+    attempt = Attempt(lambda: None, lambda: False, None, Gate(), turn=LateTurn())
+    attempt.wait_for_turn()
+    assert sleep.call_args_list == [mocker.call(0.1), mocker.call(0.01)]
 
 
 @pytest.mark.parametrize("waits", [0, 1])

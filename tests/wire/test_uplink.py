@@ -183,6 +183,32 @@ def test_those_that_are_being_sent_keep_their_turns(uplink: Uplink) -> None:
     assert is_sending(waiting)
 
 
+def test_turn_waits_for_one_that_has_begun_before_it(uplink: Uplink, clock: Clock) -> None:
+    make_slow(uplink)
+    turns = [ask(uplink, 5 * MIB, smallest=True) for _ in range(8)]
+    store(turns[0], clock, 29)
+    slow, quick, first, second = turns[1:5]
+    assert is_sending(slow)
+    assert is_sending(quick)
+    store(quick, clock, 29)
+    assert is_sending(second)  # it happens to ask before the first one
+    slow.expired(301)
+    slow.leave()
+    assert not is_sending(first)
+    second.leave()
+    assert is_sending(first)
+    assert first.alone
+
+
+def test_number_of_turns_that_must_end_first(uplink: Uplink, clock: Clock) -> None:
+    make_slow(uplink)
+    turns = [ask(uplink, 5 * MIB, smallest=True) for _ in range(6)]
+    assert [turn.waits_for for turn in turns] == [0, 1, 2, 3, 4, 5]
+    store(turns[0], clock, 29)
+    assert [is_sending(turn) for turn in turns[1:]] == [True, True, False, False, False]
+    assert [turn.waits_for for turn in turns[3:]] == [1, 2, 3]
+
+
 def test_quick_part_doubles_the_number(
     uplink: Uplink, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -55,6 +55,8 @@ class Turn:
         """Whether no other part could be sent at the same time."""
         self.generation = 0
         """``Uplink.generation`` when the turn began."""
+        self.waits_for = 0
+        """How many other turns had to end first, when it was last asked for."""
         self.began_at = 0.0
         self._uplink = uplink
         self._has_left = False
@@ -80,7 +82,8 @@ class Turn:
         if at_a_time is not None:
             if not self.smallest:
                 raise TooSlow
-            if self not in uplink.live_turns()[:at_a_time]:
+            self.waits_for = uplink.place_of(self) + 1 - at_a_time
+            if self.waits_for > 0:
                 return False
         self.has_begun, self.began_at = True, uplink.now()
         self.alone, self.generation = at_a_time == 1, generation
@@ -186,6 +189,16 @@ class Uplink:
         """The turns that are not over, in the order in which they were asked for."""
         turns = list(self.turns)
         return [turn for turn in turns if not turn.is_over]
+
+    def place_of(self, turn: Turn) -> int:
+        """How many turns come before ``turn``: all that were asked for before it, and of those that
+        were asked for later, the ones that have begun: while more parts were sent at a time.
+        """
+        place, earlier = 0, True
+        for other in self.live_turns():
+            earlier = earlier and other is not turn
+            place += earlier or other.has_begun
+        return place
 
     def is_too_slow(self, turn: Turn, rate: float, total: int, of_all: float) -> bool:
         """Whether ``total`` bytes take too long at ``rate`` bytes per second.
