@@ -398,7 +398,9 @@ def simulate_over_http(seed: int, directory: Path) -> Outcome:
     too_long = random.Random(seed).choice((0, 0.8))
     with contextlib.ExitStack() as stack:
         uplink = "ecr_parts._wire.uplink"
-        stack.enter_context(patch.multiple(uplink, _BUFFERED=0, _WINDOW=1e-9, _TOO_LONG=too_long))
+        stack.enter_context(
+            patch.multiple(uplink, _NOT_MEASURED=0, _WINDOW=1e-9, _TOO_LONG=too_long)
+        )
         stack.enter_context(patch("ecr_parts._wire.request.PIECE_SIZE", 64))
         proxies = []
 

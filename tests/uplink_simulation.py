@@ -72,7 +72,7 @@ class Request:
 
     def leave(self) -> None:
         if self.turn is not None:
-            self.turn.leave()
+            self.turn.end()
 
 
 @dataclass(eq=False)

@@ -25,7 +25,7 @@ from ecr_parts._upload.handover import WrittenLayer
 from ecr_parts._upload.layer import UploadOptions, upload_layer
 from ecr_parts._upload.layer_file import LayerBlock, LayerFile
 from ecr_parts._upload.plan import Planner
-from ecr_parts._upload.setup import UploaderOptions, connect
+from ecr_parts._upload.setup import UploaderOptions, set_up
 from ecr_parts._wire.api import EcrClient, endpoint_url
 from ecr_parts._wire.call import answer_of
 from ecr_parts._wire.clients import client_for
@@ -49,8 +49,8 @@ class LayerUploader:
     bytes, which wait until ECR has confirmed the part. ECR cannot process a request that is not
     complete, so it gets the parts in order. This was tested with LocalECR, not with ECR. It turns
     itself off, and says so at INFO, after two requests that were sent ahead for nothing, because
-    they failed or ECR took more than 4 seconds for the part before, or after one that an event
-    handler answered itself. ``overlap=False`` turns it off from the start, as is necessary
+    they failed or their last bytes would have waited for more than 4 seconds, or after one that an
+    event handler answered itself. ``overlap=False`` turns it off from the start, as is necessary
     where a proxy allows only one connection. It requires a botocore client that encodes JSON, as
     those for ``ecr`` do.
 
@@ -82,7 +82,7 @@ class LayerUploader:
         max_bandwidth: float | None = None,
         attempt_timeout: float = 900,
     ) -> None:
-        self._repository, self._planner = connect(
+        self._repository, self._planner = set_up(
             client, repository_name, registry_id,
             part_size=part_size, limits=limits, retrying=retrying, overlap=overlap,
             max_bandwidth=max_bandwidth, attempt_timeout=attempt_timeout,

@@ -101,7 +101,7 @@ def test_fragments_are_told_by_what_ecr_has() -> None:
 def test_checkpoint_of_another_layer() -> None:
     (template,) = [text for text in PHRASES if text.startswith("not resuming")]
     assert message(template) == (
-        "the layer: starting at the beginning, because its progress was not for this"
+        "the layer: starting at the beginning, because its saved progress cannot be continued"
     )
 
 
@@ -109,7 +109,7 @@ def test_parts_that_are_sent_ahead_no_more(caplog: pytest.LogCaptureFixture) -> 
     caplog.set_level(logging.INFO)
     Overlap(enabled=True).end("ConnectionClosedError: …")
     assert [message_of(record) for record in caplog.records] == [
-        "connections were lost: from now on, each part is sent after the one before"
+        "from now on, each part is sent after the one before: the connection was lost"
     ]
 
 

@@ -31,7 +31,7 @@ def test_uplink_that_is_too_slow(
     ecr.respond("UploadLayerPart", EXPIRED, times=9)
     status, _, messages = run_in_process(ecr, path, "demo")
     assert status == 1
-    assert " (--max-workers 1, --part-size 5MiB). Run the same command again\n" in messages
+    assert "or nothing else on it. Run the same command again\n" in messages
 
 
 def test_wrong_clock(run_in_process: RunInProcess, ecr: LocalECR, path: Path) -> None:

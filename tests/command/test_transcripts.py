@@ -278,7 +278,7 @@ def test_upload_that_ecr_has_lost(ecr: LocalECR, transcript: Transcript) -> None
     assert transcript(ecr, "upload layer.tar.gz team/app") == (
         """\
 team/app: 1 layer, 12.0 MiB, which ECR lacks
-layer sha256:DIGEST…: ECR has lost the upload; sending it again (restart 1 of 3)
+layer sha256:DIGEST…: its upload cannot be completed; sending it again (restart 1 of 3)
 uploaded the layer to team/app in N s: 12,582,912 bytes sent
 sha256:DIGEST
 [0]"""

@@ -9,7 +9,7 @@ from helpers import NO_WAIT, SMALL_LIMITS, StopUploadError, digest_of, random_by
 from pytest_mock import MockerFixture
 
 from ecr_parts import LayerUploader, Limits
-from ecr_parts._wire.bandwidth import TURN, Bandwidth
+from ecr_parts._wire.bandwidth import SHARE_SIZE, Bandwidth
 from ecr_parts.testing import LocalECR
 
 BLOB = random_bytes(45)
@@ -19,17 +19,17 @@ LIMITS = Limits(min_part=1_000, max_part=100_000, max_parts=60, max_layer=10**6)
 def test_pieces_are_sent_one_after_another(mocker: MockerFixture) -> None:
     clock = mocker.patch("ecr_parts._wire.bandwidth.time")
     clock.monotonic.return_value = 100.0
-    bandwidth = Bandwidth(TURN)
-    assert [bandwidth.reserve(TURN) for _ in range(3)] == [0.0, 1.0, 2.0]
+    bandwidth = Bandwidth(SHARE_SIZE)
+    assert [bandwidth.reserve(SHARE_SIZE) for _ in range(3)] == [0.0, 1.0, 2.0]
     clock.monotonic.return_value = 102.5
-    assert bandwidth.reserve(TURN // 2) == 0.5
+    assert bandwidth.reserve(SHARE_SIZE // 2) == 0.5
 
 
 def test_link_that_was_not_used_gives_no_credit(mocker: MockerFixture) -> None:
     clock = mocker.patch("ecr_parts._wire.bandwidth.time")
     clock.monotonic.side_effect = [0.0, 1_000.0, 1_000.0]
-    bandwidth = Bandwidth(TURN)
-    assert [bandwidth.reserve(TURN) for _ in range(3)] == [0.0, 0.0, 1.0]
+    bandwidth = Bandwidth(SHARE_SIZE)
+    assert [bandwidth.reserve(SHARE_SIZE) for _ in range(3)] == [0.0, 0.0, 1.0]
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_pauses_do_not_count_as_time_for_an_attempt() -> None:
             "demo",
             limits=LIMITS,
             retrying=NO_WAIT,
-            max_bandwidth=TURN,
+            max_bandwidth=SHARE_SIZE,
             attempt_timeout=0.3,
         )
         layer = uploader.upload(random_bytes(60_000))  # a part takes half a second
@@ -75,7 +75,7 @@ def test_upload_can_be_stopped_while_it_pauses() -> None:
             raise StopUploadError
 
     with LocalECR(limits=LIMITS, part_size=90_000) as ecr:
-        uploader = LayerUploader(ecr.client(), "demo", limits=LIMITS, max_bandwidth=TURN)
+        uploader = LayerUploader(ecr.client(), "demo", limits=LIMITS, max_bandwidth=SHARE_SIZE)
         with pytest.raises(StopUploadError):
             uploader.upload(random_bytes(900_000), progress=stop)
     assert len(ecr.calls_of("UploadLayerPart")) <= 2
@@ -98,7 +98,9 @@ def test_rejects_bad_max_bandwidth(
 
 
 def test_rejects_more_workers_than_max_bandwidth_serves(ecr: LocalECR) -> None:
-    uploader = LayerUploader(ecr.client(), "demo", limits=SMALL_LIMITS, max_bandwidth=4 * TURN)
+    uploader = LayerUploader(
+        ecr.client(), "demo", limits=SMALL_LIMITS, max_bandwidth=4 * SHARE_SIZE
+    )
     with pytest.raises(ValueError, match="327,680 bytes per second for 5 workers"):
         uploader.upload_many([BLOB], max_workers=5)
     assert ecr.calls == []

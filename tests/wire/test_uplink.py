@@ -49,7 +49,7 @@ def is_sending(turn: Turn) -> bool:
 def make_slow(uplink: Uplink) -> None:
     turn = ask(uplink, 10 * MIB, smallest=False)
     assert turn.expired(400) is None
-    turn.leave()
+    turn.end()
 
 
 def send(turn: Turn, clock: Clock, rate: float, total: int = BODY) -> None:
@@ -160,9 +160,9 @@ def test_one_at_a_time_first_come_first_served(uplink: Uplink) -> None:
     make_slow(uplink)
     first, second, third = (ask(uplink, 5 * MIB, smallest=True) for _ in range(3))
     assert [is_sending(turn) for turn in (first, second, third)] == [True, False, False]
-    second.leave()  # it waits no longer
-    first.leave()
-    first.leave()
+    second.end()  # it waits no longer
+    first.end()
+    first.end()
     assert is_sending(third)
 
 
@@ -175,11 +175,11 @@ def test_what_was_cut_larger_must_be_cut_again(uplink: Uplink) -> None:
 def test_those_that_are_being_sent_keep_their_turns(uplink: Uplink) -> None:
     turns = [ask(uplink, 10 * MIB, smallest=False) for _ in range(3)]
     turns[0].expired(301)
-    turns[0].leave()
+    turns[0].end()
     waiting = ask(uplink, 5 * MIB, smallest=True)
-    turns[1].leave()
+    turns[1].end()
     assert not is_sending(waiting)
-    turns[2].leave()
+    turns[2].end()
     assert is_sending(waiting)
 
 
@@ -193,9 +193,9 @@ def test_turn_waits_for_one_that_has_begun_before_it(uplink: Uplink, clock: Cloc
     store(quick, clock, 29)
     assert is_sending(second)  # it happens to ask before the first one
     slow.expired(301)
-    slow.leave()
+    slow.end()
     assert not is_sending(first)
-    second.leave()
+    second.end()
     assert is_sending(first)
     assert first.alone
 
@@ -232,7 +232,7 @@ def store(turn: Turn, clock: Clock, seconds: float) -> None:
     assert is_sending(turn)
     clock.time += seconds
     turn.stored()
-    turn.leave()
+    turn.end()
 
 
 def test_uplink_is_no_longer_slow_if_all_that_wait_can_be_sent(
@@ -269,7 +269,7 @@ def test_part_that_began_before_a_change_does_not_double_the_number(
 ) -> None:
     before, slow = ask(uplink, 10 * MIB, smallest=False), ask(uplink, 10 * MIB, smallest=False)
     slow.expired(301)
-    slow.leave()
+    slow.end()
     waiting = [ask(uplink, 5 * MIB, smallest=True) for _ in range(2)]
     store(before, clock, 1)
     assert list(map(is_sending, waiting)) == [True, False]
@@ -296,7 +296,7 @@ def test_third_refusal_of_smallest_part_alone_is_the_end(uplink: Uplink, clock: 
         clock.time += 350
         turn.sending(7 * MIB, 7 * MIB, measured=False)
         reasons.append(turn.expired(350))
-        turn.leave()
+        turn.end()
     assert reasons[:-1] == [None] * 4
     assert reasons[-1] == (
         "3 parts in succession took too long, although each was sent alone; the last one 350 s at "
@@ -373,7 +373,7 @@ def locked(clock: Clock, uplink: Uplink) -> Iterator[Turn]:
 
 def test_leaving_in_another_thread_waits_for_nothing(locked: Turn) -> None:
     """It is the caller's thread, which a signal handler may interrupt while it holds a lock."""
-    run_in_thread(locked.leave)
+    run_in_thread(locked.end)
 
 
 @pytest.mark.usefixtures("locked")
@@ -388,7 +388,7 @@ def test_forked_process_does_not_wait_for_its_parent(uplink: Uplink, mocker: Moc
 def test_turn_that_was_left_before_it_was_asked_for_holds_up_nobody(uplink: Uplink) -> None:
     make_slow(uplink)
     left = Turn(uplink, 5 * MIB, smallest=True)
-    left.leave()
+    left.end()
     left.begins()
     assert uplink.turns == {}
 
@@ -403,7 +403,7 @@ def test_body_that_is_alone_after_another_was_left_never_gives_up(
     uplink: Uplink, clock: Clock
 ) -> None:
     turn, other = (ask(uplink, 5 * MIB, smallest=True) for _ in range(2))
-    run_in_thread(other.leave)
+    run_in_thread(other.end)
     send(turn, clock, BODY / 10_000)
 
 

@@ -55,7 +55,7 @@ class Task(Generic[_T]):
         self.error: BaseException | None = None
         """What the function raised."""
         self.abandoned = False
-        """Whether nobody waits for the task any more."""
+        """Whether nobody waits for the task any more: it has ended, or must send nothing more."""
         self.timed_out = False
         """Whether it was abandoned because it took too long, so that its result is ignored."""
         self.without_thread = False
@@ -75,7 +75,7 @@ class Task(Generic[_T]):
         self._releases: list[Callable[[], object]] = []
 
     @property
-    def needs_thread(self) -> bool:
+    def must_run_here(self) -> bool:
         """Whether the waiting thread must run the task, because no other one does."""
         overdue = not self.unclaimed.locked() and time.monotonic() >= self.overdue_at
         return self.without_thread or overdue
@@ -118,7 +118,7 @@ class Task(Generic[_T]):
             raise Abandoned
 
     def more_time(self) -> float:
-        """Called when the time to wait for the task is over: more seconds, 0 to give up."""
+        """Called when the time to wait for the task is over. Returns more seconds; 0 to give up."""
         return 0.0
 
     def when_over(self, release: Callable[[], object]) -> None:
@@ -313,7 +313,7 @@ class Waiter:
         return self.run_to_its_end(name, function).result()
 
     def run_to_its_end(self, name: str, function: Callable[[], _T]) -> Task[_T]:
-        """Run ``function``, which accesses the disk, in another thread.
+        """Run ``function`` in another thread.
 
         If that is interrupted, waits up to a second for it to end, so that it touches no file
         afterwards.

@@ -108,7 +108,7 @@ class Workers:
             self._starting.add(number)
             self._tasks[number] = self._waiter.start(f"layer {number}", partial(self._work, number))
         for task in list(self._tasks.values()):
-            if task.needs_thread:
+            if task.must_run_here:
                 self._waiter.wait(task)  # runs it in this thread
 
     def _work(self, number: int) -> None:

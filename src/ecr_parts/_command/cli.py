@@ -36,8 +36,8 @@ _OPTIONS = {
 }
 """By error code: the options that set what an error tells the user to check."""
 
-_BY_REMEDY = {"max_workers=1": "--max-workers 1, --part-size 5MiB", "clock is": ""}
-"""By a part of an error's message: the options that its remedy is about, whatever its code."""
+_NO_OPTIONS = ("uplink is too slow", "clock is")
+"""Parts of messages of errors that no option can avoid, whatever their code."""
 
 _SELF_EXPLANATORY = {
     "ConnectTimeoutError",
@@ -135,9 +135,8 @@ def _describe(error: Exception, *, creates: bool) -> str:
 
 def _options_to_check(error: Exception) -> str:
     if isinstance(error, ServiceError):
-        for text, options in _BY_REMEDY.items():
-            if text in str(error):
-                return options
+        if any(text in str(error) for text in _NO_OPTIONS):
+            return ""
         not_answered = "" if error.request_id else "--region, --endpoint-url"
         return _OPTIONS.get(error.code, not_answered)
     if isinstance(error, UnexpectedResponseError):

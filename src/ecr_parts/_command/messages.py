@@ -113,15 +113,17 @@ def _with_separators(text: str) -> str:
 PHRASES: dict[str, Callable[..., str | None]] = {
     "%s, attempt %d: %s; trying again in %.1f s": _repeated,
     "%s, sent ahead: %s; trying again in its turn": _sent_ahead,
-    "sending no more parts ahead: %s": lambda _reason: (
-        "connections were lost: from now on, each part is sent after the one before"
+    "sending no more parts ahead: %s": lambda reason: (
+        f"from now on, each part is sent after the one before: {_reason(reason)}"
     ),
     "%s; %s%s": _moved,
     "resuming upload %s at byte %d": _resumed,
     "not resuming: the session is for another layer or repository, or no part can follow its last "
-    "one": lambda: f"{_layer()}: starting at the beginning, because its progress was not for this",
+    "one": lambda: (
+        f"{_layer()}: starting at the beginning, because its saved progress cannot be continued"
+    ),
     "starting over (restart %d of %d): %s": lambda number, most, _error: (
-        f"{_layer()}: ECR has lost the upload; sending it again (restart {number} of {most})"
+        f"{_layer()}: its upload cannot be completed; sending it again (restart {number} of {most})"
     ),
     "%s is complete at ECR, despite %s": lambda _digest, _refusal: f"{_layer()}: ECR has all of it",
     # Questions that need not be answered.

@@ -43,7 +43,7 @@ def find_json(files: ImageFiles, name: str, error_of: ErrorOf) -> FileRegion:
 def parse_json(content: bytes, error_of: ErrorOf, where: str) -> Any:
     """The value of JSON in UTF-8. Numbers with a point or an exponent keep their digits."""
     try:
-        return json.loads(content.decode(), parse_float=_Number, parse_constant=_refuse_constant)
+        return json.loads(content.decode(), parse_float=_Number, parse_constant=refuse_constant)
     except (RecursionError, ValueError) as error:
         raise error_of(f"{where} is not JSON: {error}. Save the image again") from error
 
@@ -59,7 +59,8 @@ class _Number:
         return self.text
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def refuse_constant(name: str) -> NoReturn:
+    """Raise ``ValueError``: for NaN and the like, which Python's parser accepts."""
     raise ValueError(f"{name} is not a number in JSON")
 
 

@@ -318,7 +318,7 @@ class ImagePush:
     def _with_checkpoint(self, blob: Layer) -> Layer:
         if self._checkpoint_dir is None:
             return blob
-        name = checkpoint_name(str(blob.digest), self._repository.target.description)
+        name = checkpoint_name(str(blob.digest), self._repository.target.identity)
         return replace(blob, checkpoint=self._checkpoint_dir / name)
 
     # Manifests

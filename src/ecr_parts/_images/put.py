@@ -7,12 +7,12 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 from ecr_parts._base.validation import check_name, short_repr
 from ecr_parts._images.choice import TAG
 from ecr_parts._images.contents import digest_of
-from ecr_parts._images.documents import ErrorOf
+from ecr_parts._images.documents import ErrorOf, refuse_constant
 from ecr_parts._model.layers import PushedImage
 from ecr_parts._model.limits import MAX_MANIFEST
 from ecr_parts._model.manifests import MANIFEST_TYPES, find_violation
@@ -137,7 +137,7 @@ def _check(content: bytes, media_type: str | None) -> str:
     if len(content) > MAX_MANIFEST:
         raise _invalid(f"has {len(content):,} bytes, more than {MAX_MANIFEST:,}")
     try:
-        document = json.loads(content.decode(), parse_constant=_refuse_constant)
+        document = json.loads(content.decode(), parse_constant=refuse_constant)
     except (RecursionError, ValueError) as error:
         raise _invalid(f"is not JSON in UTF-8: {error}") from error
     if not isinstance(document, dict):
@@ -170,7 +170,3 @@ def _invalid(problem: str) -> InvalidImageError:
 
 def _cannot_be_put(problem: str) -> InvalidImageError:
     return _invalid(f"cannot be put: {problem}")
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number in JSON")

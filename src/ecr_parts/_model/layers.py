@@ -74,8 +74,8 @@ class SentPart:
 
     part: Part
     seconds: float
-    """The time until ECR confirmed the part, with retries: from when it was sent, or from when the
-    part before was confirmed, if that was later."""
+    """The time until ECR confirmed the part, with retries and waits for a slow uplink: from when it
+    was begun, or from when the part before was confirmed, if that was later."""
     attempts: int
     """The number of attempts of that call."""
 

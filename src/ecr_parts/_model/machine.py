@@ -10,8 +10,8 @@
 #
 # ``position`` classifies the answers to parts, ``_upload/steps.py`` the failed calls, and
 # ``TRANSITIONS`` is the table. ``Machine`` looks up the action, and is the only code that moves a
-# session. The code that acts uses the name of the action and never derives it again from byte
-# counts.
+# session: that sets its last byte received. The code that acts uses the name of the action and
+# never derives it again from byte counts.
 #
 # An event is one of
 #
@@ -38,8 +38,8 @@
 # CompleteLayerUpload is unknown (``CHECK_COMPLETED``). Such an upload is not started over.
 #
 # Every loop is bounded: consecutive answers without progress (``MAX_STALLS``) and rewinds of one
-# upload (``MAX_REWINDS``), past which the event is ``NO_PROGRESS``, and the number of times that
-# ``_upload/layer.py`` starts over.
+# upload (``MAX_REWINDS``), past which the event is ``NO_PROGRESS``; the number of times that
+# ``_upload/layer.py`` starts over; and refusals on a slow uplink (``_wire/uplink.py``).
 
 from __future__ import annotations
 
@@ -106,6 +106,7 @@ class _Row(NamedTuple):
     replayable: NextAction
     stream: NextAction
     resumed: NextAction
+    """Unless ``Received.exclusive``."""
 
 
 _A = NextAction
@@ -139,7 +140,9 @@ TRANSITIONS: dict[Event, _Row] = {
 MOVES = frozenset({_A.CONTINUE, _A.CONTINUE_INSIDE, _A.REWIND, _A.SKIP_FORWARD})
 """The actions after which the session is at the byte that ECR reported."""
 DETOURS = (MOVES - {_A.CONTINUE}) | {_A.SEND_AGAIN}
-"""The actions after which the parts are planned anew. They are stalls if ECR has no new byte."""
+"""The actions that are stalls if ECR has no new byte."""
+PLANS_ANEW = DETOURS | {_A.SEND, _A.CUT_AGAIN}
+"""The actions after which the parts are planned anew."""
 
 
 def position(
@@ -160,6 +163,7 @@ def position(
         return Event.BEFORE
     if last_byte < part.first_byte:
         return Event.FURTHER_BACK
+    # The fragment is one of this part, or of the next one, which was sent ahead.
     first_byte = part.first_byte if last_byte < part.last_byte else part.last_byte + 1
     large_enough = last_byte - first_byte + 1 >= min_part or last_byte + 1 == layer_size
     return Event.INSIDE if large_enough else Event.INSIDE_TOO_SMALL
@@ -243,7 +247,10 @@ class Machine:
         return event, action
 
     def note_sent(self, last_byte: int) -> None:
-        """Note that ECR may have stored the layer up to ``last_byte``, before it was cut again."""
+        """Note that ECR may have stored the layer up to ``last_byte``, before it was cut again.
+
+        It is harmless if less was sent.
+        """
         self._received.sent_up_to = max(self._received.sent_up_to, last_byte)
 
     def _move(self, part: Part, last_byte: int) -> None:
@@ -282,7 +289,8 @@ class Machine:
         return row.replayable if replayable else row.stream
 
     def count_parts(self, assumed_part_size: int) -> int:
-        """The number of parts ECR has. If it is unknown, estimate it from a part size in bytes."""
+        """The number of parts ECR has. If it is unknown, it is estimated from a part size in bytes,
+        and known from then on."""
         received = self._received
         if received.parts is None:
             received.parts = -(-self.session.next_byte // assumed_part_size)

@@ -44,8 +44,8 @@ class Received:
     furthest_byte: int = -1
     """The highest byte that ECR has had in this upload. Only a higher one is progress."""
     sent_up_to: int = -1
-    """The highest byte that was sent ahead of a part that ECR then refused. ECR may have stored
-    bytes of such a request, although it was withdrawn."""
+    """The highest byte that ECR may have stored without having confirmed it: of a request that was
+    sent ahead and withdrawn, or of a part that was cut again."""
     exclusive: bool = False
     """Whether it is certain that all parts of the upload were sent with this session."""
     content_verified: bool = False

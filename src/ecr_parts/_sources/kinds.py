@@ -185,7 +185,10 @@ def _twice_a_second(function: Callable[[], object]) -> BetweenReads:
 
 
 def is_background_readable(source: LayerSource) -> bool:
-    """Whether the opened source may be ``background_readable``; also true for a missing file."""
+    """Whether the opened source may be ``background_readable``, without opening it.
+
+    ``True`` for a missing file, too: then a worker reports that it is missing.
+    """
     if isinstance(source, FileRegion | UnnamedFile):
         return True
     if is_path(source):

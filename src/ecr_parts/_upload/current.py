@@ -1,4 +1,4 @@
-"""Which layer a thread uploads: what is logged meanwhile is about it."""
+"""Which layer a worker of ``upload_many`` uploads: what is logged meanwhile is about it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _current: ContextVar[CurrentLayer | None] = ContextVar("ecr_parts_layer", defaul
 
 
 def current_layer() -> CurrentLayer | None:
-    """The layer that this thread uploads; ``None`` while it does something else."""
+    """The layer that this thread uploads for ``upload_many``; ``None`` in other threads."""
     return _current.get()
 
 

@@ -144,7 +144,8 @@ class WrittenLayer:
 
     @property
     def part_size(self) -> int:
-        """How much is held back, in case the layer is not larger: what ECR suggests for a part."""
+        """How much is held back, in case the layer is not larger: by default half of the largest
+        part, which is what ECR suggests."""
         return self.planner.part_size or self.planner.limits.max_part // 2
 
     @property

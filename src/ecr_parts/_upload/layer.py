@@ -12,7 +12,7 @@ from typing import NoReturn, TypeVar, cast
 
 from ecr_parts._base.threads import Waiter
 from ecr_parts._model.layers import Layer, SentPart, UploadedLayer, is_path
-from ecr_parts._model.machine import DETOURS, MOVES, Machine, NextAction
+from ecr_parts._model.machine import MOVES, PLANS_ANEW, Machine, NextAction
 from ecr_parts._model.parts import Part
 from ecr_parts._model.session import UploadSession
 from ecr_parts._sources.base import Source
@@ -156,7 +156,7 @@ class _LayerUpload:
         self, action: NextAction, session: UploadSession, steps: Steps, pipeline: Pipeline
     ) -> NextAction:
         """Do what ``action`` says; the next action."""
-        if isinstance(steps.error, DigestMismatchError):
+        if isinstance(steps.error, DigestMismatchError):  # of CompleteLayerUpload, just now
             self._delete_checkpoint()  # resuming would fail again
         if action is NextAction.COMPLETE:
             return self._complete(steps, pipeline)
@@ -164,9 +164,10 @@ class _LayerUpload:
             return steps.check_availability(action, self._digest, self._source.size)
         if action is NextAction.START_OVER and self._restarts < _MAX_RESTARTS:
             return self._start_over(steps)
-        if action in (NextAction.SEND, NextAction.CUT_AGAIN) or action in DETOURS:
+        if action in PLANS_ANEW:
             return self._send_parts(session, steps, pipeline)
-        return self._raise(cast("EcrPartsError", steps.error))  # what ends an upload has one
+        # FAIL, or START_OVER too often
+        return self._raise(cast("EcrPartsError", steps.error))
 
     # Before the first part
 
@@ -235,7 +236,9 @@ class _LayerUpload:
     # Sending the parts
 
     def _send_parts(self, session: UploadSession, steps: Steps, pipeline: Pipeline) -> NextAction:
-        """Send what ECR lacks, as far as ECR confirms each part; the next action."""
+        """Send parts, until their plan ends or an answer is not simply to continue; the next
+        action.
+        """
         parts = self._planner.parts(
             session.part_size,
             parts_sent=steps.machine.count_parts(session.part_size),
@@ -248,7 +251,7 @@ class _LayerUpload:
         while (call := pipeline.next_part()) is not None:
             call.begin()  # unless it was begun ahead
             pipeline.prepare_after(call)
-            # A stream's size is known at its end, and says whether a fragment may be the last part.
+            # Known once a stream has been read to its end. The last part may be small.
             session.layer_size = self._source.size
             action = steps.settle(call)
             started = max(answered, call.begun_at)

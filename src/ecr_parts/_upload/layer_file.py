@@ -52,9 +52,8 @@ class LayerFile(io.BufferedIOBase):
     if TYPE_CHECKING:
         name: Any  # as in typeshed's ``io.BytesIO``: its ``TextIOWrapper`` requires it
     else:
-        # Python drops what a signal handler raises while Python code finalizes an object. The
-        # finalizer of ``IOBase`` calls ``close``, which is Python code. This one is C code, and
-        # does nothing.
+        # The finalizer of ``IOBase`` would call ``close``, and Python drops what a signal handler
+        # raises meanwhile. This one is C code, which does nothing.
         __del__ = object.__init__
 
     def __init__(
@@ -77,7 +76,7 @@ class LayerFile(io.BufferedIOBase):
         self._layer: UploadedLayer | None = None
         self._diff_id: str | None = None
         self._process = os.getpid()
-        self._turn = threading.Lock()
+        self._in_use = threading.Lock()
         """Held while a thread is in ``write`` or ``complete``, and after an exception left them."""
         self._is_running = False
         """Whether a thread is in ``write`` or ``complete``."""
@@ -103,7 +102,7 @@ class LayerFile(io.BufferedIOBase):
 
     @override
     def write(self, data: Buffer, /) -> int:
-        """Write all of ``data``; the number of its bytes. Waits for ECR once a part is complete.
+        """Write all of ``data``; the number of its bytes. Waits until the upload takes them.
 
         Raises ``ValueError`` if the file is closed; ``SourceChangedError`` if more is written than
         the ``size`` that was passed; ``RuntimeError`` if another thread writes, or in a process
@@ -178,7 +177,7 @@ class LayerFile(io.BufferedIOBase):
         self._check_process()
         if self._handover.abandoned:
             return
-        if not self._turn.acquire(blocking=False):
+        if not self._in_use.acquire(blocking=False):
             self._handover.abandon()
             # If no call is running, an exception has left one between two lines.
             if self._is_running:  # pragma: no branch  (only the line-by-line test gets there)
@@ -198,7 +197,7 @@ class LayerFile(io.BufferedIOBase):
             if not done:
                 self._is_running = False
                 self._handover.abandon()
-        self._turn.release()
+        self._in_use.release()
 
     def _add(self, blob: Blob) -> None:
         if self._closed:
@@ -239,6 +238,7 @@ class LayerFile(io.BufferedIOBase):
 
     def _result(self) -> Written:
         Waiter(self._heartbeat).acquire(self._task.ended)
+        self._task.ended.release()  # so that it can be waited for again
         self._check_wanted()
         return self._task.result()
 
@@ -264,7 +264,7 @@ class LayerFile(io.BufferedIOBase):
             raise ValueError(_INCOMPLETE)
 
     def _check_thread(self) -> None:
-        if self._task.needs_thread:
+        if self._task.must_run_here:
             self._handover.abandon()
             raise RuntimeError(
                 "no thread could be started to upload the layer while it is written: end other "

@@ -56,7 +56,7 @@ class Pipeline:
         self._calls: list[PartCall] = []
         """The part whose answer is due, and the one after it if it is being sent already."""
         self._lanes = cycle(("call 1", "call 2"))
-        """The names of the threads that send the parts, which take turns."""
+        """The names of the threads that send the parts, alternately."""
         self._buffers: dict[str, io.BytesIO] = {}
         """By lane: the memory for its parts."""
 
@@ -105,8 +105,8 @@ class Pipeline:
     def prepare_after(self, call: PartCall | None) -> None:
         """Start to prepare the part after ``call``, which was begun, and to begin it ahead.
 
-        ``None`` for the first part of the plan. It uses the memory of the part before ``call``,
-        which must have been answered.
+        ``None`` for the first part of the plan. The new part uses the buffer of the part before
+        ``call``, which must have been answered.
         """
         planned = next(self._plan, None)
         if planned is None:
@@ -169,9 +169,10 @@ class Pipeline:
         return call
 
     def _hash(self, first_byte: int, blobs: Iterable[Blob]) -> Iterator[Blob]:
-        """Yield ``blobs``, and add each to the digest, in another thread, before the next but one.
+        """Yield ``blobs``, and add each to the digest in another thread.
 
-        The source's bytes are valid for that long.
+        Each is added before the next but one is read, because the source may then use its memory
+        again.
         """
         for blob in blobs:
             if self._hashing is not None:

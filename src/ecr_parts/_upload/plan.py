@@ -142,12 +142,12 @@ class Planner:
     ) -> Iterator[PlannedPart]:
         """The parts from ``next_byte`` on, at most as many as ECR accepts.
 
-        Those of a stream of unknown size continue until then. Parts that are planned while the
-        uplink ``is_slow`` are as small as possible.
+        For a stream of unknown size, as many as that. Parts that are planned while the uplink
+        ``is_slow`` are as small as possible.
         """
         limits = self.limits
         end = limits.max_layer if layer_size is None else layer_size
-        size = self.next_part_size(  # not again for each part: after small ones, it would be less
+        size = self.next_part_size(  # once, because the number of parts that are left varies
             part_size, parts_sent=parts_sent, next_byte=next_byte, layer_size=layer_size
         )
         while next_byte < end and parts_sent < limits.max_parts:

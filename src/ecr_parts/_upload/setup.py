@@ -34,7 +34,7 @@ class UploaderOptions(TypedDict, total=False):
 UploaderOptions.__module__ = "ecr_parts"
 
 
-def connect(
+def set_up(
     client: EcrClient,
     repository_name: str,
     registry_id: str | None,

@@ -45,6 +45,7 @@ def upload_part(
     finally:
         if not known:
             steps.machine.mark_shared()  # ECR may still store the part
+    # The part is never cut again: ``prepare_part`` says that it cannot be cut.
     if action in (NextAction.CHECK_LOST, NextAction.FAIL) and steps.error is not None:
         raise_error(steps.error, session)
 

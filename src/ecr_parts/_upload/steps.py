@@ -58,8 +58,7 @@ class Steps:
         self.in_doubt = False
         """Whether ECR may have carried out the call that failed."""
         self.existed = True
-        """If the layer exists: whether another upload completed it. ``False`` once this one may
-        have done so."""
+        """If the layer exists: whether it was certainly another upload that completed it."""
         self.existing_size: int | None = None
         """If it was asked whether the layer exists, and it does: its size in bytes."""
         self._call: PartCall | None = None
@@ -81,10 +80,10 @@ class Steps:
             _log.debug("%s; %s", outcome.description, action.value)
         if outcome.operation == "CompleteLayerUpload":
             if action is NextAction.FAIL and outcome.in_doubt:
-                # The last attempt was refused, but an earlier one may have completed the layer.
+                # This attempt, or an earlier one, may have completed the layer.
                 event = Event.COMPLETE_IN_DOUBT
                 action = self._after(event)
-            # The upload may be gone because this call succeeded before botocore's own retry.
+            # If the upload is gone, botocore may have repeated a call that had succeeded.
             self.existed = event is not Event.UPLOAD_NOT_FOUND and not outcome.in_doubt
         return action
 
@@ -95,7 +94,8 @@ class Steps:
         event, action = self.machine.receive(
             call.part,
             answer.last_byte,
-            # Only a refusal tells of bytes that were sent ahead: such a request is withdrawn then.
+            # ECR may have bytes of the next part if that was sent ahead and withdrawn: that is, if
+            # this part was refused.
             sent_up_to=call.sent_up_to if answer.refused else -1,
             replayable=self._replayable(),
         )
@@ -177,5 +177,5 @@ def _event_of(failed: CallFailed) -> Event:
         return Event.PARTS_REJECTED
     if isinstance(failed.error, DigestMismatchError):
         return Event.CONTENT_DIFFERS
-    in_doubt = failed.in_doubt or failed.code == "LayerAlreadyExistsException"
-    return Event.COMPLETE_IN_DOUBT if in_doubt else Event.CALL_FAILED
+    exists = failed.code == "LayerAlreadyExistsException"
+    return Event.COMPLETE_IN_DOUBT if exists else Event.CALL_FAILED

@@ -1,4 +1,4 @@
-"""The methods of a client that are called."""
+"""What is known of a client: its methods, service, endpoint and secrets."""
 
 from __future__ import annotations
 

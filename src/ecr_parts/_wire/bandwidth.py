@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-TURN = 64 * 1024  # bytes that a request sends before it is another one's turn
+SHARE_SIZE = 64 * 1024  # bytes that a request sends before another one may
 
 
 class Bandwidth:
@@ -37,4 +37,4 @@ class Bandwidth:
 
 def min_bandwidth(max_workers: int) -> int:
     """The bytes per second below which a worker would wait too long for its turn."""
-    return TURN * max_workers
+    return SHARE_SIZE * max_workers

@@ -26,15 +26,12 @@ from ecr_parts._wire.failures import CallFailed
 from ecr_parts._wire.gate import Gate, Overlap
 from ecr_parts._wire.request import Attempt, EncodedBlob
 from ecr_parts._wire.retry import Backoff
-from ecr_parts._wire.signature import AT_ONCE, clock_remedy, has_expired
+from ecr_parts._wire.signature import MIN_AGE, clock_remedy, has_expired
 from ecr_parts._wire.uplink import TooSlow, Turn, Uplink
 
 _log = logging.getLogger("ecr_parts")
 _T = TypeVar("_T")
-_TOO_SLOW = (
-    "The uplink is too slow: use a faster one, or nothing else on it, with max_workers=1 and "
-    "part_size=5_242_880"
-)
+_TOO_SLOW = "The uplink is too slow: use a faster one, or nothing else on it"
 _MAX_HANGING = 3  # attempts whose threads may still be running
 
 
@@ -57,8 +54,8 @@ class Target:
         return f"repository {self.repository_name!r} in {registry}"
 
     @property
-    def description(self) -> str:
-        """Where the repository is: the endpoint, the registry and the name."""
+    def identity(self) -> str:
+        """Where the repository is: the endpoint, the registry and the name. In names of files."""
         return f"{endpoint_url(self.client)} {self.registry_id} {self.repository_name}"
 
     def has(self, session: UploadSession) -> bool:
@@ -132,8 +129,8 @@ class Call(Generic[_T]):
     """Whether what is sent cannot be cut into smaller parts."""
     attempts: int = field(default=0, init=False)
     """How many times the call was made."""
-    _first_attempt: Attempt[_T | CallFailed] | None = field(default=None, init=False)
-    """If it was begun before ``settle``."""
+    _begun_attempt: Attempt[_T | CallFailed] | None = field(default=None, init=False)
+    """The attempt that was begun before ``settle``, if any."""
 
     def __str__(self) -> str:
         subject = f", {self.subject}" if self.subject else ""
@@ -148,7 +145,7 @@ class Call(Generic[_T]):
         """
         method = getattr(self.target.client, METHODS[self.operation])
         backoff = Backoff(self.options.retrying, self.waiter, method)
-        begun = self._first_attempt
+        begun = self._begun_attempt
         while True:
             self.waiter.heartbeat()
             outcome = self._attempt(begun)
@@ -209,36 +206,35 @@ class Call(Generic[_T]):
         return attempt.result()
 
     def _new_attempt(self, gate: Gate | None) -> Attempt[_T | CallFailed]:
-        """A task that makes the call, ahead of its turn if there is a ``gate``."""
+        """A task that makes the call: ahead, if there is a ``gate``."""
         # Looked up for each attempt, because a client may switch to another one in between.
         method = getattr(self.target.client, METHODS[self.operation])
         # An abandoned attempt may live on. So the task must not refer to ``self``, which refers to
         # the part and to the caller's objects.
         client, confirmation, next_gate = self.target.client, self.confirmation, Gate()
         turn = self.new_turn()
-        sent_secrets: list[str] = []
         parse, parse_refusal = self.parse, self.parse_refusal
-        check = partial(_check_turn, gate, self.options.overlap, str(self))
+        check = partial(_note_sent_ahead, gate, self.options.overlap, str(self))
         parameters = dict(self.parameters)
         blob = parameters.get("layerPartBlob")
 
         def run() -> _T | CallFailed:
             handled = sys.exc_info()[1]  # the caller's, if this is the caller's thread
-            # A failure must not be a local variable of this frame, which its traceback refers to.
-            # Neither must the attempt, which has the failure.
+            # No local variable of this frame may refer to the failure, or to the attempt that gets
+            # it: the failure's traceback refers to the frame. So this finds the attempt by its
+            # thread.
             try:
                 cast("Attempt[Any]", current_task()).wait_for_turn()
                 answer = parse(check_answer(method(**parameters)))
             except TooSlow as too_slow:
                 clear_client_frames(too_slow, handled)
-                return check(CallFailed.given_up())
+                return check(CallFailed.uplink_too_slow())
             except Abandoned as abandoned:
                 clear_client_frames(abandoned, handled)
                 raise
             except Exception as error:  # noqa: BLE001  (a client may raise anything)
                 clear_client_frames(error, handled)
-                secrets = sent_secrets + loaded_secrets(client)
-                return check(_judge(turn, parse_error(error, parse_refusal, secrets)))
+                return check(_find_cause(turn, parse_error(error, parse_refusal, _secrets(client))))
             if answer == confirmation:
                 next_gate.open()
                 if turn is not None:  # pragma: no branch  (only parts are confirmed)
@@ -246,19 +242,23 @@ class Call(Generic[_T]):
             return check(answer)
 
         attempt = Attempt(run, self.waiter.cancelled, gate, next_gate, self.options.bandwidth, turn)
-        attempt.sent_secrets = sent_secrets
         if isinstance(blob, EncodedBlob):
             parameters["layerPartBlob"] = own = copy.copy(blob)
             attempt.when_over(partial(setattr, own, "body", b""))
         return attempt
 
 
-def _judge(turn: Turn | None, outcome: _T | CallFailed) -> _T | CallFailed:
+def _secrets(client: EcrClient) -> list[str]:
+    """What must not be shown of the attempt of this thread."""
+    return cast("Attempt[Any]", current_task()).sent_secrets + loaded_secrets(client)
+
+
+def _find_cause(turn: Turn | None, outcome: _T | CallFailed) -> _T | CallFailed:
     """Find out whether the attempt of this thread has failed because of the uplink or the clock."""
     if not isinstance(outcome, CallFailed):
         return outcome
     age = cast("Attempt[Any]", current_task()).signed.age
-    expired = has_expired(outcome.cause) and age >= AT_ONCE
+    expired = has_expired(outcome.cause) and age >= MIN_AGE
     outcome.remedy = clock_remedy(outcome.cause, age)
     if expired and turn is None:
         outcome.transient = True  # this call is small, but others may have filled the uplink
@@ -273,19 +273,19 @@ def _judge(turn: Turn | None, outcome: _T | CallFailed) -> _T | CallFailed:
     return outcome
 
 
-def _check_turn(
+def _note_sent_ahead(
     gate: Gate | None, overlap: Overlap, call: str, outcome: _T | CallFailed
 ) -> _T | CallFailed:
-    """Check whether an attempt ended before its turn. Returns its ``outcome``.
+    """If the request was sent ahead, note whether it had to be. Returns its ``outcome``.
 
     If it failed, its gate is closed next, as that of each attempt that ends.
     """
-    if isinstance(outcome, CallFailed) and outcome.too_slow:
+    if gate is None or (isinstance(outcome, CallFailed) and outcome.too_slow):
         return outcome
-    if gate is not None and isinstance(outcome, CallFailed) and not gate.is_decided:
+    if isinstance(outcome, CallFailed) and not gate.is_decided:
         _log.info("%s, sent ahead: %s; trying again in its turn", call, outcome.description)
         overlap.count_loss(outcome.description)
-    elif gate is not None and not isinstance(outcome, CallFailed) and not gate.was_asked:
+    elif not isinstance(outcome, CallFailed) and not gate.was_asked:
         overlap.end("another handler of the client answers parts by itself")
     return outcome
 
@@ -306,36 +306,36 @@ class PartCall(Call[PartAnswer]):
     def begin(self, previous: PartCall | None = None) -> None:
         """Begin to send the part: ahead, while ``previous`` is being sent or processed.
 
-        Without ``previous``, it is the part's turn. Then nothing is begun if that has been done and
-        the request was not withdrawn. ``settle`` waits for the outcome, or begins what was not
-        begun here. May be called in any thread.
+        Without ``previous``, the part before is confirmed. Then this does nothing if the part was
+        begun ahead and its request was not withdrawn. ``settle`` waits for the outcome, or begins
+        what was not begun here. May be called in any thread.
         """
         gate = None
         if previous is not None:
-            if previous._first_attempt is None:
+            if previous._begun_attempt is None:
                 return  # nothing would open the gate
             gate = previous.next_gate
             gate.last_byte = self.part.last_byte
-        elif self._first_attempt is not None:
-            passed = self._first_attempt.gate
+        elif self._begun_attempt is not None:
+            passed = self._begun_attempt.gate
             if passed is None or not passed.is_closed:
                 return
             if passed.held_too_long:
                 reason = "the part before took too long to be confirmed"
                 self.options.overlap.count_loss(reason)
-            self._first_attempt = None
+            self._begun_attempt = None
         if len(self.options.hanging) >= _MAX_HANGING:
             return  # ``settle`` finds out whether they still hang
         self.begun_at = time.monotonic()
-        self._first_attempt = self._new_attempt(gate)
-        self.next_gate = self._first_attempt.next_gate
-        self.waiter.give(self.thread, self._first_attempt)
+        self._begun_attempt = self._new_attempt(gate)
+        self.next_gate = self._begun_attempt.next_gate
+        self.waiter.give(self.thread, self._begun_attempt)
 
     def withdraw(self) -> None:
         """Send nothing more of the part. Its answer is not needed."""
-        if self._first_attempt is not None:
-            self._first_attempt.abandoned = True
-            self._first_attempt.release()
+        if self._begun_attempt is not None:
+            self._begun_attempt.abandoned = True
+            self._begun_attempt.release()
 
     @property
     def sent_up_to(self) -> int:

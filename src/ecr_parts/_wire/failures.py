@@ -33,7 +33,7 @@ class WrongDigestError(Exception):
         self.digest = digest
 
 
-class GivenUpError(Exception):
+class UplinkSlowError(Exception):
     """A part was not sent, because it would have taken too long. The retry policy is not asked."""
 
 
@@ -88,10 +88,10 @@ class CallFailed(Carrier):
         return cls(cause, name, f"{name}: {message}", transient=transient)
 
     @classmethod
-    def given_up(cls) -> Self:
-        """A part that was given up because it would take too long."""
+    def uplink_too_slow(cls) -> Self:
+        """A part that must be sent later, or cut again."""
         message = "the uplink is too slow for this part"
-        failed = cls(GivenUpError(message), GivenUpError.__name__, message, transient=True)
+        failed = cls(UplinkSlowError(message), UplinkSlowError.__name__, message, transient=True)
         failed.too_slow = True
         return failed
 
@@ -127,7 +127,7 @@ class CallFailed(Carrier):
 
     @property
     def connection_lost(self) -> bool:
-        """Whether the connection broke or was closed, or the server stopped waiting (408)."""
+        """Whether there was no connection, it broke, or the server stopped waiting (408)."""
         return self.transient and (
             isinstance(self.cause, BotoCoreError) or self.code in _REQUEST_TIMEOUTS
         )

@@ -36,7 +36,7 @@ class Gate:
         self.last_byte = -1
         """The last byte of the part whose request has this gate; -1 if none was begun."""
         self.was_asked = False
-        """Whether the request asked whether it may be completed."""
+        """Whether ``wait`` was called."""
         self.held_back = False
         """Whether the request had to pause at the gate."""
         self.held_too_long = False
@@ -98,7 +98,11 @@ def _release(*locks: threading.Lock) -> None:
 
 
 class Overlap:
-    """Whether requests are sent ahead: until two of them were lost."""
+    """Whether requests are sent ahead: until two of them were sent in vain.
+
+    That is so if one fails before its turn, is held back for too long, or is held back when its
+    connection breaks.
+    """
 
     def __init__(self, *, enabled: bool) -> None:
         self.enabled = enabled

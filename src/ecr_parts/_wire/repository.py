@@ -44,7 +44,7 @@ from ecr_parts._wire.uplink import Turn
 
 _log = logging.getLogger("ecr_parts")
 _T = TypeVar("_T")
-MAX_DIGESTS = 100  # in one call of BatchCheckLayerAvailability (API reference)
+MAX_DIGESTS = 100  # in one call (API reference)
 _MAX_POLLS = 4  # availability checks after a completion, because ECR may lag
 _MAX_PUTS = 5  # of one manifest that refers to something that ECR does not find
 _NOT_FOUND = frozenset({"LayersNotFoundException", "ReferencedImagesNotFoundException"})
@@ -72,7 +72,8 @@ class AliasCheck:
 class Repository:
     """ECR's calls for one repository, repeated, their answers checked.
 
-    All calls to ECR are made by this class. A call that fails for good raises ``CallFailed``.
+    All calls to ECR are made by this class. A call that fails for good raises ``CallFailed``,
+    unless the method says something else.
     """
 
     target: Target
@@ -308,7 +309,7 @@ class Repository:
         alias.is_done = True
 
     def create_if_missing(self) -> None:
-        """Create the repository, unless there is one."""
+        """Create the repository, unless there is one. Raises the public error of a failed call."""
         probe = {"layerDigests": [f"sha256:{'0' * 64}"]}
         call = partial(self._call, "BatchCheckLayerAvailability", probe, parse_availability)
         found = outcome_of(call)
@@ -333,7 +334,7 @@ class Repository:
         parse: Callable[[Answer], _T],
         location: Mapping[str, object] | None = None,
     ) -> _T | CallFailed:
-        """The answer to a question that need not be answered, so it is asked twice at most."""
+        """Ask what callers can do without, in at most two attempts. Returns the failure, if any."""
         retrying = self.options.retrying.copy(stop=tenacity.stop_after_attempt(2))
         asking = replace(self, options=replace(self.options, retrying=retrying))
         return outcome_of(partial(asking._call, operation, parameters, parse, location=location))

@@ -25,7 +25,7 @@ from typing_extensions import override
 from ecr_parts._base import fast_base64
 from ecr_parts._base.threads import Abandoned, Task, current_task
 from ecr_parts._model.layers import Blob
-from ecr_parts._wire.bandwidth import TURN, Bandwidth
+from ecr_parts._wire.bandwidth import SHARE_SIZE, Bandwidth
 from ecr_parts._wire.gate import Gate
 from ecr_parts._wire.signature import SigningTime
 from ecr_parts._wire.uplink import PIECE_SIZE, Turn
@@ -34,11 +34,10 @@ _T = TypeVar("_T")
 
 
 _KEY = "ecr_parts.encoded_blob"  # in the context that botocore passes from event to event
-_MAX_SLEEP = 0.5  # seconds between checks whether the call was abandoned
-# Seconds between questions whether the part's turn begins: for each turn that must end first, and
-# at most. The next in line asks often, so that the uplink is not idle between small parts.
+_CHECK_INTERVAL = 0.5  # seconds between checks whether the call was abandoned
+# Seconds between questions whether the part's turn begins, for each turn that must end first: the
+# next in line asks often, so that the uplink is not idle between small parts.
 _DELAY = 0.01
-_MAX_DELAY = 0.1
 _HELD_BACK = 64 * 1024  # bytes at the end of a request that waits for its gate
 _RESERVED = 33 * 1024 * 1024  # bytes
 _SMALL = 1024 * 1024  # bytes
@@ -104,10 +103,9 @@ class EncodedBlob(Sequence[int]):
 def new_buffer(part_size: int) -> io.BytesIO:
     """A file for ``encode_blob``, to be used for parts of up to about ``part_size`` bytes.
 
-    glibc takes up to 32 MiB from its heaps, which large blocks fragment: 16 layers of 128 MiB with
-    8 workers peak at 363 MiB with this, and at 440 without. More is mapped and returned to the
-    system; pages that are not written to take no memory, but part of the address space. So nothing
-    is reserved for small parts.
+    If parts have more than 1 MiB, it reserves so much that glibc maps it: what glibc takes from its
+    heaps, up to 32 MiB, fragments them. 16 layers of 128 MiB with 8 workers peak at 363 MiB with
+    this, and at 440 without. Pages that are not written to take only address space.
     """
     return io.BytesIO(bytes(_RESERVED) if part_size > _SMALL else b"")
 
@@ -162,13 +160,13 @@ class Attempt(Task[_T]):
         """The part's turn to be sent; ``None`` for other calls."""
         self.signed = SigningTime()
         """Of the latest request."""
-        self.piece_size = PIECE_SIZE if bandwidth is None else TURN
+        self.piece_size = PIECE_SIZE if bandwidth is None else SHARE_SIZE
         """The bytes of a request that are sent at once."""
         self.when_over(next_gate.close)
         if gate is not None:
             self.when_over(gate.close)
         if turn is not None:
-            self.when_over(turn.leave)
+            self.when_over(turn.end)
 
     @property
     def held_back(self) -> bool:
@@ -189,7 +187,7 @@ class Attempt(Task[_T]):
         self.check()
         asked_at = time.monotonic()
         while self.turn is not None and not self.turn.begins():
-            time.sleep(min(_MAX_DELAY, _DELAY * self.turn.waits_for))
+            time.sleep(min(_CHECK_INTERVAL, _DELAY * self.turn.waits_for))
             # Measured, because a thread wakes late if others need the processor or the GIL: with
             # four of them, a fifth of the wait would count as time of the attempt.
             asked_before, asked_at = asked_at, time.monotonic()
@@ -197,21 +195,23 @@ class Attempt(Task[_T]):
             self.check()
         self.signed = SigningTime()
 
-    def reserve(self, bandwidth: Bandwidth, size: int) -> None:
-        """Wait until ``size`` bytes may be sent."""
-        left = bandwidth.reserve(size)
+    def reserve(self, size: int) -> None:
+        """Wait until ``size`` bytes may be sent, as ``max_bandwidth`` says."""
+        if self.bandwidth is None:
+            return
+        left = self.bandwidth.reserve(size)
         self._paused += left  # before it has passed, because the time may be over meanwhile
         while left > 0:
             self.check()
-            time.sleep(min(left, _MAX_SLEEP))  # for ``max_bandwidth``
-            left -= _MAX_SLEEP
+            time.sleep(min(left, _CHECK_INTERVAL))
+            left -= _CHECK_INTERVAL
 
     @override
     def more_time(self) -> float:
         paused, self._paused = self._paused, 0.0
         if paused:
             return paused
-        # If the gate cannot be closed, ECR has confirmed the part right now.
+        # If the gate is open already, ECR has confirmed the part, and the attempt ends at once.
         return 0.0 if self.next_gate.close() else float("inf")
 
 
@@ -240,8 +240,7 @@ class _Body:
                     measured = gate is None or gate.is_decided
                     attempt.turn.sending(start, len(body), measured=measured)
                 piece = body[start : min(start + attempt.piece_size, stop)]
-                if attempt.bandwidth is not None:
-                    attempt.reserve(attempt.bandwidth, len(piece))
+                attempt.reserve(len(piece))
                 attempt.check()
                 yield piece
                 start += len(piece)
@@ -262,7 +261,7 @@ def make_calls_stoppable(client: object) -> None:
     if isinstance(client, botocore.client.BaseClient):
         service = client.meta.service_model.service_id.hyphenize()
         events = client.meta.events
-        events.register_first(f"before-send.{service}", _check_task, unique_id=f"{_KEY}.check")
+        events.register_first(f"before-send.{service}", _note_request, unique_id=f"{_KEY}.check")
         # Last of all, because other handlers may read the body or answer the call themselves.
         events.register_last("before-send", _send_in_pieces, unique_id=f"{_KEY}.pieces")
 
@@ -322,7 +321,8 @@ def _add_hash(request: AWSRequest, signature_version: object, **_event: object) 
         request.headers["X-Amz-Content-SHA256"] = blob.sha256
 
 
-def _check_task(request: AWSPreparedRequest, **_event: object) -> None:
+def _note_request(request: AWSPreparedRequest, **_event: object) -> None:
+    """Check that the request is still wanted; note when it was signed, and its secrets."""
     task = current_task()
     if task is not None:
         task.check()

@@ -55,7 +55,7 @@ CLIENT_CONFIG = Config(
     # This library retries. Set both explicitly, because botocore writes its defaults into this
     # shared object.
     retries={"mode": "standard", "total_max_attempts": 1},
-    # Seconds without data. Each 256 KiB piece of a part must be sent within this time.
+    # Seconds without data. Each piece of a part must be sent within this time.
     connect_timeout=60,
     read_timeout=60,
     tcp_keepalive=True,

@@ -19,7 +19,7 @@ _NOT_YET_CURRENT = re.compile(r"not yet current|is still later than", re.IGNOREC
 _CODES = frozenset({"InvalidSignatureException", "RequestTimeTooSkewed", "SignatureDoesNotMatch"})
 _TIME = re.compile(r"\b(\d{8}T\d{6})Z")
 _FORMAT = "%Y%m%dT%H%M%S"
-AT_ONCE = 2.0  # seconds; a request that is younger has not expired: the clock is wrong
+MIN_AGE = 2.0  # seconds; a request that is younger has not expired: the clock is wrong
 _CLOCK_IS_WRONG = 60.0  # seconds
 
 
@@ -51,9 +51,9 @@ def clock_remedy(error: Exception, age: float) -> str | None:
     if not has_expired(error) and not _says(error, _NOT_YET_CURRENT):
         return None
     ahead = _seconds_ahead(error, age)
-    if ahead is None:
-        return "Set this machine's clock, for example by NTP" if age < AT_ONCE else None
-    if age >= AT_ONCE and abs(ahead) < _CLOCK_IS_WRONG:
+    if ahead is None:  # the message has no times
+        return "Set this machine's clock, for example by NTP" if age < MIN_AGE else None
+    if age >= MIN_AGE and abs(ahead) < _CLOCK_IS_WRONG:  # the request was slow
         return None
     return (
         f"This machine's clock is {abs(ahead):,.0f} s {'ahead' if ahead > 0 else 'behind'}: set "

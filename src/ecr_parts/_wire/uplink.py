@@ -3,14 +3,16 @@
 AWS refuses a request that arrives more than five minutes after it was signed. On a slow uplink,
 several large parts that share it all take longer than that, however often they are sent. So:
 
-1. All parts are sent at once, until one would take too long at the rate of its last ``_WINDOW``
-   seconds, and gives up; or until one is refused because its signature has expired.
+1. Each layer sends its parts without waiting for other layers, until a part would take too long at
+   the rate of its last ``_WINDOW`` seconds, and gives up; or until one is refused because its
+   signature has expired.
 2. Then the uplink is *slow*: one part is sent at a time, first come, first served. Its turn lasts
    from before it is signed until it is answered, because some MiB of it may still be in the kernel
    when its last byte has been sent. Parts have the smallest size that their layer allows; those
    that were cut larger are cut again. A part of that size never gives up while it is the only one.
 3. A part that is stored quickly doubles the number of parts at a time. Once none waits for its
    turn, the uplink is no longer slow.
+4. The upload fails after three refusals in succession of the smallest parts, each sent alone.
 
 ``tests/uplink_simulation.py`` simulates this for many links. Simpler rules fail there: with smaller
 parts alone, or fewer parts alone, some uploads never end, and one part at a time takes only a small
@@ -32,7 +34,7 @@ _log = logging.getLogger("ecr_parts")
 _MAX_AGE = 300.0
 _TOO_LONG = 0.8  # of the maximum age
 _QUICK = 0.1  # likewise
-_BUFFERED = 10.0  # seconds at the start of a body, whose first MiB the kernel takes at once
+_NOT_MEASURED = 10.0  # seconds at the start of a body, whose first MiB the kernel takes at once
 _WINDOW = 30.0  # seconds
 _SIGNIFICANT = 1024 * 1024  # bytes; how long a smaller part takes says little about the uplink
 _MAX_REFUSALS = 3  # in succession, of the smallest parts, sent alone
@@ -43,7 +45,7 @@ class TooSlow(BaseException):  # no Exception, which botocore would catch
 
 
 class Turn:
-    """A part's turn to be sent. All but ``leave`` is called in the thread of its attempt."""
+    """A part's turn to be sent. All but ``end`` is called in the thread of its attempt."""
 
     def __init__(self, uplink: Uplink, size: int, *, smallest: bool) -> None:
         self.size = size
@@ -59,7 +61,7 @@ class Turn:
         """How many other turns had to end first, when it was last asked for."""
         self.began_at = 0.0
         self._uplink = uplink
-        self._has_left = False
+        self._has_ended = False
         self._process = os.getpid()
         self._sent = self._total = 0
         """Bytes of the body."""
@@ -76,8 +78,8 @@ class Turn:
         """
         uplink = self._uplink
         uplink.turns.setdefault(self)
-        if self._has_left:  # meanwhile
-            self.leave()
+        if self._has_ended:  # perhaps before it was asked for
+            self.end()
         generation, at_a_time = uplink.generation, uplink.at_a_time
         if at_a_time is not None:
             if not self.smallest:
@@ -90,18 +92,18 @@ class Turn:
         self._sent_before = uplink.sent
         return True
 
-    def leave(self) -> None:
+    def end(self) -> None:
         """End the turn, or stop asking for it. May be called more than once, in any thread.
 
         In the caller's thread, a signal handler may raise at any point, so no lock is acquired.
         """
-        self._has_left = True
+        self._has_ended = True
         self._uplink.turns.pop(self, None)
 
     @property
     def is_over(self) -> bool:
-        """Whether it was left, or is that of the process from which this one was forked."""
-        return self._has_left or self._process != os.getpid()
+        """Whether it has ended, or is that of the process from which this one was forked."""
+        return self._has_ended or self._process != os.getpid()
 
     def sending(self, sent: int, total: int, *, measured: bool) -> None:
         """To be called before each piece of the body, and after the last one.
@@ -116,7 +118,7 @@ class Turn:
         self._sent, self._total, self._last_at = sent, total, now
         if sent == 0:  # again, if botocore repeats the request
             self._first_at, self._window = now, None
-        if not measured or now - self._first_at < _BUFFERED:
+        if not measured or now - self._first_at < _NOT_MEASURED:
             return
         if self._window is None:
             self._window = (now, sent, uplink.sent)
@@ -125,7 +127,7 @@ class Turn:
         if seconds >= _WINDOW:
             self._window = (now, sent, uplink.sent)
             of_all = (uplink.sent - all_before) / seconds
-            if uplink.is_too_slow(self, (sent - before) / seconds, total, of_all):
+            if uplink.gives_up(self, (sent - before) / seconds, total, of_all):
                 raise TooSlow
 
     def failed(self) -> bool:
@@ -137,7 +139,7 @@ class Turn:
         if self._sent == self._total or seconds < _WINDOW:
             return False
         rate = PIECE_SIZE / seconds  # at most
-        return self._uplink.is_too_slow(self, rate, self._total, rate)
+        return self._uplink.gives_up(self, rate, self._total, rate)
 
     def stored(self) -> None:
         """To be called when ECR has stored the part."""
@@ -148,7 +150,7 @@ class Turn:
     def expired(self, age: float) -> str | None:
         """To be called when ECR refused the part ``age`` seconds after it was signed.
 
-        Returns why it must not be sent again, if that is so.
+        Returns ``None`` if it is to be sent again, or else why not.
         """
         return self._uplink.expired(self, age, (self._uplink.sent - self._sent_before) / age)
 
@@ -156,7 +158,7 @@ class Turn:
 class Uplink:
     """Whose turn it is to send a part, for all layers of an uploader together.
 
-    ``smallest_part`` (bytes) is for messages; ``now`` returns seconds. Nothing here blocks.
+    ``smallest_part`` (bytes) is for messages; ``now`` returns seconds. Nothing here waits.
     """
 
     def __init__(self, smallest_part: int, now: Callable[[], float] = time.monotonic) -> None:
@@ -171,7 +173,7 @@ class Uplink:
         self.refusals = 0
         """How many of the smallest parts were refused in succession, each sent alone."""
         self.turns: dict[Turn, None] = {}
-        """Those that were asked for and not left, in order."""
+        """Those that were asked for and not ended, in order."""
         self._max_age = _MAX_AGE
         """Seconds; less once a younger request was refused."""
         self._locks: dict[int, threading.Lock] = {}
@@ -200,10 +202,11 @@ class Uplink:
             place += earlier or other.has_begun
         return place
 
-    def is_too_slow(self, turn: Turn, rate: float, total: int, of_all: float) -> bool:
-        """Whether ``total`` bytes take too long at ``rate`` bytes per second.
+    def gives_up(self, turn: Turn, rate: float, total: int, of_all: float) -> bool:
+        """Whether the part of ``turn`` gives up, because ``total`` bytes take too long at ``rate``.
 
-        ``of_all`` is the rate of all bodies together, for messages.
+        Then the uplink is slow. Rates are in bytes per second; ``of_all`` is that of all bodies
+        together, for messages.
         """
         with self._lock:
             in_time = total <= rate * _TOO_LONG * self._max_age
@@ -216,7 +219,7 @@ class Uplink:
         return True
 
     def expired(self, turn: Turn, age: float, of_all: float) -> str | None:
-        """Note a refusal; see ``Turn.expired``. ``of_all`` is that of ``is_too_slow``."""
+        """See ``Turn.expired``. ``of_all`` is the rate of all bodies together, for messages."""
         with self._lock:
             self._max_age = min(self._max_age, age)
             news = self._slow_down(of_all)
@@ -257,7 +260,7 @@ class Uplink:
 
     def _change(self, at_a_time: int | None) -> None:
         self.at_a_time = at_a_time
-        self.generation += 1  # afterwards: a turn that begins meanwhile has begun before
+        self.generation += 1  # last, so that a turn that begins meanwhile counts as begun before
 
 
 def _in_bits(rate: float) -> str:
