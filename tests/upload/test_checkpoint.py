@@ -38,7 +38,7 @@ from ecr_parts import (
     ServiceError,
     UploadSession,
 )
-from ecr_parts._upload.checkpoint import BestEffortPath, Checkpoint
+from ecr_parts._upload.checkpoint import BestEffortPath, Checkpoint, checkpoint_name
 from ecr_parts.testing import Fault, LocalECR
 
 BLOB = random_bytes(45)  # six parts of 8 bytes, the last of 5
@@ -255,6 +255,7 @@ def test_full_disk_leaves_checkpoint_unchanged(
     ecr.calls.clear()
     with pytest.raises(CheckpointError, match=r"cannot be written: .*No space left") as raised:
         uploader.upload(BLOB, checkpoint=checkpoint)
+    assert isinstance(raised.value.__cause__, OSError)
     assert checkpoint.read_bytes() == content
     assert list(checkpoint.parent.iterdir()) == [checkpoint]
     if function == "tempfile.mkstemp":  # fails before the first call
@@ -292,8 +293,18 @@ def test_reports_checkpoint_that_cannot_be_deleted(
     uploader: LayerUploader, checkpoint: Path, mocker: Any
 ) -> None:
     mocker.patch.object(Path, "unlink", side_effect=PermissionError(13, "Permission denied"))
-    with pytest.raises(CheckpointError, match="cannot be deleted"):
+    message = re.escape(f"the checkpoint {str(checkpoint)!r} cannot be deleted: Permission denied")
+    with pytest.raises(CheckpointError, match=message) as raised:
         uploader.upload(BLOB, checkpoint=checkpoint)
+    assert isinstance(raised.value.__cause__, PermissionError)
+
+
+def test_name_of_checkpoint_depends_on_digest_and_destination() -> None:
+    assert checkpoint_name(DIGEST) == f"{DIGEST[7:]}.checkpoint"
+    names = {checkpoint_name(DIGEST, destination) for destination in ("", "a", "b")}
+    assert len(names) == 3
+    assert checkpoint_name(DIGEST, "a") in names
+    assert all(name.endswith(f"{DIGEST[7:]}.checkpoint") for name in names)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="directories are flushed on POSIX systems only")

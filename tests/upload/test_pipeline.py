@@ -20,8 +20,9 @@ from helpers import (
 from pytest_mock import MockerFixture
 from typing_extensions import override
 
-from ecr_parts import Chunker, LayerUploader
+from ecr_parts import Chunker, LayerUploader, Limits
 from ecr_parts._base.threads import Task, Waiter
+from ecr_parts._sources.chunks import SLICE_SIZE
 from ecr_parts._sources.kinds import _RegularFile, open_source
 from ecr_parts._upload.pipeline import Pipeline
 from ecr_parts._upload.plan import PlannedPart
@@ -96,6 +97,17 @@ def test_reads_path_once_if_digest_is_not_needed_before_upload(
 
     assert layer.digest == DIGEST
     assert read.call_count == 1 + 6  # the first read only finds out whether the layer is empty
+
+
+def test_hashes_parts_of_several_slices(tmp_path: Path) -> None:
+    """They are encoded and hashed slice by slice."""
+    blob = random_bytes(5 * SLICE_SIZE // 2)
+    limits = Limits(min_part=1, max_part=2 * SLICE_SIZE, max_parts=9, max_layer=len(blob))
+    with LocalECR(limits=limits, part_size=2 * SLICE_SIZE) as ecr:
+        uploader = LayerUploader(ecr.client(), "demo", limits=limits)
+        for source in (iter([blob]), write_layer(blob, tmp_path)):
+            layer = uploader.upload(source, check_existing=False)
+            assert layer.digest == digest_of(blob)
 
 
 def test_reads_iterable_one_part_ahead(uploader: LayerUploader) -> None:

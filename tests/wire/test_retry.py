@@ -162,6 +162,18 @@ def test_custom_policy_sees_function_and_error_of_each_failed_attempt() -> None:
         assert seen == []  # a permanent error is not passed to the policy
 
 
+def test_custom_policy_sees_attempts_and_the_sum_of_the_waits(ecr: LocalECR) -> None:
+    seen: list[tuple[int, float]] = []
+
+    def wait(state: tenacity.RetryCallState) -> float:
+        seen.append((state.attempt_number, state.idle_for))
+        return 2.5
+
+    ecr.fail("InitiateLayerUpload", "throttled", times=3)
+    LayerUploader(ecr.client(), "demo", retrying=NO_WAIT.copy(wait=wait)).initiate()
+    assert seen == [(1, 0), (2, 2.5), (3, 5)]
+
+
 def test_does_not_retry_exceptions_of_event_handlers_and_of_the_endpoint(ecr: LocalECR) -> None:
     client: Any = ecr.client()
     uploader = LayerUploader(client, "demo", limits=SMALL_LIMITS, retrying=NO_WAIT)
