@@ -101,7 +101,7 @@ def test_reads_path_once_if_digest_is_not_needed_before_upload(
 
 def test_hashes_parts_of_several_slices(tmp_path: Path) -> None:
     """They are encoded and hashed slice by slice."""
-    blob = random_bytes(5 * SLICE_SIZE // 2)
+    blob = random_bytes(4 * SLICE_SIZE)
     limits = Limits(min_part=1, max_part=2 * SLICE_SIZE, max_parts=9, max_layer=len(blob))
     with LocalECR(limits=limits, part_size=2 * SLICE_SIZE) as ecr:
         uploader = LayerUploader(ecr.client(), "demo", limits=limits)
