@@ -1,4 +1,4 @@
-"""Which image of a file is pushed, what is attached to it, and which platforms of it."""
+"""Which image of a file is pushed, what is attached to it, and which platforms are the same."""
 
 from __future__ import annotations
 

@@ -7,14 +7,13 @@ others write has plain ones.
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from ecr_parts._base.temporary import TemporaryFile
-from ecr_parts._base.threads import Task, Waiter
+from ecr_parts._base.threads import Waiter
 from ecr_parts._images.files import image_error, read_file
 from ecr_parts._images.rewrite import CompressedLayer
 from ecr_parts._model.layers import FileRegion, Layer, UnnamedFile
@@ -24,9 +23,9 @@ from ecr_parts._sources.compression import (
     MAGIC_SIZE,
     PIECE_SIZE,
     DamagedError,
-    GzipWriter,
     compression_of,
     decompress,
+    gzip_in_threads,
 )
 from ecr_parts._sources.digest import RunningDigest
 from ecr_parts._sources.kinds import open_source
@@ -90,27 +89,19 @@ def _compress(
     """A layer as it is sent, and the digest of its content."""
     copy = TemporaryFile(files, "compressing a layer")
     content, compressed = hashlib.sha256(), hashlib.sha256()
-    gzip = GzipWriter()
 
-    def write(piece: bytes) -> None:
-        compressed.update(piece)
-        copy.write(piece)
-
-    write(gzip.header)
-    with Waiter(lambda: heartbeat(0)) as waiter:
-        started: deque[Task[bytes]] = deque()
+    def pieces() -> Iterator[bytes]:
         first_byte = 0
         while piece := bytes(source.read(first_byte, PIECE_SIZE)):
-            if len(started) == CORES:
-                write(waiter.result(started.popleft()))
-            thread = first_byte // PIECE_SIZE % CORES  # the one that has nothing to do any more
-            started.append(waiter.start(f"gzip {thread}", gzip.add(piece)))
-            content.update(piece)
+            yield piece
+            content.update(piece)  # while it is compressed
             first_byte += len(piece)
             heartbeat(len(piece))
-        while started:
-            write(waiter.result(started.popleft()))
-    write(gzip.trailer)
+
+    with Waiter(lambda: heartbeat(0)) as waiter:
+        for piece in gzip_in_threads(pieces(), waiter, CORES):
+            compressed.update(piece)
+            copy.write(piece)
     file = UnnamedFile(copy.file, copy.size, f"the compressed layer {layer.diff_id}")
     blob = Layer(file, digest=f"sha256:{compressed.hexdigest()}", size=copy.size)
     return blob, f"sha256:{content.hexdigest()}"

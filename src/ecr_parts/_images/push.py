@@ -83,7 +83,7 @@ def read_image(
 
 @dataclass(frozen=True)
 class _Found:
-    """What an image file has."""
+    """The image that was chosen in a file, what refers to it, and what the file lacks."""
 
     contents: Contents
     attached: Mapping[str, frozenset[str]]

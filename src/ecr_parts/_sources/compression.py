@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from ecr_parts._base.threads import Task, Waiter
 from ecr_parts._model.layers import Blob
 
 MAGIC_SIZE = 6  # bytes at the start that tell the format
@@ -166,6 +168,25 @@ class GzipWriter:
         """What comes after the last piece."""
         size = self._size % 2**32
         return _LAST_BLOCK + self._checksum.to_bytes(4, "little") + size.to_bytes(4, "little")
+
+
+def gzip_in_threads(
+    pieces: Iterable[Blob], waiter: Waiter, threads: int, *, portable: bool = False
+) -> Generator[bytes]:
+    """Yield ``pieces`` as gzip. They, and ``portable``, are those of ``GzipWriter``.
+
+    A piece is being compressed when the next one is asked for.
+    """
+    gzip, started = GzipWriter(portable=portable), deque[Task[bytes]]()
+    yield gzip.header
+    for number, piece in enumerate(pieces):
+        if len(started) == threads:
+            yield waiter.result(started.popleft())
+        thread = f"gzip {number % threads}"  # the one that has nothing to do any more
+        started.append(waiter.start(thread, gzip.add(piece)))
+    while started:
+        yield waiter.result(started.popleft())
+    yield gzip.trailer
 
 
 def _deflate(piece: Blob, dictionary: bytes, *, portable: bool) -> bytes:

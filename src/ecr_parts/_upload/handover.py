@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TypeAlias
 
-from ecr_parts._base.threads import Abandoned, Task, Waiter
+from ecr_parts._base.threads import Abandoned, Waiter
 from ecr_parts._base.validation import check_digest, check_int, short_repr
 from ecr_parts._model.layers import Blob, Layer, LayerSource, UploadedLayer
 from ecr_parts._sources.compression import (
@@ -24,8 +24,8 @@ from ecr_parts._sources.compression import (
     MAGIC_SIZE,
     PIECE_SIZE,
     REGISTRY_COMPRESSIONS,
-    GzipWriter,
     compression_of,
+    gzip_in_threads,
 )
 from ecr_parts._upload.layer import UploadOptions, upload_layer
 from ecr_parts._upload.plan import Planner
@@ -226,17 +226,8 @@ class _Content:
 
 
 def _compressed(pieces: Iterable[Blob]) -> Generator[Blob]:
-    """Yield ``pieces`` as gzip, compressed in several threads."""
-    gzip, started = GzipWriter(portable=True), deque[Task[bytes]]()
-    yield gzip.header
     with Waiter() as waiter:
-        for number, piece in enumerate(pieces):
-            if len(started) == _THREADS:
-                yield waiter.result(started.popleft())
-            started.append(waiter.start(f"gzip {number % _THREADS}", gzip.add(piece)))
-        while started:
-            yield waiter.result(started.popleft())
-    yield gzip.trailer
+        yield from gzip_in_threads(pieces, waiter, _THREADS, portable=True)
 
 
 def _popped(held: deque[Blob]) -> Iterator[Blob]:

@@ -1,4 +1,8 @@
-"""The steps of an upload: make a call, move the session by its answer, find the next action."""
+"""The steps of an upload: make a call, move the session by its answer, find the next action.
+
+``Steps.take`` runs a step. If a call fails for good in it, ``CallFailed`` leaves the step, and
+``take`` returns the action that follows from that. What the caller's code raises passes through.
+"""
 
 from __future__ import annotations
 
