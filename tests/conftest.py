@@ -59,6 +59,16 @@ def _models_are_loaded_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _imported_objects_are_not_searched_for_garbage() -> None:
+    """What is imported and collected stays to the end: 210,000 objects.
+
+    A collection takes 0.12 s with them, and nothing to speak of without.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _memory_is_given_back() -> Iterator[None]:
     """What large layers leave in the heap of a process would add up from module to module."""
