@@ -151,7 +151,7 @@ class Zstd(ModuleType):
             return content.removeprefix(b"\x28\xb5\x2f\xfd")
 
 
-LAYERS = [random_bytes(size) for size in (300, 45, 20)]
+LAYERS = [random_bytes(size) for size in (60, 45, 20)]  # four parts of 16 bytes, three, two
 
 
 def two_platforms(path: Path) -> Layout:

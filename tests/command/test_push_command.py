@@ -35,7 +35,7 @@ def test_pushes_image(
         assert "pushed team/app:v2, team/app:latest in " in stderr.splitlines()[-1]
         status, digest, stderr = run_in_process(ecr, image, "team/app", subcommand="push")
         assert set(repository.tags) == {"v1", "v2", "latest"}
-        assert "team/app:v1: 3 layers, 505 bytes, all of which ECR has already\n" in stderr
+        assert "team/app:v1: 3 layers, 265 bytes, all of which ECR has already\n" in stderr
 
 
 @pytest.mark.parametrize(
