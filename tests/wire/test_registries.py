@@ -11,7 +11,7 @@ import botocore.session
 import pytest
 from ecr_calls import PushingClient
 from helpers import NO_WAIT, SMALL_LIMITS, digest_of, operations, random_bytes
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pytest_mock import MockerFixture
 
@@ -37,8 +37,15 @@ HOSTS = [
 ]
 
 accounts = st.from_regex(r"[0-9]{12}", fullmatch=True)
-names = st.from_regex(REPOSITORY_NAME, fullmatch=True).filter(lambda name: 2 <= len(name) <= 205)
-FEWER = settings(max_examples=30)  # names that match the pattern take long to generate
+# Generated in a tenth of the time that ``from_regex(REPOSITORY_NAME)`` takes.
+words = st.tuples(
+    st.sampled_from(["/", ".", "_", "__", "-", "---"]), st.text("abyz089", min_size=1, max_size=9)
+)
+names = (
+    st.lists(words, min_size=1, max_size=20)
+    .map(lambda pairs: "".join(part for pair in pairs for part in pair).lstrip("/._-"))
+    .filter(lambda name: len(name) >= 2)
+)
 schemes = st.sampled_from(["", "https://"])
 tags = st.none() | st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,20}", fullmatch=True)
 digests = st.none() | st.just(DIGEST)
@@ -84,7 +91,6 @@ def loopback_hosts(draw: st.DrawFn) -> tuple[str, RepositoryUri]:
 
 
 @given(st.one_of(private_hosts(), public_hosts()), schemes, names, tags, digests)
-@FEWER
 def test_reads_the_uri_of_every_registry(
     host: tuple[str, RepositoryUri], scheme: str, name: str, tag: str | None, digest: str | None
 ) -> None:
@@ -92,7 +98,6 @@ def test_reads_the_uri_of_every_registry(
 
 
 @given(loopback_hosts(), names, tags, digests)
-@FEWER
 def test_reads_the_uri_of_a_local_ecr(
     host: tuple[str, RepositoryUri], name: str, tag: str | None, digest: str | None
 ) -> None:
@@ -112,8 +117,8 @@ def _check(
 
 
 @given(names, tags, st.booleans())
-@FEWER
 def test_every_valid_name_is_one(name: str, tag: str | None, public: bool) -> None:
+    assert REPOSITORY_NAME.fullmatch(name)
     text = name if tag is None else f"{name}:{tag}"
     assert parse_repository(text, public=public) == RepositoryUri(name, name, tag=tag)
 
