@@ -16,8 +16,8 @@ from botocore.exceptions import ClientError, ParamValidationError
 from botocore.loaders import create_loader
 from botocore.model import ListShape, ServiceModel, Shape, StructureShape
 from ecr_calls import Caller
-from helpers import SMALL_LIMITS, digest_of
-from hypothesis import given
+from helpers import digest_of
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecr_parts import LayerUploader
@@ -67,13 +67,19 @@ def image_digest(text: str) -> str:
     return digest_of(text.encode())
 
 
-def upload_layers(ecr: LocalECR) -> None:
-    LayerUploader(ecr.client(), "demo", limits=SMALL_LIMITS).upload_many([CONFIG, LAYER])
+def store_layers(registry: Registry) -> None:
+    """Without HTTP, which takes longer than most of these tests."""
+    for blob in (CONFIG, LAYER):
+        upload_id = registry.call("InitiateLayerUpload", {"repositoryName": "demo"})["uploadId"]
+        upload = {"repositoryName": "demo", "uploadId": upload_id}
+        part = {"partFirstByte": 0, "partLastByte": len(blob) - 1, "layerPartBlob": blob}
+        registry.call("UploadLayerPart", upload | part)
+        registry.call("CompleteLayerUpload", upload | {"layerDigests": [digest_of(blob)]})
 
 
 @pytest.fixture(autouse=True)
 def _layers(ecr: LocalECR) -> None:
-    upload_layers(ecr)
+    store_layers(ecr.registry)
 
 
 @pytest.fixture
@@ -367,25 +373,25 @@ def test_a_page_has_20_referrers(ecr_call: Caller) -> None:
 # Pages
 
 
-@pytest.fixture(scope="module")
-def many_images() -> Registry:
-    """250 images, and as many repositories beside theirs."""
-    with LocalECR(limits=SMALL_LIMITS) as ecr:
-        upload_layers(ecr)
-        client = ecr.client()
-        for number in range(250):
-            client.put_image(
-                repositoryName="demo", imageManifest=manifest(number), imageTag=f"v{number}"
-            )
-            client.create_repository(repositoryName=f"team/app{number}")
-        return ecr.registry
+def many_images(images: int) -> Registry:
+    """``images`` images, and as many repositories beside theirs."""
+    registry = Registry(["demo"])
+    store_layers(registry)
+    for number in range(images):
+        put = {"imageManifest": manifest(number), "imageTag": f"v{number}"}
+        registry.call("PutImage", {"repositoryName": "demo", **put})
+        registry.call("CreateRepository", {"repositoryName": f"team/app{number}"})
+    return registry
 
 
-@pytest.mark.parametrize("page_size", [None, 1, 7, 100, 249, 250, 1000])
+@pytest.mark.parametrize(
+    ("images", "page_size"),
+    [(250, None), (30, 1), *((250, size) for size in (7, 100, 249, 250, 1000))],
+)
 def test_paginators_return_each_item_once(
-    page_size: int | None, ecr: LocalECR, many_images: Registry
+    images: int, page_size: int | None, ecr: LocalECR
 ) -> None:
-    ecr.registry = many_images
+    ecr.registry = many_images(images)
     client = ecr.client()
     sizes = {} if page_size is None else {"PageSize": page_size}
 
@@ -401,7 +407,7 @@ def test_paginators_return_each_item_once(
     ):
         pages = list(read(method, result, **({"repositoryName": name} if name else {})))
         items = [item for page in pages for item in page]
-        count = 250 if name else 251
+        count = images if name else images + 1
         assert len({json.dumps(item, default=str) for item in items}) == len(items) == count
         assert {len(page) for page in pages[:-1]} <= {page_size or 100}
 
@@ -640,6 +646,7 @@ def test_answers_as_in_the_service_model(service: str, operation: str) -> None:
     assert isinstance(parameters, StructureShape)
     members = parameters.members
 
+    @settings(max_examples=40)
     @given(
         parameters=st.fixed_dictionaries(
             {},
@@ -652,12 +659,7 @@ def test_answers_as_in_the_service_model(service: str, operation: str) -> None:
     )
     def check(parameters: dict[str, Any]) -> None:
         registry = Registry(["demo"])
-        for blob in (CONFIG, LAYER):
-            upload_id = registry.call("InitiateLayerUpload", {"repositoryName": "demo"})["uploadId"]
-            upload = {"repositoryName": "demo", "uploadId": upload_id}
-            part = {"partFirstByte": 0, "partLastByte": len(blob) - 1, "layerPartBlob": blob}
-            registry.call("UploadLayerPart", upload | part)
-            registry.call("CompleteLayerUpload", upload | {"layerDigests": [digest_of(blob)]})
+        store_layers(registry)
         for tag, text in (("v1", manifest(1)), ("v2", manifest(2)), ("all", index(manifest(1)))):
             put = {"repositoryName": "demo", "imageManifest": text, "imageTag": tag}
             registry.call("PutImage", put)
