@@ -409,9 +409,9 @@ def test_body_that_is_alone_after_another_was_left_never_gives_up(
 
 # Simulated links
 
+SOAK = pytest.mark.soak
 WORKERS = pytest.mark.parametrize(
-    "workers",
-    [1, pytest.param(2, marks=pytest.mark.soak), pytest.param(4, marks=pytest.mark.soak), 8],
+    "workers", [1, pytest.param(2, marks=SOAK), pytest.param(4, marks=SOAK), 8]
 )
 
 
@@ -435,7 +435,10 @@ def layers_for(rate: float, workers: int, seconds: float, *, mixed: bool) -> lis
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["equal layers", "mixed layers"])
 @WORKERS
-@pytest.mark.parametrize("rate", [0.2, 0.4, 1, 2, 5, 100])
+@pytest.mark.parametrize(
+    "rate",
+    [0.2, pytest.param(0.4, marks=SOAK), 1, pytest.param(2, marks=SOAK), 5, 100],
+)
 def test_slow_link_is_used(rate: float, workers: int, *, mixed: bool) -> None:
     seconds = 2_700 if rate < 10 else 200
     layers = layers_for(rate, workers, seconds, mixed=mixed)
