@@ -606,7 +606,7 @@ def test_abandoned_files_leave_nothing_behind(ecr: LocalECR, uploader: LayerUplo
     gc.disable()
     try:
         with joining_new_threads():
-            for number in range(500):
+            for number in range(150):
                 abandon(number)
         wait_until(lambda: not is_kept())
         assert open_descriptors() <= before + 20  # the client keeps up to 10 connections
