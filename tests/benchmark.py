@@ -49,7 +49,7 @@ import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from importlib.util import find_spec
@@ -212,13 +212,23 @@ def serve() -> None:
     server.serve_forever()
 
 
+@cache
+def _shared_loader() -> Any:
+    from botocore.loaders import create_loader
+
+    return create_loader()
+
+
 def make_client(url: str) -> Any:
     import botocore.session
     from botocore.config import Config
 
     from ecr_parts import CLIENT_CONFIG
 
-    return botocore.session.Session().create_client(
+    session = botocore.session.Session()
+    if QUICK:  # loading ECR's model takes longer than an upload
+        session.register_component("data_loader", _shared_loader())
+    return session.create_client(
         "ecr",
         region_name="us-east-1",
         endpoint_url=url,
