@@ -76,7 +76,7 @@ def main() -> None:
     """Invoke the function until the upload is complete, then verify the stored layer."""
     with tempfile.TemporaryDirectory() as directory, LocalECR(["demo"]) as ecr:
         layer, session_file = Path(directory) / "layer.tar.gz", Path(directory) / "session.json"
-        layer.write_bytes(os.urandom(45 * MIB))
+        layer.write_bytes(os.urandom(25 * MIB))
         arguments = ["--invoke", ecr.endpoint_url, str(layer), str(session_file)]
         command = [sys.executable, __file__, *arguments]
         while (status := subprocess.run(command, check=False).returncode) == OUT_OF_TIME:
