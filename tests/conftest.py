@@ -45,9 +45,13 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_inherited_pytest_options() -> Iterator[None]:
-    """A pytest started by a test must not inherit options of this one, such as ``--cov``."""
+    """A pytest started by a test must not inherit options of this one, such as ``--cov``.
+
+    Nor does it need plugins, which take a second to import.
+    """
     with pytest.MonkeyPatch.context() as environ:
         environ.delenv("PYTEST_ADDOPTS", raising=False)
+        environ.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
         yield
 
 
