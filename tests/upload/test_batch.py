@@ -53,6 +53,15 @@ def count(ecr: LocalECR, operation: str) -> int:
     return len(ecr.calls_of(operation))
 
 
+def store_layer(ecr: LocalECR, blob: bytes) -> None:
+    """Store a layer of one part without HTTP, which takes longer."""
+    call, repository = ecr.registry.call, {"repositoryName": "demo"}
+    upload = repository | {"uploadId": call("InitiateLayerUpload", repository)["uploadId"]}
+    part = {"partFirstByte": 0, "partLastByte": len(blob) - 1, "layerPartBlob": blob}
+    call("UploadLayerPart", upload | part)
+    call("CompleteLayerUpload", upload | {"layerDigests": [digest_of(blob)]})
+
+
 def session_of(blob: bytes) -> UploadSession:
     return UploadSession(
         repository_name="demo", upload_id="u", part_size=8, layer_digest=digest_of(blob)
@@ -62,7 +71,7 @@ def session_of(blob: bytes) -> UploadSession:
 # Results
 
 
-@pytest.mark.parametrize("max_workers", [1, 2, 4, 32])
+@pytest.mark.parametrize("max_workers", [1, 3, 32])
 @pytest.mark.parametrize("check_existing", [True, False])
 def test_returns_one_result_per_layer_in_order(
     max_workers: int, check_existing: bool, ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
@@ -98,15 +107,16 @@ def test_empty_list_makes_no_calls(ecr: LocalECR, uploader: LayerUploader) -> No
 
 def test_checks_100_digests_per_call(ecr: LocalECR, uploader: LayerUploader) -> None:
     blobs = [random_bytes(5, seed) for seed in range(201)]
-    uploader.upload_many(blobs[:110])
-    ecr.calls.clear()
+    missing = range(0, 201, 20)
+    for number in {*range(201)}.difference(missing):
+        store_layer(ecr, blobs[number])
     progress_calls: list[int] = []
 
     results = uploader.upload_many(blobs, max_workers=8, progress=progress_calls.append)
 
-    assert [result.existed for result in results] == [True] * 110 + [False] * 91
+    assert [i for i, result in enumerate(results) if not result.existed] == [*missing]
     assert count(ecr, "BatchCheckLayerAvailability") == 3
-    assert count(ecr, "InitiateLayerUpload") == 91
+    assert count(ecr, "InitiateLayerUpload") == len(missing)
     assert sum(progress_calls) == 201 * 5
 
 
@@ -142,7 +152,7 @@ def test_reads_iterator_as_workers_take_layers(
     ecr: LocalECR, uploader: LayerUploader, tmp_path: Path
 ) -> None:
     """So each layer may be a temporary file that is deleted a few layers later."""
-    blobs = [random_bytes(9, i) for i in range(40)]
+    blobs = [random_bytes(9, i) for i in range(20)]
     started = 0
 
     def layers() -> Iterator[bytes | Path]:
@@ -164,8 +174,8 @@ def test_reads_iterator_as_workers_take_layers(
 
 def test_iterator_may_drop_streams_after_yielding_them(uploader: LayerUploader) -> None:
     """A new stream may get the memory address, and so the ``id``, of one that was deleted."""
-    files = (io.BytesIO(b"%d" % i) for i in range(50))
-    assert len(uploader.upload_many(files, max_workers=1)) == 50
+    files = (io.BytesIO(b"%d" % i) for i in range(15))
+    assert len(uploader.upload_many(files, max_workers=1)) == 15
 
 
 def test_iterator_may_mix_all_kinds_of_sources(
