@@ -111,11 +111,23 @@ def test_python_reports_nothing_at_exit(
     assert stderr in (None, f"error: printing to standard output failed: {FULL_DISK}\n".encode())
 
 
+CLOSED_STREAMS = {"<&-": 0, ">&-": 1, "2>&-": 0, "<&- 2>&-": 0, "<&- >&- 2>&-": 1}
+"""Redirections that close streams, and the exit status of the command."""
+
+
 @pytest.mark.parametrize(
-    ("closed", "status"),
-    [("<&-", 0), (">&-", 1), ("2>&-", 0), ("<&- 2>&-", 0), ("<&- >&- 2>&-", 1)],
+    ("subcommand", "closed", "status"),
+    [
+        pytest.param(
+            *(subcommand, closed, status),
+            # What they do is shared: one success and one failure of the others are enough.
+            marks=[pytest.mark.soak]
+            * (subcommand != "upload" and closed not in (">&-", "<&- 2>&-")),
+        )
+        for subcommand in ("upload", "push", "local")
+        for closed, status in CLOSED_STREAMS.items()
+    ],
 )
-@pytest.mark.parametrize("subcommand", ["upload", "push", "local"])
 def test_closed_streams_leave_no_traceback(
     subcommand: str, closed: str, status: int, ecr: LocalECR, path: Path, image: Path
 ) -> None:
