@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -155,7 +156,7 @@ def test_parts_of_other_sizes_do_not_mix() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_stored_layers_take_little_more_memory_than_their_size(
-    start_server: Callable[..., tuple[subprocess.Popen[str], str]],
+    start_server: Callable[..., tuple[subprocess.Popen[str], str]], tmp_path: Path
 ) -> None:
     server, url = start_server()
     client = LocalECR().client(endpoint_url=url)
@@ -165,7 +166,10 @@ def test_stored_layers_take_little_more_memory_than_their_size(
         return int(status.partition("VmRSS:")[2].split()[0]) * 1024
 
     def upload(number: int) -> None:
-        LayerUploader(client, "demo").upload([random_bytes(10 * MIB, number)] * 4)
+        path = tmp_path / str(number)
+        path.write_text(path.name)
+        os.truncate(path, 40 * MIB)
+        LayerUploader(client, "demo").upload(path)
 
     before = memory()
     with ThreadPoolExecutor(4) as pool:
