@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pytest
-from command_line import MIB, RunInProcess, start
-from helpers import limited_file_size, random_bytes, run_on_terminal, wait_until
+from command_line import BLOB, MIB, RunInProcess, start
+from helpers import limited_file_size, run_on_terminal, wait_until
 from image_makers import Layout, docker_archive
 from pytest_mock import MockerFixture
 
 from ecr_parts.testing import LocalECR
 
 Transcript: TypeAlias = Callable[..., str]
-LAYERS = [random_bytes(12 * MIB), random_bytes(6 * MIB, seed=1)]
+LAYERS = [BLOB, BLOB[: 6 * MIB]]
 _VOLATILE = [
     (r"sha256:[0-9a-f]{64}", "sha256:DIGEST"),
     (r"sha256:[0-9a-f]{12}…", "sha256:DIGEST…"),

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import botocore.session
 import pytest
-from command_line import MIB, RunInProcess, command, run, start, state_files
-from helpers import digest_of, random_bytes
+from command_line import BLOB, MIB, RunInProcess, command, run, start, state_files
+from helpers import digest_of
 from pytest_mock import MockerFixture
 
 import ecr_parts._command.upload
@@ -21,7 +21,7 @@ from ecr_parts._wire.bandwidth import Bandwidth
 from ecr_parts._wire.failures import REMEDIES
 from ecr_parts.testing import EcrError, Fault, LocalECR
 
-BLOBS = [random_bytes(6 * MIB, seed=1), random_bytes(5 * MIB, seed=2), random_bytes(MIB, seed=3)]
+BLOBS = [BLOB[: 6 * MIB], BLOB[-5 * MIB :], BLOB[:MIB]]
 DIGESTS = [digest_of(blob) for blob in BLOBS]
 
 

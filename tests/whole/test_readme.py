@@ -24,7 +24,8 @@ from typing import Any, NamedTuple, TypeAlias, get_args
 import botocore.session
 import pytest
 from botocore.exceptions import ConnectionClosedError
-from helpers import OPERATIONS, digest_of, random_bytes, run_on_terminal
+from command_line import BLOB, DIGEST
+from helpers import OPERATIONS, digest_of, run_on_terminal
 from image_makers import docker_archive
 from whole.test_live import UNKNOWN
 
@@ -37,8 +38,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDES = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
 CI_SCRIPT = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-LAYER = random_bytes(12 * MIB)  # two parts: 10 MiB and 2 MiB
-DIGEST = digest_of(LAYER)
+LAYER = BLOB  # two parts: 10 MiB and 2 MiB
 
 
 class Block(NamedTuple):
