@@ -10,13 +10,12 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import digest_of, limited_file_size, random_bytes
+from helpers import digest_of, limited_file_size, random_bytes, wait_for_threads
 from image_makers import (
     DOCKER_MANIFEST_TYPE,
     INDEX_TYPE,
@@ -579,7 +578,5 @@ def test_error_of_an_upload_ends_the_compression(
     uploader = LayerUploader(local_ecr.client(), "demo")
     with pytest.raises(ServiceError, match="AccessDenied"):
         push_observed(uploader, path, PushOptions(observer=Observer()))
-    for thread in threading.enumerate():
-        if thread.name.startswith("ecr_parts"):
-            thread.join(30)
+    wait_for_threads(30)
     assert sum(read) < 300_000_000  # nor is the rest read afterwards
