@@ -106,9 +106,9 @@ def test_empty_list_makes_no_calls(ecr: LocalECR, uploader: LayerUploader) -> No
 
 
 def test_checks_100_digests_per_call(ecr: LocalECR, uploader: LayerUploader) -> None:
-    blobs = [random_bytes(5, seed) for seed in range(201)]
-    missing = range(0, 201, 20)
-    for number in {*range(201)}.difference(missing):
+    blobs = [random_bytes(5, seed) for seed in range(300)]
+    missing = range(0, 300, 20)
+    for number in {*range(300)}.difference(missing):
         store_layer(ecr, blobs[number])
     progress_calls: list[int] = []
 
@@ -117,7 +117,7 @@ def test_checks_100_digests_per_call(ecr: LocalECR, uploader: LayerUploader) -> 
     assert [i for i, result in enumerate(results) if not result.existed] == [*missing]
     assert count(ecr, "BatchCheckLayerAvailability") == 3
     assert count(ecr, "InitiateLayerUpload") == len(missing)
-    assert sum(progress_calls) == 201 * 5
+    assert sum(progress_calls) == 300 * 5
 
 
 def test_recovers_from_lost_answers_in_parallel(ecr: LocalECR, uploader: LayerUploader) -> None:
