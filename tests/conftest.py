@@ -31,6 +31,9 @@ if GLIBC:
     # Otherwise, each thread that uploads takes memory from one of many heaps, none of which can be
     # given back: a process had 360 MB after tests that leave 160 MB with a single one.
     GLIBC.mallopt(-8, 1)  # M_ARENA_MAX
+    # And parts are given back at once, which glibc would change when the first one is released.
+    GLIBC.mallopt(-3, 8 * 1024**2)  # M_MMAP_THRESHOLD
+    GLIBC.mallopt(-1, 32 * 1024**2)  # M_TRIM_THRESHOLD
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
