@@ -83,10 +83,16 @@ def test_thread_ends_even_if_giving_it_a_task_was_interrupted(
 
 def test_what_an_interruption_leaves_is_freed_when_the_task_ends() -> None:
     freed: list[str] = []
-    going_on = threading.Event()
+    begun, going_on = threading.Event(), threading.Event()
+
+    def run() -> None:
+        begun.set()
+        going_on.wait()
+
     with Waiter() as waiter:
-        task = waiter.start("task", going_on.wait)
+        task = waiter.start("task", run)
         task.when_over(lambda: freed.append("memory"))
+        assert begun.wait(10)
         trace_before = sys.gettrace()
         sys.settrace(raise_before("release()"))
         try:

@@ -312,7 +312,9 @@ def test_part_size_holds_for_the_rest_of_a_resumed_upload(
 ) -> None:
     with pytest.raises(StopUploadError):
         uploader.upload(BLOB, checkpoint=checkpoint, progress=stop_after(16))
-    smaller = LayerUploader(ecr.client(), "demo", limits=SMALL_LIMITS, part_size=5)
+    smaller = LayerUploader(
+        ecr.client(), "demo", limits=SMALL_LIMITS, retrying=NO_WAIT, part_size=5
+    )
     layer = smaller.upload(BLOB, checkpoint=checkpoint)
     assert {sent.part.size for sent in layer.parts[:-1]} == {5}
     assert ecr.layer("demo", digest_of(BLOB)) == BLOB
