@@ -9,7 +9,7 @@ consecutive parts there is a gate, created with the first of them:
 2. It sends its own request up to the last bytes, and waits until the gate is decided.
 3. The gate is opened once ECR has confirmed the first part, and the last bytes are sent. Or it is
    closed, and the request is withdrawn: its connection is closed without the last bytes. Then the
-   part is sent again in its turn.
+   part is sent again, after the first one.
 
 Several threads may decide: that of the first attempt, which knows ECR's answer; that of the second,
 which does not wait for long; and the caller's, which may abandon either. The first one decides for

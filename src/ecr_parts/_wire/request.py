@@ -153,7 +153,7 @@ class Attempt(Task[_T]):
         self._paused = 0.0
         """Seconds that were spent waiting, and that are not part of the time for the attempt."""
         self.gate = gate
-        """Holds back the end of the request; ``None`` if it is the call's turn."""
+        """Holds back the end of the request; ``None`` if the part before is confirmed."""
         self.next_gate = next_gate
         """The gate of the next part's call."""
         self.turn = turn
