@@ -419,6 +419,21 @@ def test_gate_may_be_decided_by_several_threads_at_once(is_open: bool) -> None:
         sys.setswitchinterval(interval)
 
 
+def test_opening_a_gate_releases_what_waits_at_it() -> None:
+    gate = Gate()
+    threads = [threading.Thread(target=wait) for wait in (gate.wait_for_link, gate.wait)]
+    for thread in threads:
+        thread.daemon = True
+        thread.start()
+    while not gate.held_back:
+        pass
+    gate.open()
+    for thread in threads:
+        thread.join(2)
+        assert not thread.is_alive()
+    assert not gate.held_too_long
+
+
 def test_begins_no_part_while_attempts_hang(ecr: LocalECR) -> None:
     """Nor the part after it, which would wait for a gate that nothing opens."""
     hanging = [Task(lambda: None, lambda: False) for _ in range(3)]
