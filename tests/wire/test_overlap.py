@@ -425,8 +425,7 @@ def test_opening_a_gate_releases_what_waits_at_it() -> None:
     for thread in threads:
         thread.daemon = True
         thread.start()
-    while not gate.held_back:
-        pass
+    wait_until(lambda: gate.held_back)
     gate.open()
     for thread in threads:
         thread.join(2)
