@@ -240,7 +240,7 @@ def _leave_to_waiter(task: Task[Any]) -> None:
         task.ended.release()
 
 
-def _end_forked_child(error: BaseException | None) -> None:  # pragma: no cover  (see above)
+def _end_forked_child(error: BaseException | None) -> None:  # pragma: no cover  (runs in the child)
     """End a process that was forked by a thread of this library, and has no other thread."""
     if error is not None:
         traceback.print_exception(error)

@@ -98,7 +98,7 @@ def _release(*locks: threading.Lock) -> None:
 
 
 class Overlap:
-    """Whether requests are sent ahead: until two of them were sent in vain.
+    """Whether requests are sent ahead: until two of them had to be sent again.
 
     That is so if one fails before its turn, is held back for too long, or is held back when its
     connection breaks.

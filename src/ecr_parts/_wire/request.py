@@ -187,6 +187,7 @@ class Attempt(Task[_T]):
         self.check()
         asked_at = time.monotonic()
         while self.turn is not None and not self.turn.begins():
+            # In the attempt's thread, which may sleep: the caller's thread keeps its heartbeat.
             time.sleep(min(_CHECK_INTERVAL, _DELAY * self.turn.waits_for))
             # Measured, because a thread wakes late if others need the processor or the GIL: with
             # four of them, a fifth of the wait would count as time of the attempt.
@@ -203,7 +204,7 @@ class Attempt(Task[_T]):
         self._paused += left  # before it has passed, because the time may be over meanwhile
         while left > 0:
             self.check()
-            time.sleep(min(left, _CHECK_INTERVAL))
+            time.sleep(min(left, _CHECK_INTERVAL))  # likewise
             left -= _CHECK_INTERVAL
 
     @override
