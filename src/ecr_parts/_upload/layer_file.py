@@ -238,7 +238,6 @@ class LayerFile(io.BufferedIOBase):
 
     def _result(self) -> Written:
         Waiter(self._heartbeat).acquire(self._task.ended)
-        self._task.ended.release()  # so that it can be waited for again
         self._check_wanted()
         return self._task.result()
 
